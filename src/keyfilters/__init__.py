@@ -1,0 +1,47 @@
+"""Read, name and explain the spatial filters of depthwise-separable CNNs.
+
+>>> import keyfilters as kf
+>>> from torch import nn
+>>> kf.read(nn.Conv2d(16, 16, 7, groups=16)).sizes
+{(7, 7): 16}
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from keyfilters import scalespace as scalespace
+    from keyfilters.bank import FilterBank as FilterBank
+    from keyfilters.bank import Layer as Layer
+    from keyfilters.clusters import Atlas as Atlas
+    from keyfilters.errors import KeyFiltersError as KeyFiltersError
+    from keyfilters.report import write_report as write_report
+    from keyfilters.sources import read as read
+
+# Public name -> module that holds it. Imported on first use, so that `import keyfilters` and the
+# command line's --help do not wait for torch.
+_PUBLIC = {
+    "Atlas": "keyfilters.clusters",
+    "FilterBank": "keyfilters.bank",
+    "KeyFiltersError": "keyfilters.errors",
+    "Layer": "keyfilters.bank",
+    "read": "keyfilters.sources",
+    "scalespace": "",
+    "write_report": "keyfilters.report",
+}
+
+__all__ = sorted(_PUBLIC)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'keyfilters' has no attribute {name!r}")
+    if not _PUBLIC[name]:
+        return importlib.import_module(f"keyfilters.{name}")
+    return getattr(importlib.import_module(_PUBLIC[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,38 @@
+"""The errors a user can mend: what was got, what was expected, what to type."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class KeyFiltersError(ValueError):
+    """Base class of every error that the caller can mend; the message says how."""
+
+
+class SourceError(KeyFiltersError):
+    """A source is missing, unknown, damaged or refused."""
+
+
+class NoFiltersError(SourceError):
+    """A source was read but holds no depthwise filter."""
+
+
+class MissingExtraError(KeyFiltersError):
+    """An optional dependency is needed; the message names the extra to install."""
+
+    def __init__(self, purpose: str, extra: str) -> None:
+        command = f"pip install 'keyfilters[{extra}]'"
+        super().__init__(f"{purpose} needs an extra package; type: {command}")
+
+
+def nearest(name: str, known: Iterable[str], *, count: int = 5) -> str:
+    """Return the tail of an error message that lists the known names nearest to `name`.
+
+    >>> nearest("convnext_tiy", ["convnext_tiny", "resnet18"])
+    '; the nearest names are: convnext_tiny'
+    >>> nearest("zzz", ["convnext_tiny"])
+    ''
+    """
+    matches = difflib.get_close_matches(name, list(known), n=count, cutoff=0.5)
+    return f"; the nearest names are: {', '.join(matches)}" if matches else ""
