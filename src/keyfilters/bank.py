@@ -1,0 +1,241 @@
+"""What flows through the house: depthwise layers with their filters, gathered in a bank."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from keyfilters.errors import KeyFiltersError, SourceError
+
+__all__ = ["FilterBank", "Layer", "flaws"]
+
+FORMAT = "keyfilters-bank-1"
+DEAD_BELOW = 1e-4  # babaiee2024unveiling drops filters whose taps are all this small
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """One depthwise convolution.
+
+    Attributes:
+        model: name of the model it comes from.
+        name: name of the layer inside the model, as its format spells it.
+        weight: ``(C, k_y, k_x)`` float32, row 0 on top, exactly the stored values.
+        stride: ``(y, x)``; None where the format does not tell (a state dict).
+        dilation: ``(y, x)``; None where the format does not tell.
+        depth: relative depth in [0, 1] among the model's depthwise layers.
+        multiplier: filters per input channel; None where the format does not tell.
+        note: what a reader should know about this layer, usually empty.
+    """
+
+    model: str
+    name: str
+    weight: NDArray[np.float32]
+    stride: tuple[int, int] | None
+    dilation: tuple[int, int] | None
+    depth: float
+    multiplier: int | None = None
+    note: str = ""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Kernel size ``(k_y, k_x)`` in taps."""
+        return self.weight.shape[1], self.weight.shape[2]
+
+    def __repr__(self) -> str:
+        channels, k_y, k_x = self.weight.shape
+        return f"Layer({self.model}/{self.name}: {channels} filters of {k_y}×{k_x})"
+
+
+def flaws(filters: NDArray[np.float32]) -> NDArray[np.object_]:
+    """Say of every filter why it has no shape to study, or the empty string.
+
+    Args:
+        filters: ``(n, k_y, k_x)``.
+
+    Returns:
+        ``(n,)`` strings: ``"non-finite"`` (a NaN or infinite tap), ``"dead"`` (all taps at most
+        1e-4 in absolute value, as in babaiee2024unveiling), ``"constant"`` (all taps equal, so
+        nothing remains after centring) or ``""``.
+
+    >>> flaws(np.array([[[0, 0]], [[1, 1]], [[np.nan, 1]], [[0, 1]]], np.float32)).tolist()
+    ['dead', 'constant', 'non-finite', '']
+    """
+    flat = filters.reshape(len(filters), -1).astype(np.float64)
+    finite = np.asarray(np.isfinite(flat).all(axis=1))
+    flat = np.where(finite[:, None], flat, 0.0)
+    spread = np.ptp(flat, axis=1)
+    largest = np.abs(flat).max(axis=1, initial=0.0)
+    flaw = np.full(len(filters), "", dtype=object)
+    flaw[spread <= 1e-6 * largest] = "constant"
+    flaw[largest <= DEAD_BELOW] = "dead"
+    flaw[~finite] = "non-finite"
+    return flaw
+
+
+class FilterBank:
+    """Depthwise layers of one or many models, and what was seen and not taken.
+
+    Args:
+        layers: the depthwise layers, model by model in order of depth.
+        skipped: ``(name, reason)`` of every convolution that was seen and not taken.
+
+    >>> weight = np.arange(18, dtype=np.float32).reshape(2, 3, 3)
+    >>> bank = FilterBank([Layer("net", "conv", weight, (1, 1), (1, 1), 0.0)])
+    >>> bank.sizes
+    {(3, 3): 2}
+    >>> w, table = bank.stack(3)
+    >>> w.shape, table["mean"].tolist()
+    ((2, 3, 3), [4.0, 13.0])
+    """
+
+    def __init__(self, layers: Iterable[Layer], skipped: Iterable[tuple[str, str]] = ()) -> None:
+        self.layers: list[Layer] = list(layers)
+        self.skipped: list[tuple[str, str]] = [(name, reason) for name, reason in skipped]
+
+    @property
+    def models(self) -> list[str]:
+        """Names of the models, in order of appearance."""
+        return list(dict.fromkeys(layer.model for layer in self.layers))
+
+    @property
+    def sizes(self) -> dict[tuple[int, int], int]:
+        """Number of filters of every kernel size ``(k_y, k_x)``, smallest kernel first."""
+        count: Counter[tuple[int, int]] = Counter()
+        for layer in self.layers:
+            count[layer.size] += len(layer.weight)
+        return dict(sorted(count.items()))
+
+    def __len__(self) -> int:
+        return sum(len(layer.weight) for layer in self.layers)
+
+    def __repr__(self) -> str:
+        sizes = ", ".join(f"{y}×{x}: {n:,}" for (y, x), n in self.sizes.items())
+        return (
+            f"FilterBank({len(self):,} filters in {len(self.layers)} layers of "
+            f"{len(self.models)} model(s); {sizes or 'empty'})"
+        )
+
+    def __add__(self, other: FilterBank) -> FilterBank:
+        """Join two banks; a model name that both hold gets a number in the second."""
+        taken = set(self.models)
+        renamed = {model: _free_name(model, taken) for model in other.models}
+        layers = [replace(layer, model=renamed[layer.model]) for layer in other.layers]
+        return FilterBank([*self.layers, *layers], [*self.skipped, *other.skipped])
+
+    def stack(self, size: int | tuple[int, int]) -> tuple[NDArray[np.float32], pd.DataFrame]:
+        """Return all filters of one kernel size, and a table with one row a filter.
+
+        Args:
+            size: ``k`` for a square kernel or ``(k_y, k_x)``.
+
+        Returns:
+            ``(n, k_y, k_x)`` float32, and a frame with the columns model, layer, depth, channel,
+            norm (Euclidean), mean (of the taps) and flaw (see `flaws`; empty for a usable filter).
+
+        Raises:
+            KeyFiltersError: the bank holds no filter of this size.
+        """
+        wanted = (size, size) if isinstance(size, int) else (size[0], size[1])
+        layers = [layer for layer in self.layers if layer.size == wanted]
+        if not layers:
+            held = ", ".join(f"{y}×{x}" for y, x in self.sizes) or "none"
+            raise KeyFiltersError(
+                f"no {wanted[0]}×{wanted[1]} filters in this bank; the sizes it holds: {held}"
+            )
+        filters = np.concatenate([layer.weight for layer in layers])
+        channels = [len(layer.weight) for layer in layers]
+        flat = filters.reshape(len(filters), -1).astype(np.float64)
+        table = pd.DataFrame(
+            {
+                "model": np.repeat([layer.model for layer in layers], channels),
+                "layer": np.repeat([layer.name for layer in layers], channels),
+                "depth": np.repeat([layer.depth for layer in layers], channels),
+                "channel": np.concatenate([np.arange(n) for n in channels]),
+                "norm": np.linalg.norm(flat, axis=1),
+                "mean": flat.mean(axis=1),
+                "flaw": flaws(filters),
+            }
+        )
+        return filters, table
+
+    def unusable(self) -> pd.DataFrame:
+        """List the filters that have no shape to study: model, layer, channel and flaw."""
+        rows = [
+            (layer.model, layer.name, channel, flaw)
+            for layer in self.layers
+            for channel, flaw in enumerate(flaws(layer.weight))
+            if flaw
+        ]
+        return pd.DataFrame(rows, columns=["model", "layer", "channel", "flaw"])
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the bank as one safetensors file; nothing is left behind if that fails."""
+        from safetensors.numpy import save
+
+        path = Path(path)
+        metadata = {
+            "format": FORMAT,
+            "layers": json.dumps([_to_json(layer) for layer in self.layers]),
+            "skipped": json.dumps(self.skipped),
+        }
+        tensors = {f"{i:05d}": np.ascontiguousarray(x.weight) for i, x in enumerate(self.layers)}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            unfinished = Path(folder) / path.name
+            unfinished.write_bytes(save(tensors, metadata=metadata))
+            unfinished.replace(path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> FilterBank:
+        """Read a bank written by `save`.
+
+        Raises:
+            SourceError: the file is missing, damaged, or not a bank.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(path, framework="numpy") as file:
+                metadata = file.metadata() or {}
+                if metadata.get("format") != FORMAT:
+                    raise SourceError(f"{path} is not a filter bank; to read a model: kf.read(...)")
+                layers = [
+                    _from_json(fields, file.get_tensor(f"{i:05d}"))
+                    for i, fields in enumerate(json.loads(metadata["layers"]))
+                ]
+        except (SafetensorError, OSError, KeyError, TypeError, json.JSONDecodeError) as error:
+            raise SourceError(f"{path} cannot be read as a filter bank: {error}") from error
+        return cls(layers, json.loads(metadata["skipped"]))
+
+
+def _free_name(name: str, taken: set[str]) -> str:
+    number = 2
+    free = name
+    while free in taken:
+        free, number = f"{name} ({number})", number + 1
+    taken.add(free)
+    return free
+
+
+def _to_json(layer: Layer) -> dict[str, Any]:
+    fields = ("model", "name", "stride", "dilation", "depth", "multiplier", "note")
+    return {field: getattr(layer, field) for field in fields}
+
+
+def _from_json(fields: dict[str, Any], weight: NDArray[np.float32]) -> Layer:
+    def pair(value: Sequence[int] | None) -> tuple[int, int] | None:
+        return None if value is None else (value[0], value[1])
+
+    stride, dilation = pair(fields.pop("stride")), pair(fields.pop("dilation"))
+    return Layer(weight=weight, stride=stride, dilation=dilation, **fields)

@@ -1,0 +1,115 @@
+"""The one definition of a depthwise convolution, whatever format it comes from.
+
+A convolution is depthwise when every input channel has filters of its own, that is
+``groups == in_channels > 1``; a channel multiplier (several filters an input channel) is allowed.
+We read those of two dimensions with more than one tap. A convolution of a one-channel image has
+the same weight shape ``(C, 1, k_y, k_x)`` and is *not* depthwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import prod
+
+from torch import nn
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.parameter import is_lazy
+
+__all__ = ["ConvShape", "convolutions", "depthwise_layers", "why_not_depthwise"]
+
+
+@dataclass(frozen=True, slots=True)
+class ConvShape:
+    """What a format tells about a convolution, without its weights.
+
+    Attributes:
+        kernel: spatial extents in taps, ``(k_y, k_x)`` in two dimensions.
+        in_channels: channels of the input; None where only the weight's shape is known.
+        out_channels: channels of the output.
+        channels_per_group: input channels that one filter sees.
+        transposed: whether it is a transposed ("de-") convolution.
+    """
+
+    kernel: tuple[int, ...]
+    in_channels: int | None
+    out_channels: int
+    channels_per_group: int
+    transposed: bool = False
+
+    @property
+    def groups(self) -> int | None:
+        """Number of groups; None where only the weight's shape is known."""
+        if self.in_channels is None:
+            return None
+        return self.in_channels // self.channels_per_group
+
+    @property
+    def multiplier(self) -> int | None:
+        """Filters per input channel of a depthwise convolution; None where unknown."""
+        return None if self.in_channels is None else self.out_channels // self.in_channels
+
+
+def why_not_depthwise(conv: ConvShape) -> str | None:
+    """Return None for a 2-D depthwise convolution with more than one tap, otherwise the reason.
+
+    >>> why_not_depthwise(ConvShape((7, 7), in_channels=96, out_channels=96, channels_per_group=1))
+    >>> why_not_depthwise(ConvShape((3, 3), in_channels=3, out_channels=32, channels_per_group=3))
+    'dense 3×3 convolution of 3 channels'
+    >>> why_not_depthwise(ConvShape((3,), in_channels=64, out_channels=64, channels_per_group=1))
+    '1-D depthwise convolution'
+    """
+    extent = "×".join(map(str, conv.kernel))
+    kind = "transposed convolution" if conv.transposed else "convolution"
+    single_tap = prod(conv.kernel) == 1
+    if conv.channels_per_group > 1:
+        if conv.groups is not None and conv.groups > 1:
+            return f"grouped {extent} {kind} ({conv.groups} groups of {conv.channels_per_group})"
+        if single_tap:
+            return f"pointwise ({extent}) {kind}"
+        return f"dense {extent} {kind} of {conv.channels_per_group} channels"
+    if (conv.in_channels if conv.in_channels is not None else conv.out_channels) == 1:
+        return f"{extent} {kind} of a one-channel input"
+    dimensions = "" if len(conv.kernel) == 2 else f"{len(conv.kernel)}-D "
+    if conv.transposed:
+        return f"{dimensions}transposed depthwise convolution"
+    if len(conv.kernel) != 2:
+        return f"{dimensions}depthwise convolution"
+    if single_tap:
+        return "depthwise convolution of a single tap, which has no spatial shape"
+    return None
+
+
+def convolutions(module: nn.Module) -> Iterator[tuple[str, _ConvNd, str | None]]:
+    """Yield every convolution of `module` as (dotted name, convolution, why it is not depthwise).
+
+    The order is that of registration, which for all usual models is that of the forward pass. A
+    convolution that the module holds under two names appears once.
+    """
+    for name, conv in module.named_modules():
+        if not isinstance(conv, _ConvNd):
+            continue
+        if is_lazy(conv.weight):
+            yield name, conv, "lazy convolution that has no weights before its first forward pass"
+            continue
+        shape = ConvShape(
+            kernel=tuple(conv.kernel_size),
+            in_channels=conv.in_channels,
+            out_channels=conv.out_channels,
+            channels_per_group=conv.in_channels // conv.groups,
+            transposed=conv.transposed,
+        )
+        yield name, conv, why_not_depthwise(shape)
+
+
+def depthwise_layers(module: nn.Module) -> Iterator[tuple[str, nn.Conv2d]]:
+    """Yield the depthwise convolutions of `module` as (dotted name, convolution).
+
+    >>> net = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 5, groups=8))
+    >>> [name for name, conv in depthwise_layers(net)]
+    ['1']
+    """
+    for name, conv, reason in convolutions(module):
+        if reason is None:
+            assert isinstance(conv, nn.Conv2d)
+            yield name, conv

@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import keyfilters as kf
+from keyfilters.bank import FilterBank, Layer
+
+
+def layer(
+    model: str = "net", name: str = "conv", size: tuple[int, int] = (3, 3), n: int = 4
+) -> Layer:
+    weight = np.random.default_rng(len(name) + n).normal(size=(n, *size)).astype(np.float32)
+    return Layer(model, name, weight, (2, 1), None, 0.5, 1, "a note")
+
+
+def test_stack_keeps_weights_and_says_where_they_are_from() -> None:
+    bank = FilterBank([layer(name="a"), layer(name="b", size=(5, 5)), layer(name="c", n=2)])
+    filters, table = bank.stack(3)
+    assert filters.dtype == np.float32
+    np.testing.assert_array_equal(filters[4:], bank.layers[2].weight)
+    assert table["layer"].tolist() == ["a"] * 4 + ["c"] * 2
+    assert table["channel"].tolist() == [0, 1, 2, 3, 0, 1]
+    np.testing.assert_allclose(table["norm"], np.sqrt((filters**2).sum((1, 2))), rtol=1e-6)
+    np.testing.assert_allclose(table["mean"], filters.mean((1, 2)), atol=1e-6)
+    assert bank.sizes == {(3, 3): 6, (5, 5): 4}
+
+
+def test_a_size_that_is_not_there() -> None:
+    with pytest.raises(kf.KeyFiltersError, match=r"no 7×7 filters .* it holds: 3×3"):
+        FilterBank([layer()]).stack(7)
+
+
+def test_save_and_load_bit_for_bit(tmp_path: Path) -> None:
+    odd = layer(name="odd", size=(1, 7))
+    odd.weight[0, 0, 0] = np.nan
+    bank = FilterBank([layer(), odd], [("net/stem", "dense")])
+    bank.save(tmp_path / "new" / "bank.safetensors")
+    loaded = FilterBank.load(tmp_path / "new" / "bank.safetensors")
+    assert loaded.skipped == bank.skipped
+    for a, b in zip(bank.layers, loaded.layers, strict=True):
+        assert (a.model, a.name, a.stride, a.dilation, a.depth, a.multiplier, a.note) == (
+            (b.model, b.name, b.stride, b.dilation, b.depth, b.multiplier, b.note)
+        )
+        np.testing.assert_array_equal(a.weight.view(np.uint32), b.weight.view(np.uint32))
+    assert repr(kf.read(tmp_path / "new" / "bank.safetensors")) == repr(bank)
+
+
+@pytest.mark.parametrize("content", [b"", b"12345678" * 4])
+def test_load_refuses_what_is_no_bank(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "x.safetensors").write_bytes(content)
+    with pytest.raises(kf.KeyFiltersError, match=r"x\.safetensors"):
+        FilterBank.load(tmp_path / "x.safetensors")
+
+
+def test_joined_banks_keep_models_apart() -> None:
+    bank = FilterBank([layer()]) + FilterBank([layer()]) + FilterBank([layer(model="other")])
+    assert bank.models == ["net", "net (2)", "other"]
+
+
+def test_filters_without_a_shape_are_listed() -> None:
+    weight = np.zeros((4, 3, 3), np.float32)
+    weight[1] = 0.3
+    weight[2, 0, 0] = np.inf
+    weight[3, 0, 0] = 1.0
+    bank = FilterBank([Layer("net", "conv", weight, None, None, 0.0)])
+    assert bank.unusable()["flaw"].tolist() == ["dead", "constant", "non-finite"]
+    assert bank.stack(3)[1]["flaw"].tolist() == ["dead", "constant", "non-finite", ""]
