@@ -1,0 +1,8 @@
+"""Discrete scale-space: mathematics on tensors, with no model and no file in sight."""
+
+from keyfilters.scalespace.differences import difference
+from keyfilters.scalespace.gaussian import discrete_gaussian
+from keyfilters.scalespace.moments import spread
+from keyfilters.scalespace.unit import centred_unit
+
+__all__ = ["centred_unit", "difference", "discrete_gaussian", "spread"]
