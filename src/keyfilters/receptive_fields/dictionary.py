@@ -1,0 +1,115 @@
+"""A dictionary of idealised filters on a grid of scales, for naming and for first guesses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+
+from keyfilters.receptive_fields.families import FAMILIES, Family
+
+__all__ = ["Dictionary", "build_dictionary"]
+
+ALPHAS = (0.15, 0.3, 0.6, 1.2)  # strength of the surround in the sharpening family
+
+
+@dataclass(frozen=True, eq=False)
+class Dictionary:
+    """Idealised filters of one window size.
+
+    Attributes:
+        atoms: ``(A, k_y, k_x)`` float32, centred and of unit norm.
+        family: ``(A,)`` index into `FAMILIES`.
+        parameters: ``(A, 2)`` sigma in taps, and the family's second parameter (NaN where it has
+            none).
+    """
+
+    atoms: NDArray[np.float32]
+    family: NDArray[np.int64]
+    parameters: NDArray[np.float64]
+
+    def table(self) -> pd.DataFrame:
+        """One row an atom: family, formula, sigma and the second parameter."""
+        families = [FAMILIES[i] for i in self.family]
+        return pd.DataFrame(
+            {
+                "family": [f.name for f in families],
+                "formula": [f.formula for f in families],
+                "sigma": self.parameters[:, 0],
+                "second": self.parameters[:, 1],
+            }
+        )
+
+
+def scales(size: tuple[int, int], count: int = 8) -> NDArray[np.float64]:
+    """Geometric grid of σ in taps, from nearly an impulse to half the longer side."""
+    return np.geomspace(0.25, max(size) / 2, count)
+
+
+@lru_cache(maxsize=16)
+def build_dictionary(size: tuple[int, int], count: int = 8) -> Dictionary:
+    """Render every family on a grid of scales.
+
+    Args:
+        size: window ``(k_y, k_x)``.
+        count: number of scales along each of a family's two parameters.
+
+    Returns:
+        The dictionary; forms that vanish in this window are left out (an edge along y in one row),
+        and so are those that an earlier, simpler family renders identically (to 1e-5 in cosine).
+
+    >>> build_dictionary((5, 5)).atoms.shape[1:]
+    (5, 5)
+    """
+    sigmas = scales(size, count)
+    atoms, family, parameters = [], [], []
+    fitting = [i for i, family in enumerate(FAMILIES) if min(size) >= family.smallest]
+    for index in sorted(fitting, key=lambda i: FAMILIES[i].rank):
+        first, second = _parameter_grid(FAMILIES[index], sigmas)
+        rendered = FAMILIES[index].render(torch.tensor(first), torch.tensor(second), size)
+        flat = rendered.flatten(1)
+        centred = (flat - flat.mean(1, keepdim=True)).numpy()
+        norm = np.linalg.norm(centred, axis=1)
+        shown = norm > 1e-6 * np.linalg.norm(flat.numpy(), axis=1)
+        atoms.append(centred[shown] / norm[shown, None])
+        family.append(np.full(shown.sum(), index))
+        parameters.append(
+            np.stack([first, second if FAMILIES[index].second else first * np.nan], 1)[shown]
+        )
+    unit = np.concatenate(atoms)
+    kept = _first_of_equals(unit)
+    return Dictionary(
+        unit[kept].reshape(-1, *size).astype(np.float32),
+        np.concatenate(family)[kept],
+        np.concatenate(parameters)[kept],
+    )
+
+
+def _parameter_grid(
+    family: Family, sigmas: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    if family.second == "sigma_y":
+        first, second = np.meshgrid(sigmas, sigmas, indexing="ij")
+    elif family.second == "alpha":
+        first, second = np.meshgrid(sigmas, ALPHAS, indexing="ij")
+    elif family.second == "sigma_long":
+        first, second = np.meshgrid(sigmas[:-2], sigmas[2:], indexing="ij")
+        wide = second > 2 * first
+        first, second = first[wide], second[wide]
+    else:
+        first = second = sigmas
+    return first.ravel(), second.ravel()
+
+
+def _first_of_equals(unit: NDArray[np.float64], block: int = 512) -> NDArray[np.int64]:
+    """Indices of the atoms that no earlier one equals up to sign."""
+    repeated = np.zeros(len(unit), dtype=bool)
+    for start in range(0, len(unit), block):
+        cosine = np.abs(unit[start : start + block] @ unit.T)
+        earlier = np.arange(len(unit)) < np.arange(start, start + len(cosine))[:, None]
+        repeated[start : start + block] = ((cosine > 1 - 1e-5) & earlier).any(axis=1)
+    return np.flatnonzero(~repeated)
