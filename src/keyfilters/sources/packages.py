@@ -1,0 +1,59 @@
+"""Finding the model files inside installed Python distributions."""
+
+from __future__ import annotations
+
+import re
+from importlib import metadata
+from pathlib import Path
+
+from keyfilters.errors import SourceError, nearest
+
+__all__ = ["find_distribution", "installed_model_files", "model_files"]
+
+
+def find_distribution(name: str) -> metadata.Distribution:
+    """Find an installed distribution by its own or its import name, with ``-``, ``_`` or ``.``.
+
+    Raises:
+        SourceError: nothing of that name is installed.
+    """
+    try:
+        return metadata.distribution(name)
+    except (metadata.PackageNotFoundError, ValueError):
+        pass
+    wanted = _normal(name)
+    for import_name, owners in metadata.packages_distributions().items():
+        if _normal(import_name) == wanted:
+            return metadata.distribution(owners[0])
+    installed = [d.metadata["Name"] for d in metadata.distributions() if d.metadata["Name"]]
+    raise SourceError(
+        f"no installed distribution is called {name!r}{nearest(name, installed)}; "
+        f"to install it type: pip install {name}"
+    )
+
+
+def model_files(distribution: metadata.Distribution, suffixes: frozenset[str]) -> list[Path]:
+    """List the model files of a distribution, sorted by path.
+
+    Args:
+        distribution: an installed distribution.
+        suffixes: file endings that count, with the dot.
+    """
+    listed = distribution.files or []
+    paths = {Path(str(distribution.locate_file(file))) for file in listed}
+    return sorted(p for p in paths if p.suffix in suffixes and not _is_path_file(p) and p.is_file())
+
+
+def installed_model_files(suffixes: frozenset[str]) -> dict[str, list[Path]]:
+    """List the model files of every installed distribution that has some."""
+    found = {d.metadata["Name"]: model_files(d, suffixes) for d in metadata.distributions()}
+    return {name: files for name, files in sorted(found.items()) if name and files}
+
+
+def _normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def _is_path_file(path: Path) -> bool:
+    """Tell Python's own ``.pth`` files (lines of sys.path) from checkpoints."""
+    return path.suffix == ".pth" and path.parent.name in ("site-packages", "dist-packages")

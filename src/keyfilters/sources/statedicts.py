@@ -1,0 +1,139 @@
+"""Reading a state dict: names and shapes are all there is.
+
+The shape ``(C, 1, k_y, k_x)`` is that of a depthwise weight, but also that of a convolution of a
+one-channel image and of a transposed depthwise convolution; every layer read from a state dict
+carries a note that says so.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from keyfilters.bank import FilterBank
+from keyfilters.depthwise import ConvShape
+from keyfilters.errors import SourceError
+from keyfilters.sources.collect import Collector
+
+__all__ = ["read_state_dict", "to_array", "unwrap"]
+
+# Under these keys training scripts keep the weights. An average over training comes first, since
+# it is what such scripts evaluate and publish (timm's order).
+WRAPPERS = ("state_dict_ema", "model_ema", "ema", "state_dict", "model", "module", "net", "weights")
+PREFIXES = ("module.", "_orig_mod.")  # DistributedDataParallel, torch.compile
+
+SHAPE_ONLY = "known by its shape only: could also be a convolution of a one-channel image"
+FIRST = "the file's first convolution, so probably one of a one-channel image and not depthwise"
+
+
+def unwrap(checkpoint: Mapping[str, Any]) -> tuple[dict[str, Tensor], list[tuple[str, str]]]:
+    """Find the state dict inside a checkpoint and clean its names.
+
+    Args:
+        checkpoint: a state dict, or a mapping that holds one under a usual key such as
+            ``"state_dict"``, ``"model"`` or ``"model_ema"``, at any depth.
+
+    Returns:
+        The tensors by name without ``module.`` and ``_orig_mod.`` prefixes, and ``(key, reason)``
+        of every other set of weights in the checkpoint, which was not read.
+
+    Raises:
+        SourceError: there are no tensors.
+
+    >>> tensors, others = unwrap({"epoch": 3, "state_dict": {"module.conv.weight": torch.ones(2)}})
+    >>> list(tensors), others
+    (['conv.weight'], [])
+    """
+    others: list[tuple[str, str]] = []
+    while True:
+        held = [k for k in WRAPPERS if isinstance(checkpoint.get(k), Mapping)]
+        held = [k for k in held if _holds_tensors(checkpoint[k])]
+        if not held:
+            break
+        others += [(key, f"another set of weights; {held[0]!r} was read") for key in held[1:]]
+        checkpoint = checkpoint[held[0]]
+    tensors = {str(name): x for name, x in checkpoint.items() if isinstance(x, Tensor)}
+    if not tensors:
+        keys = ", ".join(map(str, list(checkpoint)[:8])) or "none"
+        raise SourceError(f"no weights found: expected a state dict, got a mapping of keys {keys}")
+    while prefix := next((p for p in PREFIXES if all(n.startswith(p) for n in tensors)), None):
+        tensors = {name.removeprefix(prefix): x for name, x in tensors.items()}
+    return tensors, others
+
+
+def read_state_dict(
+    checkpoint: Mapping[str, Any], model: str, *, in_model_order: bool = True
+) -> FilterBank:
+    """Read the depthwise filters of a plain or wrapped state dict.
+
+    Args:
+        checkpoint: see `unwrap`; tensors are copied and never altered.
+        model: name of the model in the bank's tables.
+        in_model_order: whether the mapping's order is the model's own. If it is not, the layers are
+            put in the natural order of their names (2 before 10).
+
+    Raises:
+        SourceError: there are no tensors.
+
+    >>> bank = read_state_dict({"conv.weight": torch.ones(8, 1, 5, 5)}, "net")
+    >>> bank.sizes
+    {(5, 5): 8}
+    """
+    tensors, others = unwrap(checkpoint)
+    collector = Collector(model)
+    for key, reason in others:
+        collector.skip(key, reason)
+    first = in_model_order
+    for name in tensors if in_model_order else sorted(tensors, key=_natural):
+        tensor = tensors[name]
+        if not _may_be_convolution(name, tensor):
+            continue
+        if not tensor.is_floating_point():
+            collector.skip(name, f"{tensor.dtype} weights without scales")
+            continue
+        out_channels, channels_per_group, *kernel = tensor.shape
+        # What input a weight of one channel a group sees is not told; any other is not depthwise.
+        in_channels = None if channels_per_group == 1 else channels_per_group
+        collector.offer(
+            name.removesuffix(".weight"),
+            ConvShape(tuple(kernel), in_channels, out_channels, channels_per_group),
+            lambda tensor=tensor: to_array(tensor),  # type: ignore[misc]
+            identity=(tensor.data_ptr(), tensor.shape, tensor.stride()),
+            note=FIRST if first else SHAPE_ONLY,
+        )
+        first = False
+    return collector.bank()
+
+
+def to_array(tensor: Tensor) -> NDArray[np.generic]:
+    """Return a tensor as a NumPy array: float64 as it is, any other type exactly as float32."""
+    tensor = tensor.detach().cpu()
+    return (tensor if tensor.dtype == torch.float64 else tensor.float()).numpy()
+
+
+def _holds_tensors(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return any(map(_holds_tensors, value.values()))
+    return isinstance(value, Tensor)
+
+
+def _may_be_convolution(name: str, tensor: Tensor) -> bool:
+    """Tell weights of 1-D, 2-D and 3-D convolutions from other tensors, as well as one can.
+
+    Names decide where shapes do not: tokens, tables of positions and scales have as many
+    dimensions, but are not called "weight".
+    """
+    if name.endswith(("weight", "kernel")):
+        return tensor.ndim in (3, 4, 5)
+    return tensor.ndim == 4 and tensor.shape[0] > 1
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """Sort key that puts "blocks.2" before "blocks.10"."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]

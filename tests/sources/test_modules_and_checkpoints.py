@@ -1,0 +1,204 @@
+from __future__ import annotations
+
+import argparse
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+import keyfilters as kf
+
+
+def same_filters(a: kf.FilterBank, b: kf.FilterBank) -> None:
+    assert [x.weight.shape for x in a.layers] == [x.weight.shape for x in b.layers]
+    for x, y in zip(a.layers, b.layers, strict=True):
+        np.testing.assert_array_equal(x.weight.view(np.uint32), y.weight.view(np.uint32))
+        assert x.depth == y.depth
+
+
+def test_module_tells_names_and_geometry(network: nn.Module) -> None:
+    bank = kf.read(network)
+    assert [(x.name, x.size, x.stride, x.dilation, x.multiplier) for x in bank.layers] == [
+        ("1", (5, 5), (1, 1), (1, 1), 1),
+        ("3", (3, 3), (2, 1), (1, 1), 2),
+        ("4", (1, 7), (1, 1), (1, 2), 1),
+        ("5", (7, 7), (1, 1), (1, 1), 1),
+    ]
+    assert [x.depth for x in bank.layers] == pytest.approx([0, 1 / 3, 2 / 3, 1])
+    assert dict(bank.skipped) == {
+        "Sequential/0": "dense 3×3 convolution of 3 channels",
+        "Sequential/2": "pointwise (1×1) convolution",
+        "Sequential/6": "grouped 3×3 convolution (4 groups of 6)",
+    }
+    np.testing.assert_array_equal(
+        bank.layers[0].weight,
+        network[1].weight.detach().numpy()[:, 0],  # type: ignore[index]
+    )
+
+
+def test_reading_copies_and_alters_nothing(network: nn.Module) -> None:
+    before = {k: v.clone() for k, v in network.state_dict().items()}
+    bank = kf.read(network)
+    kept = bank.layers[0].weight.copy()
+    for name, value in network.state_dict().items():
+        assert torch.equal(value, before[name])
+    with torch.no_grad():
+        network[1].weight.zero_()  # type: ignore[index,operator]
+    np.testing.assert_array_equal(bank.layers[0].weight, kept)
+
+
+def test_every_checkpoint_gives_the_same_filters(network: nn.Module, tmp_path: Path) -> None:
+    state = network.state_dict()
+    expected = kf.read(network)
+    wrapped = {"epoch": 1, "state_dict": {f"module._orig_mod.{k}": v for k, v in state.items()}}
+    torch.save(state, tmp_path / "plain.pth")
+    torch.save({**wrapped, "args": argparse.Namespace(lr=0.1)}, tmp_path / "wrapped.pt")
+    save_file(state, tmp_path / "tensors.safetensors")
+    for source in (
+        state,
+        wrapped,
+        {"model": wrapped},
+        *(tmp_path / n for n in ("plain.pth", "wrapped.pt", "tensors.safetensors")),
+    ):
+        bank = kf.read(source)
+        same_filters(bank, expected)
+        assert [x.name for x in bank.layers] == ["1", "3", "4", "5"]
+        assert all(x.stride is None and x.multiplier is None for x in bank.layers)
+
+
+def test_half_precision_is_read_exactly_and_float64_says_so() -> None:
+    weight = torch.randn(4, 1, 3, 3, dtype=torch.float64)
+    for dtype in (torch.float16, torch.bfloat16, torch.float64):
+        stored = weight.to(dtype)
+        [layer] = kf.read({"conv.weight": stored}).layers
+        np.testing.assert_array_equal(layer.weight, stored[:, 0].float().numpy())
+        assert ("float64" in layer.note) == (dtype == torch.float64)
+
+
+def test_safetensors_order_is_natural(tmp_path: Path) -> None:
+    state = {f"blocks.{i}.weight": torch.full((2, 1, 3, 3), float(i)) for i in range(12)}
+    save_file(state, tmp_path / "x.safetensors")
+    assert [layer.weight[0, 0, 0] for layer in kf.read(tmp_path / "x.safetensors").layers] == list(
+        range(12)
+    )
+
+
+def test_shape_alone_is_flagged_and_more_so_for_the_first_layer() -> None:
+    bank = kf.read({"stem.weight": torch.ones(8, 1, 5, 5), "dw.weight": torch.ones(8, 1, 3, 3)})
+    assert "one-channel image" in bank.layers[0].note and "probably" in bank.layers[0].note
+    assert "one-channel image" in bank.layers[1].note and "probably" not in bank.layers[1].note
+
+
+def test_other_tensors_are_not_taken_and_other_dimensions_are_named() -> None:
+    bank = kf.read(
+        {
+            "dw.weight": torch.ones(8, 1, 3, 3),
+            "cls_token": torch.ones(1, 1, 8),
+            "pos_embed": torch.ones(1, 8, 4, 4),
+            "norm.weight": torch.ones(8),
+            "conv1d.weight": torch.ones(8, 1, 5),
+            "conv3d.weight": torch.ones(8, 1, 3, 3, 3),
+            "quantised.weight": torch.ones(8, 1, 3, 3, dtype=torch.int8),
+        }
+    )
+    assert [x.name for x in bank.layers] == ["dw"]
+    assert dict(bank.skipped) == {
+        "state_dict/conv1d": "1-D depthwise convolution",
+        "state_dict/conv3d": "3-D depthwise convolution",
+        "state_dict/quantised.weight": "torch.int8 weights without scales",
+    }
+
+
+def test_an_average_over_training_is_preferred_and_the_other_copy_named() -> None:
+    raw, average = torch.zeros(4, 1, 3, 3), torch.ones(4, 1, 3, 3)
+    bank = kf.read({"model": {"a.weight": raw}, "model_ema": {"a.weight": average}})
+    assert bank.layers[0].weight.all()
+    assert bank.skipped == [("state_dict/model", "another set of weights; 'model_ema' was read")]
+
+
+def test_shared_parameters_count_once(tmp_path: Path) -> None:
+    net = nn.Sequential(nn.Conv2d(4, 4, 3, groups=4), nn.Conv2d(4, 4, 3, groups=4))
+    net[1].weight = net[0].weight
+    torch.save(net.state_dict(), tmp_path / "tied.pth")
+    for source in (net, net.state_dict(), tmp_path / "tied.pth"):
+        bank = kf.read(source)
+        assert len(bank) == 4
+        assert "shares its weights with 0" in bank.skipped[0][1]
+
+
+def test_nan_and_dead_filters_are_kept_as_stored_and_listed() -> None:
+    weight = torch.randn(4, 1, 3, 3)
+    weight[1, 0, 0, 0], weight[2] = torch.nan, 0
+    bank = kf.read({"dw.weight": weight})
+    assert np.isnan(bank.layers[0].weight[1, 0, 0])
+    assert bank.unusable()["channel"].tolist() == [1, 2]
+
+
+class Evil:
+    """Unpickling this would make a folder."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.path),)
+
+
+def test_a_pickle_that_would_run_code_is_refused(tmp_path: Path) -> None:
+    target = tmp_path / "made"
+    torch.save({"state_dict": {"a.weight": Evil(target)}}, tmp_path / "evil.pth")
+    (tmp_path / "plain.pth").write_bytes(pickle.dumps(Evil(target), protocol=2))
+    (tmp_path / "newer.pth").write_bytes(pickle.dumps(Evil(target), protocol=4))
+    for name, words in (
+        ("evil.pth", r"would run code \(GLOBAL \w+\.mkdir\)"),
+        ("plain.pth", "would run code"),
+        ("newer.pth", "not a readable PyTorch checkpoint"),
+    ):
+        with pytest.raises(kf.KeyFiltersError, match=words):
+            kf.read(tmp_path / name)
+    assert not target.exists()
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+@pytest.mark.parametrize("keep", [0, 1, 7, 100, 0.5, 0.99])
+def test_truncated_checkpoints(
+    network: nn.Module, tmp_path: Path, suffix: str, keep: float
+) -> None:
+    whole = tmp_path / f"whole{suffix}"
+    if suffix == ".pth":
+        torch.save(network.state_dict(), whole)
+    else:
+        save_file(network.state_dict(), whole)
+    data = whole.read_bytes()
+    cut = tmp_path / f"cut{suffix}"
+    cut.write_bytes(data[: int(keep if isinstance(keep, int) else keep * len(data))])
+    with pytest.raises(kf.KeyFiltersError, match=f"cut{suffix} is not a readable"):
+        kf.read(cut)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"epoch": 3}, "no weights found"),
+        ([1, 2], "holds a list"),
+        ({"fc.weight": torch.ones(3, 3)}, "no depthwise filters"),
+    ],
+)
+def test_checkpoints_without_filters(tmp_path: Path, content: Any, message: str) -> None:
+    torch.save(content, tmp_path / "x.pth")
+    with pytest.raises(kf.KeyFiltersError, match=message):
+        kf.read(tmp_path / "x.pth")
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:FutureWarning")
+def test_torchscript_is_refused_with_advice(tmp_path: Path) -> None:
+    torch.jit.save(torch.jit.script(nn.Conv2d(4, 4, 3, groups=4)), tmp_path / "s.pt")
+    with pytest.raises(kf.KeyFiltersError, match="TorchScript archive"):
+        kf.read(tmp_path / "s.pt")
