@@ -1,0 +1,5 @@
+"""Clusters: the patterns that trained filters fall into, and how far that is above chance."""
+
+from keyfilters.clusters.atlas import Atlas, AtlasConfig, SizeAtlas
+
+__all__ = ["Atlas", "AtlasConfig", "SizeAtlas"]

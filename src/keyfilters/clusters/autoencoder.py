@@ -1,0 +1,237 @@
+"""Autoencoders with a code of one or two numbers, trained with the cosine loss.
+
+`FeedForwardAutoencoder` is the method of babaiee2024unveiling: an encoder network with a sigmoid
+code, a decoder network, trained end to end. A continuous encoder cannot send neighbouring filters
+to distant codes, so it stops far short of what its decoder could represent.
+
+`CodeAutoencoder` keeps the decoder and the loss and replaces the encoder by its ideal: the code of
+a filter is the one whose decoded filter is most similar. The codes lie on a fine grid of [0, 1], so
+that the loss ``Σᵢ 1 - <fᵢ, d(cᵢ)>`` depends on the filters only through their sum at every grid
+point, and a training step costs the same for a thousand filters as for a million.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from keyfilters.clusters.prototypes import PrototypeSet, kmeans_prototypes
+
+__all__ = ["CodeAutoencoder", "FeedForwardAutoencoder"]
+
+
+@dataclass(frozen=True)
+class CodeSpace:
+    """How much a code can tell.
+
+    Attributes:
+        dimensions: 1 or 2.
+        resolution: grid points along each axis of [0, 1].
+        bandwidth: highest cosine frequency, in half-periods over [0, 1], that the decoder sees; it
+            bounds how often the decoded curve or surface can turn.
+        start: number of k-means prototypes from which the decoder starts.
+    """
+
+    dimensions: int
+    resolution: int
+    bandwidth: int
+    start: int
+
+    @classmethod
+    def default(cls, dimensions: int) -> CodeSpace:
+        """Return the code space used throughout for one or two dimensions."""
+        if dimensions == 1:
+            return cls(1, resolution=256, bandwidth=16, start=32)
+        if dimensions == 2:
+            return cls(2, resolution=12, bandwidth=2, start=32)
+        raise ValueError(f"a code has 1 or 2 dimensions, got {dimensions}")
+
+    def grid(self) -> Tensor:
+        """All codes, ``(resolution ** dimensions, dimensions)`` in (0, 1)."""
+        axis = (torch.arange(self.resolution) + 0.5) / self.resolution
+        return torch.cartesian_prod(*[axis] * self.dimensions).reshape(-1, self.dimensions)
+
+    def features(self, codes: Tensor) -> Tensor:
+        """Products of cosines ``cos(π k c)``, k = 0 .. bandwidth, of ``(m, dimensions)`` codes."""
+        waves = torch.arange(self.bandwidth + 1, device=codes.device) * math.pi
+        features = torch.cos(codes[:, :1] * waves)
+        for axis in range(1, self.dimensions):
+            other = torch.cos(codes[:, axis, None] * waves)
+            features = (features[:, :, None] * other[:, None, :]).flatten(1)
+        return features / math.sqrt(self.bandwidth)
+
+
+class CodeAutoencoder:
+    """Autoencoder whose encoder is exact: it picks the code that decodes to the nearest filter.
+
+    Args:
+        dimensions: of the code, 1 or 2.
+        seed: of k-means and of the decoder's initial weights.
+        space: how much a code can tell; default: `CodeSpace.default`.
+        steps: gradient steps on the decoder, the first two fifths on the k-means start.
+        device: where to train.
+
+    Attributes:
+        codes_: ``(G, dimensions)`` grid of codes in (0, 1).
+        decoded_: ``(G, taps)`` decoded filters, centred and of unit norm.
+
+    >>> unit = np.eye(9, dtype=np.float32) - 1 / 9
+    >>> unit = np.tile(unit / np.linalg.norm(unit, axis=1, keepdims=True), (8, 1))
+    >>> auto = CodeAutoencoder(steps=100).fit(unit)
+    >>> auto.decoded_.shape
+    (256, 9)
+    """
+
+    def __init__(
+        self,
+        dimensions: int = 1,
+        seed: int = 0,
+        *,
+        space: CodeSpace | None = None,
+        steps: int = 400,
+        device: str = "cpu",
+    ) -> None:
+        self.space = space or CodeSpace.default(dimensions)
+        self.seed = seed
+        self.steps = steps
+        self.device = device
+
+    def fit(self, unit: NDArray[np.float32]) -> CodeAutoencoder:
+        """Train on ``(n, taps)`` centred unit filters."""
+        centres = kmeans_prototypes(unit, self.space.start, self.seed)
+        codes = self.space.grid()
+        place = _arrange(centres, self.space.dimensions, self.seed)
+        start = torch.cdist(codes, torch.tensor(place, dtype=torch.float32)).argmin(1)
+        target = torch.tensor(centres)[start].to(self.device) / len(codes)
+
+        filters = torch.tensor(unit, device=self.device)
+        features = self.space.features(codes).to(self.device)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            decoder = nn.Sequential(
+                nn.Linear(features.shape[1], 64), nn.GELU(), nn.Linear(64, unit.shape[1])
+            ).to(self.device)
+        optimiser = torch.optim.Adam(decoder.parameters(), fused=True)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 2e-2, total_steps=self.steps)
+        warm_up = 2 * self.steps // 5
+        for step in range(self.steps):
+            decoded = _unit(decoder(features))
+            if step >= warm_up and step % 10 == 0:
+                target = _sum_by_code(filters, decoded.detach()) / len(filters)
+            optimiser.zero_grad()
+            (-(target * decoded).sum()).backward()
+            optimiser.step()
+            schedule.step()
+
+        with torch.no_grad():
+            self.decoded_: NDArray[np.float32] = _unit(decoder(features)).cpu().numpy()
+        self.codes_: NDArray[np.float32] = codes.numpy()
+        return self
+
+    def as_prototypes(self) -> PrototypeSet:
+        """Return the decoded filters as prototypes: the nearest one's code is the filter's code."""
+        return PrototypeSet(self.decoded_)
+
+    @property
+    def distinct_prototypes(self) -> float:
+        """Length of a 1-D code's curve on the sphere, in diameters of a ball of cosine 0.8.
+
+        About so many prototypes with no overlap at a dissimilarity of 0.2 lie on it: the freedom
+        that this code has, to be compared with the number of centres of k-means.
+        """
+        step = np.clip((self.decoded_[1:] * self.decoded_[:-1]).sum(1), -1, 1)
+        return float(np.arccos(step).sum() / (2 * math.acos(0.8)))
+
+
+class FeedForwardAutoencoder:
+    """The autoencoder of babaiee2024unveiling: encoder network, sigmoid code, decoder network.
+
+    Args:
+        dimensions: of the code.
+        seed: of the initial weights and the order of the filters.
+        epochs: passes over the filters.
+    """
+
+    def __init__(self, dimensions: int = 1, seed: int = 0, *, epochs: int = 30) -> None:
+        self.dimensions = dimensions
+        self.seed = seed
+        self.epochs = epochs
+
+    def fit(self, unit: NDArray[np.float32]) -> FeedForwardAutoencoder:
+        """Train on ``(n, taps)`` centred unit filters."""
+        taps = unit.shape[1]
+        filters = torch.tensor(unit)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            self._encoder = _perceptron(taps, 128, self.dimensions)
+            self._decoder = _perceptron(self.dimensions, 128, taps)
+            weights = [*self._encoder.parameters(), *self._decoder.parameters()]
+            optimiser = torch.optim.Adam(weights, lr=2e-3, fused=True)
+            for _ in range(self.epochs):
+                for batch in filters[torch.randperm(len(filters))].split(512):
+                    optimiser.zero_grad()
+                    (1 - (self._reconstruct(batch) * batch).sum(1)).mean().backward()
+                    optimiser.step()
+        return self
+
+    def dissimilarity(self, unit: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Dissimilarity ``(n,)`` of ``(n, taps)`` filters to what the network makes of them."""
+        filters = torch.tensor(unit)
+        with torch.no_grad():
+            cosine = [(self._reconstruct(part) * part).sum(1) for part in filters.split(1 << 16)]
+        return 1 - torch.cat(cosine).numpy()
+
+    def _reconstruct(self, batch: Tensor) -> Tensor:
+        # Scaled to taps of unit variance, which the usual initial weights expect.
+        return _unit(self._decoder(torch.sigmoid(self._encoder(batch * math.sqrt(batch.shape[1])))))
+
+
+def _perceptron(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Linear(inputs, hidden),
+        nn.GELU(),
+        nn.Linear(hidden, hidden),
+        nn.GELU(),
+        nn.Linear(hidden, outputs),
+    )
+
+
+def _unit(filters: Tensor) -> Tensor:
+    centred = filters - filters.mean(-1, keepdim=True)
+    return centred / centred.norm(dim=-1, keepdim=True).clamp_min(1e-12)
+
+
+def _sum_by_code(filters: Tensor, decoded: Tensor, step: int = 1 << 16) -> Tensor:
+    """Sum of the filters at the code that decodes nearest to each: ``(G, taps)``."""
+    total = torch.zeros_like(decoded)
+    for part in filters.split(step):
+        total.index_add_(0, (part @ decoded.T).argmax(1), part)
+    return total
+
+
+def _arrange(centres: NDArray[np.float32], dimensions: int, seed: int) -> NDArray[np.float64]:
+    """Give every prototype a place in [0, 1]^dimensions so that similar ones are neighbours.
+
+    One dimension: the leaf order of a dendrogram with the least sum of distances between
+    neighbours. Two: t-SNE, then ranks along each axis.
+    """
+    count = len(centres)
+    if count < 2 * dimensions + 2:
+        return np.random.default_rng(seed).random((count, dimensions))
+    if dimensions == 1:
+        from scipy.cluster.hierarchy import leaves_list, linkage
+
+        order = leaves_list(linkage(centres, "average", optimal_ordering=True))
+        rank = np.empty((count, 1))
+        rank[order, 0] = np.arange(count)
+    else:
+        from sklearn.manifold import TSNE
+
+        tsne = TSNE(2, perplexity=min(10, count / 4), init="pca", random_state=seed)
+        rank = tsne.fit_transform(centres).argsort(0).argsort(0).astype(float)
+    return (rank + 0.5) / count

@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import keyfilters as kf
+from keyfilters.bank import Layer
+
+
+def test_table_has_one_row_a_filter_in_the_bank_s_order(planted_atlas: kf.Atlas) -> None:
+    table = planted_atlas.table_
+    assert len(table) == len(planted_atlas.bank_)
+    assert table["layer"].drop_duplicates().tolist()[0] == "a"
+    assert table["classified"].mean() > 0.9
+    usable = (table["flaw"] == "") & (table["k_x"] == 5)
+    assert (table["pattern"] != "").equals(usable)
+    assert table.loc[usable, "code"].between(0, 1).all()
+    assert table.loc[table["layer"] == "broken", "flaw"].tolist()[:3] == [
+        "dead",
+        "non-finite",
+        "constant",
+    ]
+
+
+def test_sizes_with_too_few_filters_are_named(planted_atlas: kf.Atlas) -> None:
+    assert planted_atlas.unclustered_ == {(3, 3): "10 usable filters, fewer than 64"}
+
+
+def test_coverage_of_every_level_stands_beside_its_nulls(planted_atlas: kf.Atlas) -> None:
+    coverage = planted_atlas.coverage_
+    assert coverage["level"].tolist() == ["bank", *["model"] * 2, *["layer"] * 4]
+    bank = coverage.iloc[0]
+    layers = coverage[coverage["level"] == "layer"]
+    assert bank["filters"] == layers["filters"].sum()
+    mean = np.average(layers["coverage"], weights=layers["filters"])
+    assert bank["coverage"] == pytest.approx(mean)
+    assert bank["coverage"] > 0.9 > 0.1 > max(bank["gaussian"], bank["tap-permuted"])
+
+
+def test_saved_files_hold_everything(planted_atlas: kf.Atlas, tmp_path: Path) -> None:
+    planted_atlas.save(tmp_path / "out")
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+        "bank.safetensors",
+        "filters.parquet",
+        "summary.json",
+    ]
+    table = pd.read_parquet(tmp_path / "out" / "filters.parquet")
+    pd.testing.assert_frame_equal(table, planted_atlas.table_, check_dtype=False)
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary == planted_atlas.summary_
+    assert summary["config"]["seeds"] == 2 and summary["unusable"]["dead"] == 1
+    bank = kf.FilterBank.load(tmp_path / "out" / "bank.safetensors")
+    assert repr(bank) == repr(planted_atlas.bank_)
+
+
+def test_the_same_seed_gives_the_same_atlas(planted_atlas: kf.Atlas) -> None:
+    again = kf.Atlas(seed=0, seeds=2).fit(planted_atlas.bank_)
+    pd.testing.assert_frame_equal(again.table_, planted_atlas.table_)
+    assert again.summary_["sizes"] == planted_atlas.summary_["sizes"]
+
+
+def test_steps_bound_the_progress(planted_atlas: kf.Atlas) -> None:
+    steps: list[str] = []
+    atlas = kf.Atlas(seed=0, seeds=1)
+    atlas.fit(planted_atlas.bank_, progress=steps.append)
+    assert 0 < len(steps) <= atlas.steps(planted_atlas.bank_)
+
+
+def test_a_large_bank_is_fitted_on_a_sample_and_assigned_in_full(planted_atlas: kf.Atlas) -> None:
+    atlas = kf.Atlas(seed=0, seeds=1, sample=200).fit(planted_atlas.bank_)
+    assert len(atlas.sizes_[(5, 5)].patterns.index) == len(planted_atlas.sizes_[(5, 5)].rows)
+    assert atlas.table_["classified"].mean() > 0.9
+
+
+def test_bad_settings_and_empty_banks() -> None:
+    with pytest.raises(kf.KeyFiltersError, match="unknown setting 'treshold'"):
+        kf.Atlas(treshold=0.2)
+    with pytest.raises(kf.KeyFiltersError, match="between 0 and 1, got 2"):
+        kf.Atlas(threshold=2)
+    with pytest.raises(kf.KeyFiltersError, match="an empty bank"):
+        kf.Atlas().fit(kf.FilterBank([]))
+    dead = kf.FilterBank([Layer("net", "a", np.zeros((99, 3, 3), np.float32), None, None, 0.0)])
+    with pytest.raises(kf.KeyFiltersError, match="3×3: 0 usable filters"):
+        kf.Atlas().fit(dead)

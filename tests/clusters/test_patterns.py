@@ -1,0 +1,111 @@
+"""Planted idealised filters must come out under their own names; noise must stay unnamed."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from keyfilters.clusters.agreement import pattern_agreement
+from keyfilters.clusters.autoencoder import CodeAutoencoder
+from keyfilters.clusters.naming import UNNAMED, chance_similarity, name_filters
+from keyfilters.clusters.nulls import gaussian_null
+from keyfilters.clusters.patterns import find_patterns
+from keyfilters.clusters.squares import square_report
+from keyfilters.receptive_fields.families import family
+from keyfilters.scalespace import centred_unit
+
+
+def ideal(name: str, size: int = 5, sigma: float = 0.8, second: float = 0.8) -> np.ndarray:
+    drawn = family(name).render(torch.tensor([sigma]), torch.tensor([second]), (size, size))
+    return centred_unit(drawn.numpy())[0]
+
+
+PLANTED = {
+    "edge +x": -ideal("x:d y:0"),
+    "edge +y": -ideal("x:0 y:d"),
+    "half-edge −y (off)": ideal("x:0 y:d+"),
+    "half-edge +x (on)": -ideal("x:d+ y:0"),
+    "on-centre": -ideal("laplacian", sigma=0.6),
+    "off-centre": ideal("laplacian", sigma=0.6),
+    "diagonal edge +x+y": -ideal("diagonal edge x+y"),
+    "off-grid smoothing −x½+y½": ideal("shifted smoothing −x½+y½", sigma=1.0),
+}
+
+
+NAMED = {
+    **PLANTED,
+    "second derivative x (on)": -ideal("x:dd y:0"),  # too like a centre to be planted beside it
+    "smoothing": ideal("x:0 y:0"),
+    "bar along x (on)": ideal("x:0 y:0", sigma=2.0, second=0.3),
+    "cross (off)": -ideal("cross", sigma=0.3, second=2.5),
+    "mixed derivative xy (+)": ideal("x:d y:d"),
+}
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_idealised_filters_get_their_own_names(name: str) -> None:
+    [row] = name_filters(NAMED[name][None], (5, 5), 0.2).itertuples()
+    assert row.name == name
+    assert row.similarity > 0.98
+
+
+def test_random_filters_stay_unnamed() -> None:
+    for size in ((3, 3), (5, 5), (7, 7)):
+        names = name_filters(gaussian_null(300, size[0] * size[1], 7), size, 0.2)["name"]
+        assert (names == UNNAMED).mean() > 0.97
+        assert chance_similarity(size) > 0.3
+
+
+def planted_bank(noise: float = 0.25, each: int = 80) -> tuple[np.ndarray, np.ndarray]:
+    generator = np.random.default_rng(0)
+    truth = np.repeat(np.arange(len(PLANTED)), each)
+    clean = np.stack(list(PLANTED.values()))[truth]
+    return centred_unit(clean + noise / 5 * generator.normal(size=clean.shape)), truth
+
+
+def test_planted_patterns_are_found_named_and_assigned() -> None:
+    unit, truth = planted_bank()
+    auto = CodeAutoencoder(1, seed=0).fit(unit)
+    patterns = find_patterns(auto, unit, (5, 5), 0.2)
+    assert set(PLANTED) <= set(patterns.table["name"])
+    named = patterns.table["name"].to_numpy()[patterns.index]
+    assert (named == np.array(list(PLANTED))[truth]).mean() > 0.95
+    assert (patterns.dissimilarity < 0.2).mean() > 0.97
+    assert patterns.table["share"].sum() == pytest.approx((patterns.dissimilarity < 0.2).mean())
+    assert patterns.table["filters"].sum() == len(unit)
+    assert patterns.table["pattern"].is_unique
+    assert patterns.table["code"].is_monotonic_increasing
+    np.testing.assert_allclose(np.linalg.norm(patterns.prototypes, axis=1), 1, atol=1e-5)
+
+
+def test_seeds_agree_on_planted_patterns_and_not_on_noise() -> None:
+    unit, _ = planted_bank()
+    autoencoders = [CodeAutoencoder(1, seed).fit(unit) for seed in (0, 1)]
+    agreement = pattern_agreement(autoencoders, unit, (5, 5), 0.2)
+    assert agreement["autoencoder seeds"] > 0.9
+    assert agreement["autoencoder and k-means"] > 0.85
+    assert agreement["autoencoder seeds on gaussian"] < 0.3
+    assert np.isnan(pattern_agreement(autoencoders[:1], unit, (5, 5), 0.2)["k-means seeds"])
+
+
+def squares(name: str, sigma: float, stride: float) -> tuple[np.ndarray, pd.DataFrame]:
+    noise = np.random.default_rng(0).normal(size=(40, 25))
+    unit = centred_unit(ideal(name, sigma=sigma) + 0.02 * noise)
+    return unit, pd.DataFrame({"model": "net", "layer": "conv", "stride": [stride] * 40})
+
+
+def test_squares_off_the_grid_are_told_from_squares_on_it() -> None:
+    unit, table = squares("shifted smoothing −x½+y½", 1.0, 2.0)
+    report = square_report(unit, table, (5, 5), 0.2)
+    assert report["square_like"] == 40 and report["off_grid"] == 1
+    assert report["direction"] == "−x½+y½" and report["one_direction"] == 1
+    assert report["strided"] == (1.0, 1.0)
+    unit, table = squares("square", 0.25, float("nan"))
+    report = square_report(unit, table, (5, 5), 0.2)
+    assert report["square_like"] == 40 and report["off_grid"] == 0
+    assert report["strided"] is None
+    unit, table = squares("x:d y:0", 0.8, 1.0)
+    assert square_report(unit, table, (5, 5), 0.2)["square_like"] == 0
+    assert "too small" in square_report(unit[:, :9], table, (3, 3), 0.2)["words"]
