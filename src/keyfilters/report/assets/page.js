@@ -1,0 +1,204 @@
+"use strict";
+// Draws what the page's data hold: every filter centred, scaled by its largest tap, one colour map.
+const $ = (id) => document.getElementById(id);
+const bytes = (text) => Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
+const as = (Type, text) => new Type(bytes(text).buffer);
+const make = (tag, props = {}, ...children) => {
+  const node = Object.assign(document.createElement(tag), props);
+  node.append(...children);
+  return node;
+};
+const percent = (x, digits = 0) => (x == null ? "–" : (100 * x).toFixed(digits) + "%");
+
+// Blue (negative) – white (0) – red (positive).
+const STOPS = [[5,48,97],[33,102,172],[67,147,195],[146,197,222],[209,229,240],[247,247,247],
+  [253,219,199],[244,165,130],[214,96,77],[178,24,43],[103,0,31]];
+const MAP = Array.from({ length: 255 }, (_, i) => {
+  const at = (i / 254) * (STOPS.length - 1), lo = Math.min(Math.floor(at), STOPS.length - 2), f = at - lo;
+  return "rgb(" + STOPS[lo].map((c, j) => Math.round(c + f * (STOPS[lo + 1][j] - c))).join(",") + ")";
+});
+const colourOf = (kind) => COLOURS[kind] || "#999";
+
+function drawFilter(ctx, taps, offset, [ky, kx], x, y, px) {
+  for (let r = 0; r < ky; r++)
+    for (let c = 0; c < kx; c++) {
+      ctx.fillStyle = MAP[taps[offset + r * kx + c] + 127];
+      ctx.fillRect(x + c * px, y + r * px, px, px);
+    }
+}
+function canvasOf(width, height, label) {
+  const ratio = Math.max(1, Math.round(window.devicePixelRatio || 1));
+  const canvas = make("canvas", { width: width * ratio, height: height * ratio });
+  canvas.style.width = width + "px"; canvas.style.height = height + "px";
+  if (label) { canvas.setAttribute("role", "img"); canvas.setAttribute("aria-label", label); }
+  const ctx = canvas.getContext("2d");
+  ctx.scale(ratio, ratio);
+  return [canvas, ctx];
+}
+function single(taps, k, side, label, offset = 0) {
+  const px = Math.max(1, Math.floor(side / Math.max(...k)));
+  const [canvas, ctx] = canvasOf(px * k[1] + 2, px * k[0] + 2, label);
+  framed(ctx, taps, offset, k, 0, 0, px);
+  return canvas;
+}
+function framed(ctx, taps, offset, k, x, y, px) {
+  ctx.fillStyle = "#c4c8d0";
+  ctx.fillRect(x, y, px * k[1] + 2, px * k[0] + 2);
+  drawFilter(ctx, taps, offset, k, x + 1, y + 1, px);
+}
+
+// Unpack the layers; `owner` finds the layer of a filter by its number on the page.
+let total = 0;
+for (const layer of ATLAS.layers) {
+  layer.w = as(Int8Array, layer.w); layer.n = layer.w.length / (layer.k[0] * layer.k[1]);
+  for (const key of ["pattern", "classified", "far"]) layer[key] = bytes(layer[key]);
+  layer.channel = as(Uint16Array, layer.channel);
+  layer.norm = as(Float32Array, layer.norm); layer.mean = as(Float32Array, layer.mean);
+  layer.first = total; total += layer.n;
+  layer.patterns = layer.size < 0 ? [] : ATLAS.sizes[layer.size].patterns;
+}
+const owner = (i) => ATLAS.layers.find((layer) => i < layer.first + layer.n);
+
+// Gallery of patterns.
+function card(size, pattern) {
+  const k = size.k, box = make("article", { className: "card" });
+  box.style.setProperty("--kind", colourOf(pattern.kind));
+  box.append(make("h4", {}, pattern.label, make("span", { title: "share of all filters of this size" }, percent(pattern.share, 1))));
+  const named = pattern.name !== "unnamed";
+  const value = (x) => Number(x).toFixed(2);
+  const parameters = ", σ " + value(pattern.sigma) + (pattern.second == null ? "" : " and " + value(pattern.second));
+  box.append(make("div", { className: "pair" },
+    make("figure", {}, single(as(Int8Array, pattern.prototype), k, 84, "prototype of " + pattern.label), make("figcaption", {}, "prototype")),
+    make("figure", {}, single(as(Int8Array, pattern.form), k, 84, "idealised form"), make("figcaption", {}, named ? "idealised" : "nearest: too far")),
+    make("div", { className: "meta" }, make("b", {}, pattern.similarity.toFixed(2)), " similar", make("br"), pattern.filters.toLocaleString("en") + " filters", make("br"), "code " + pattern.code)),
+    make("div", { className: "meta" }, (named ? "" : "nearest: ") + pattern.formula + parameters));
+  const px = Math.max(2, Math.floor(27 / Math.max(...k))), step = [px * k[1] + 7, px * k[0] + 7], perRow = Math.max(1, Math.floor(250 / step[0]));
+  const [canvas, ctx] = canvasOf(Math.min(perRow, pattern.members.length) * step[0], Math.ceil(pattern.members.length / perRow) * step[1], "random members of " + pattern.label);
+  pattern.members.forEach((i, n) => {
+    const layer = owner(i);
+    framed(ctx, layer.w, (i - layer.first) * k[0] * k[1], k, (n % perRow) * step[0], Math.floor(n / perRow) * step[1], px);
+  });
+  if (pattern.members.length) { canvas.className = "members"; box.append(canvas); }
+  return box;
+}
+ATLAS.sizes.forEach((size, s) => {
+  const sorted = [...size.patterns].sort((a, b) => b.share - a.share);
+  const often = sorted.filter((p) => p.share >= 0.005), rare = sorted.filter((p) => p.share < 0.005);
+  $("gallery-" + s).append(...often.map((p) => card(size, p)));
+  if (rare.length) {
+    const more = make("details", {}, make("summary", {}, rare.length + " patterns with fewer than 0.5% of the filters each"));
+    more.addEventListener("toggle", () => more.children.length > 1 || more.append(make("div", { className: "gallery" }, ...rare.map((p) => card(size, p)))), { once: true });
+    $("gallery-" + s).after(more);
+  }
+  strip(size, $("strip-" + s));
+});
+
+// The code as a strip: decoded filters in order, how many filters use each, which pattern it is.
+function strip(size, box) {
+  const taps = as(Int8Array, size.strip), k = size.k, n = size.stripUsage.length;
+  const px = Math.max(2, Math.floor(30 / Math.max(...k))), step = px * k[1] + 6, bars = 64;
+  const perRow = Math.max(1, Math.min(n, Math.floor((box.clientWidth || 1180) / step))), rows = Math.ceil(n / perRow);
+  const high = bars + px * k[0] + 20, most = Math.max(...size.stripUsage);
+  const [canvas, ctx] = canvasOf(perRow * step, rows * high, "decoded filters along the one-dimensional code");
+  for (let i = 0; i < n; i++) {
+    const x = (i % perRow) * step, y = Math.floor(i / perRow) * high;
+    const pattern = size.patterns[size.stripPattern[i]], h = Math.round((bars - 14) * Math.sqrt(size.stripUsage[i] / most));
+    ctx.fillStyle = pattern ? colourOf(pattern.kind) : "#ddd";
+    ctx.fillRect(x, y + bars - 4 - h, step - 4, h);
+    framed(ctx, taps, i * k[0] * k[1], k, x, y + bars, px);
+    if (i % perRow === 0) { ctx.fillStyle = "#6b717d"; ctx.font = "11px system-ui"; ctx.fillText("code " + size.stripCode[i].toFixed(2), x, y + 10); }
+  }
+  box.replaceChildren(canvas);
+  hover(canvas, (mx, my) => {
+    const column = Math.floor(mx / step), i = Math.floor(my / high) * perRow + column;
+    if (column >= perRow || i >= n) return null;
+    const pattern = size.patterns[size.stripPattern[i]];
+    return [taps, i * k[0] * k[1], k, ["code " + size.stripCode[i].toFixed(3), pattern ? pattern.label : "used by no filter", size.stripUsage[i].toLocaleString("en") + " filters"]];
+  });
+}
+
+// One tip for everything that can be pointed at.
+function hover(canvas, find) {
+  const show = (event) => {
+    const box = canvas.getBoundingClientRect(), tip = $("tip");
+    const found = find(event.clientX - box.left, event.clientY - box.top);
+    if (!found) { tip.style.display = "none"; return; }
+    const [taps, offset, k, lines] = found;
+    tip.replaceChildren(single(taps, k, 98, "", offset), make("div", {}, ...lines.flatMap((line, i) => [i ? make("br") : "", i ? line : make("b", {}, line)])));
+    tip.style.display = "flex";
+    const w = tip.offsetWidth, h = tip.offsetHeight;
+    tip.style.left = Math.max(6, Math.min(event.clientX + 16, innerWidth - w - 8)) + "px";
+    tip.style.top = (event.clientY + 18 + h > innerHeight ? Math.max(6, event.clientY - h - 14) : event.clientY + 18) + "px";
+  };
+  canvas.addEventListener("pointermove", show);
+  canvas.addEventListener("pointerdown", show);
+  canvas.addEventListener("pointerleave", () => ($("tip").style.display = "none"));
+}
+
+// The browser of all filters: canvases drawn when they come into view.
+const chosen = { model: "", size: "", kind: "" };
+const eye = new IntersectionObserver((seen) => seen.forEach((entry) => entry.isIntersecting && paint(entry.target.layer, entry.target)), { rootMargin: "400px" });
+const geometry = (layer, width) => {
+  const px = Math.max(2, Math.floor(30 / Math.max(...layer.k))), cell = [px * layer.k[1] + 6, px * layer.k[0] + 6];
+  const columns = Math.max(1, Math.floor(width / cell[0]));
+  return { px, cell, columns, rows: Math.ceil(layer.n / columns) };
+};
+function paint(layer, box) {
+  const width = box.clientWidth, key = width + chosen.kind;
+  if (!width || box.painted === key) return;
+  box.painted = key;
+  const { px, cell, columns, rows } = geometry(layer, width);
+  const [canvas, ctx] = canvasOf(columns * cell[0], rows * cell[1], layer.n + " filters of " + layer.name);
+  for (let i = 0; i < layer.n; i++) {
+    const x = (i % columns) * cell[0], y = Math.floor(i / columns) * cell[1];
+    const pattern = layer.patterns[layer.pattern[i]], on = layer.classified[i] === 1;
+    ctx.globalAlpha = chosen.kind && !(chosen.kind === "not classified" ? !on : on && pattern && pattern.kind === chosen.kind) ? 0.13 : 1;
+    ctx.fillStyle = on && pattern ? colourOf(pattern.kind) : "#e6e6e6";
+    ctx.fillRect(x, y, cell[0] - 2, cell[1] - 2);
+    drawFilter(ctx, layer.w, i * layer.k[0] * layer.k[1], layer.k, x + 2, y + 2, px);
+  }
+  box.replaceChildren(canvas);
+  hover(canvas, (mx, my) => {
+    const column = Math.floor(mx / cell[0]), i = Math.floor(my / cell[1]) * columns + column;
+    if (column >= columns || i >= layer.n) return null;
+    const pattern = layer.patterns[layer.pattern[i]];
+    return [layer.w, i * layer.k[0] * layer.k[1], layer.k, [
+      pattern ? pattern.label + (layer.classified[i] ? "" : " (nearest; not classified)") : "no pattern",
+      pattern ? "dissimilarity " + (layer.far[i] / 100).toFixed(2) : "", layer.model, layer.name + ", channel " + layer.channel[i],
+      "norm " + layer.norm[i].toPrecision(3) + ", mean " + layer.mean[i].toPrecision(3)].filter(Boolean)];
+  });
+}
+function browse() {
+  const shown = ATLAS.layers.filter((l) => (!chosen.model || l.model === chosen.model) && (!chosen.size || l.k.join("×") === chosen.size));
+  let model = "";
+  $("browser").replaceChildren(...shown.flatMap((layer) => {
+    const box = make("div"); box.layer = layer;
+    box.style.minHeight = (() => { const g = geometry(layer, $("browser").clientWidth || 1000); return g.rows * g.cell[1] + "px"; })();
+    const facts = ` ${layer.n} filters of ${layer.k.join("×")}` + (layer.stride ? `, stride ${layer.stride.join("×")}` : "") + `, depth ${layer.depth.toFixed(2)}` +
+      (layer.coverage == null ? "" : `; classified ${percent(layer.coverage)} (taps shuffled: ${percent(layer.chance)})`);
+    const section = make("section", { className: "layer" }, make("h4", {}, layer.name, make("span", {}, facts)), box);
+    eye.observe(box);
+    if (layer.model === model) return [section];
+    model = layer.model;
+    return [make("h3", {}, model), section];
+  }));
+}
+function select(key, label, values) {
+  const box = make("select", { onchange: () => { chosen[key] = box.value; browse(); } }, make("option", { value: "" }, label), ...values.map((v) => make("option", { value: v }, v)));
+  box.setAttribute("aria-label", label);
+  return values.length > 1 ? [box] : [];
+}
+const chips = [...Object.keys(COLOURS), "not classified"].map((kind) => {
+  const chip = make("button", { type: "button", onclick: () => {
+    chosen.kind = chosen.kind === kind ? "" : kind;
+    chips.forEach((c) => c.setAttribute("aria-pressed", String(c.kind === chosen.kind)));
+    document.querySelectorAll("#browser .layer > div").forEach((box) => { const r = box.getBoundingClientRect(); if (r.top < innerHeight + 400 && r.bottom > -400) paint(box.layer, box); else eye.unobserve(box), eye.observe(box); });
+  } }, make("i"), kind);
+  chip.firstChild.style.background = COLOURS[kind] || "#e6e6e6"; chip.kind = kind; chip.setAttribute("aria-pressed", "false");
+  return chip;
+});
+$("controls").append(...select("model", "all models", [...new Set(ATLAS.layers.map((l) => l.model))]), ...select("size", "all kernel sizes", [...new Set(ATLAS.layers.map((l) => l.k.join("×")))]), ...chips);
+browse();
+let timer;
+addEventListener("resize", () => { clearTimeout(timer); timer = setTimeout(() => { ATLAS.sizes.forEach((size, s) => strip(size, $("strip-" + s))); browse(); }, 200); });
+addEventListener("beforeprint", () => document.querySelectorAll("#browser .layer > div").forEach((box) => paint(box.layer, box)));

@@ -1,0 +1,161 @@
+"""The atlas as one self-contained HTML page."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from keyfilters.clusters import Atlas, SizeAtlas
+from keyfilters.report import figures
+from keyfilters.report.payload import build_payload
+
+__all__ = ["render_report", "write_report"]
+
+MOST_MODELS = 8  # drawn in one chart; the rest is in the table
+
+
+def write_report(atlas: Atlas, path: str | os.PathLike[str]) -> Path:
+    """Write the page of a fitted atlas: one file that opens from disk without a network.
+
+    Args:
+        atlas: a fitted atlas.
+        path: where to; the folder is made if need be.
+
+    Returns:
+        The path written.
+    """
+    path = Path(path)
+    html = render_report(atlas)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(html, encoding="utf-8")
+    return path
+
+
+def render_report(atlas: Atlas) -> str:
+    """Return the page as HTML text."""
+    payload = build_payload(atlas)
+    environment = Environment(
+        loader=PackageLoader("keyfilters.report", "assets"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["percent"] = lambda x, digits=0: "–" if pd.isna(x) else f"{x:.{digits}%}"
+    environment.filters["number"] = lambda x: f"{x:,}"
+    models = atlas.bank_.models
+    return environment.get_template("page.html.j2").render(
+        title=models[0] if len(models) == 1 else f"{len(models)} models",
+        summary=atlas.summary_,
+        bank=atlas.bank_,
+        headline=_headline(atlas),
+        sizes=[_size_context(atlas, atlas.sizes_[size]) for size in _largest_first(atlas)],
+        kinds=figures.KIND_COLOURS,
+        layers=_layer_table(atlas),
+        skipped=_grouped(atlas.bank_.skipped),
+        unusable=_flaw_table(atlas),
+        shown=payload["shown"],
+        css=_asset("page.css"),
+        js=_asset("page.js"),
+        # Inside <script> only "</" and "<!--" could end or open something.
+        data=json.dumps(payload, ensure_ascii=False, allow_nan=False).replace("<", "\\u003c"),
+        colours=json.dumps(figures.KIND_COLOURS),
+    )
+
+
+def _largest_first(atlas: Atlas) -> list[tuple[int, int]]:
+    """Kernel sizes in the order of the page: the larger the window, the more a shape can say."""
+    return sorted(atlas.sizes_, key=lambda size: -size[0] * size[1])
+
+
+def _asset(name: str) -> str:
+    return resources.files("keyfilters.report").joinpath("assets", name).read_text("utf-8")
+
+
+def _headline(atlas: Atlas) -> list[dict[str, str]]:
+    """One tile a kernel size: what is classified, and beside it what chance gives."""
+    coverage = atlas.coverage_[atlas.coverage_["level"] == "bank"].set_index("size", drop=False)
+    tiles = []
+    for size in _largest_first(atlas):
+        row = coverage.loc[f"{size[0]}×{size[1]}"]
+        evidence = atlas.sizes_[size].evidence.coverage.set_index("method")
+        refit = evidence.loc["autoencoder 1-D", "gaussian refit"]
+        tiles.append(
+            {
+                "size": row["size"],
+                "classified": f"{row.coverage:.0%}",
+                "chance": f"{refit:.0%}",
+                "filters": f"{row.filters:,}",
+            }
+        )
+    return tiles
+
+
+def _size_context(atlas: Atlas, size: SizeAtlas) -> dict[str, Any]:
+    models = list(atlas.table_.iloc[size.rows]["model"].value_counts().index)
+    ordered = [model for model in atlas.bank_.models if model in models[:MOST_MODELS]]
+    patterns = size.patterns.table
+    by_name = patterns.groupby(["name", "kind"], sort=False)["share"].sum().reset_index()
+    return {
+        "label": f"{size.size[0]}×{size.size[1]}",
+        "threshold": size.threshold,
+        "count": len(size.rows),
+        "patterns": len(patterns),
+        "names": by_name.sort_values("share", ascending=False).head(6).to_dict("records"),
+        "chance": size.chance,
+        "squares": size.squares["words"],
+        "agreement": size.agreement,
+        "seeds": atlas.config.seeds,
+        "distinct": size.autoencoder.distinct_prototypes,
+        "name_bar": atlas.summary_["sizes"][f"{size.size[0]}×{size.size[1]}"][
+            "similarity_of_chance_names"
+        ],
+        "coverage": size.evidence.coverage.to_dict("records"),
+        "models_left_out": len(models) - len(ordered),
+        "coverage_bars": figures.coverage_bars(size),
+        "rate_curve": figures.rate_curve(size),
+        "sweep": figures.sweep(size),
+        "depth_profile": figures.depth_profile(atlas, size.size, ordered),
+        "layer_coverage": figures.layer_coverage(atlas, size.size, ordered),
+    }
+
+
+def _layer_table(atlas: Atlas) -> list[dict[str, Any]]:
+    """What was read, one row a layer, with its notes."""
+    return [
+        {
+            "model": layer.model,
+            "name": layer.name,
+            "filters": len(layer.weight),
+            "size": f"{layer.size[0]}×{layer.size[1]}",
+            "stride": "×".join(map(str, layer.stride)) if layer.stride else "not stored",
+            "note": layer.note,
+        }
+        for layer in atlas.bank_.layers
+    ]
+
+
+def _grouped(skipped: list[tuple[str, str]]) -> list[dict[str, Any]]:
+    """What was not taken, grouped by reason, the most frequent first."""
+    counts = Counter(reason for _, reason in skipped)
+    return [
+        {"reason": reason, "names": [name for name, other in skipped if other == reason]}
+        for reason, _ in counts.most_common()
+    ]
+
+
+def _flaw_table(atlas: Atlas) -> list[dict[str, Any]]:
+    """Filters without a shape, grouped by layer and flaw."""
+    flawed = atlas.table_[atlas.table_["flaw"] != ""]
+    groups = flawed.groupby(["model", "layer", "flaw"], sort=False)["channel"]
+    return [
+        {"model": model, "layer": layer, "flaw": flaw, "channels": channels.tolist()}
+        for (model, layer, flaw), channels in groups
+    ]

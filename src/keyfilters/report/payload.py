@@ -1,0 +1,165 @@
+"""What the page's script needs, packed small: filters as bytes, everything else as JSON."""
+
+from __future__ import annotations
+
+import base64
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from keyfilters.clusters import Atlas, SizeAtlas
+from keyfilters.receptive_fields import build_dictionary
+
+__all__ = ["build_payload"]
+
+MEMBERS = 12  # random members shown with every pattern
+STRIP = 96  # decoded filters drawn along the 1-D code
+NO_PATTERN = 255
+
+
+def build_payload(atlas: Atlas, *, budget: int = 1_400_000, seed: int = 0) -> dict[str, Any]:
+    """Pack an atlas for the page.
+
+    Args:
+        atlas: a fitted atlas.
+        budget: number of taps that the page can hold; beyond it the layers are thinned out evenly.
+        seed: of the random members.
+
+    Returns:
+        JSON-ready data: ``sizes``, ``layers``, ``shown`` and ``total`` (numbers of filters). Arrays
+        of bytes are base64; a filter is drawn centred and scaled by its largest tap, as int8.
+    """
+    table = atlas.table_
+    # The page shows the largest windows first.
+    sizes = dict(sorted(atlas.sizes_.items(), key=lambda item: -item[0][0] * item[0][1]))
+    weights = [layer.weight for layer in atlas.bank_.layers]
+    taps = sum(w.size for w in weights)
+    keep = min(1.0, budget / taps)
+    layers, shown = [], 0
+    start = 0
+    position = np.full(len(table), -1)  # of every filter in the page's list, -1 if not on the page
+    for layer in atlas.bank_.layers:
+        count = len(layer.weight)
+        chosen = _thin(count, keep)
+        rows = table.iloc[start + chosen]
+        position[start + chosen] = shown + np.arange(len(chosen))
+        layers.append(_pack_layer(atlas, list(sizes), layer.weight[chosen], rows, layer.stride))
+        shown += len(chosen)
+        start += count
+    generator = np.random.default_rng(seed)
+    return {
+        "sizes": [_pack_size(a, position, generator) for a in sizes.values()],
+        "layers": layers,
+        "shown": shown,
+        "total": len(table),
+    }
+
+
+def _thin(count: int, keep: float) -> NDArray[np.int64]:
+    """Channels of a layer that are on the page: all, or evenly spaced ones."""
+    wanted = count if keep >= 1 else max(8, int(count * keep))
+    return np.unique(np.linspace(0, count - 1, min(count, wanted)).round().astype(np.int64))
+
+
+def _pack_layer(
+    atlas: Atlas,
+    sizes: list[tuple[int, int]],
+    weight: NDArray[np.float32],
+    rows: pd.DataFrame,
+    stride: tuple[int, int] | None,
+) -> dict[str, Any]:
+    first = rows.iloc[0]
+    size = (int(first["k_y"]), int(first["k_x"]))
+    pattern = np.full(len(rows), NO_PATTERN)
+    if size in atlas.sizes_:
+        labels = atlas.sizes_[size].patterns.table["pattern"].tolist()
+        number = {label: min(i, NO_PATTERN - 1) for i, label in enumerate(labels)}
+        pattern = np.array([number.get(label, NO_PATTERN) for label in rows["pattern"]])
+    coverage = atlas.coverage_
+    own = coverage[
+        (coverage["level"] == "layer")
+        & (coverage["model"] == first["model"])
+        & (coverage["layer"] == first["layer"])
+    ]
+    far = rows["dissimilarity"].fillna(2.0).to_numpy()
+    return {
+        "model": first["model"],
+        "name": first["layer"],
+        "depth": round(float(first["depth"]), 4),
+        "k": size,
+        "size": sizes.index(size) if size in sizes else -1,
+        "stride": stride,
+        "coverage": _round(own["coverage"].iloc[0]) if len(own) else None,
+        "chance": _round(own["tap-permuted"].iloc[0]) if len(own) else None,
+        "w": _bytes(_quantise(weight)),
+        "pattern": _bytes(pattern.astype(np.uint8)),
+        "classified": _bytes(rows["classified"].to_numpy(dtype=np.uint8)),
+        "far": _bytes(np.clip(far * 100, 0, 255).round().astype(np.uint8)),
+        "channel": _bytes(rows["channel"].to_numpy(dtype="<u2")),
+        "norm": _bytes(rows["norm"].to_numpy(dtype="<f4")),
+        "mean": _bytes(rows["mean"].to_numpy(dtype="<f4")),
+    }
+
+
+def _pack_size(
+    atlas: SizeAtlas, position: NDArray[np.int64], generator: np.random.Generator
+) -> dict[str, Any]:
+    patterns = atlas.patterns
+    atoms = build_dictionary(atlas.size).atoms
+    classified = patterns.dissimilarity < atlas.threshold
+    cards = []
+    for i, row in enumerate(patterns.table.itertuples()):
+        members = position[atlas.rows[(patterns.index == i) & classified]]
+        members = members[members >= 0]
+        if len(members) > MEMBERS:
+            members = np.sort(generator.choice(members, MEMBERS, replace=False))
+        cards.append(
+            {
+                "label": row.pattern,
+                "name": row.name,
+                "kind": row.kind,
+                "formula": row.formula,
+                "sigma": _round(row.sigma),
+                "second": _round(row.second),
+                "similarity": _round(row.similarity),
+                "share": _round(row.share, 5),
+                "filters": int(row.filters),
+                "code": _round(row.code),
+                "prototype": _bytes(_quantise(patterns.prototypes[i : i + 1])),
+                "form": _bytes(_quantise(row.sign * atoms[row.atom][None])),
+                "members": members.tolist(),
+            }
+        )
+    auto = atlas.autoencoder
+    drawn = np.linspace(0, len(auto.decoded_) - 1, STRIP).round().astype(int)
+    bins = np.searchsorted((drawn[1:] + drawn[:-1]) / 2, patterns.code * len(auto.decoded_))
+    usage = np.bincount(bins, minlength=len(drawn))
+    at = [np.bincount(patterns.index[bins == i]).argmax() if n else -1 for i, n in enumerate(usage)]
+    return {
+        "k": atlas.size,
+        "threshold": atlas.threshold,
+        "patterns": cards,
+        "strip": _bytes(_quantise(auto.decoded_[drawn])),
+        "stripCode": [_round(c) for c in auto.codes_[drawn, 0]],
+        "stripUsage": usage.tolist(),
+        "stripPattern": [int(i) for i in at],
+    }
+
+
+def _quantise(filters: NDArray[np.float32]) -> NDArray[np.int8]:
+    """Centre every filter and scale its largest tap to 127; NaN and dead filters become 0."""
+    flat = filters.reshape(len(filters), -1).astype(np.float64)
+    flat = np.where(np.isfinite(flat).all(axis=1, keepdims=True), flat, 0.0)
+    flat = flat - flat.mean(axis=1, keepdims=True)
+    largest = np.abs(flat).max(axis=1, keepdims=True)
+    return (127 * flat / np.where(largest > 1e-12, largest, np.inf)).round().astype(np.int8)
+
+
+def _bytes(array: NDArray[Any]) -> str:
+    return base64.b64encode(np.ascontiguousarray(array).tobytes()).decode("ascii")
+
+
+def _round(value: float, digits: int = 3) -> float | None:
+    return None if not np.isfinite(value) else round(float(value), digits)
