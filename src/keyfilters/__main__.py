@@ -1,0 +1,5 @@
+"""``python -m keyfilters``: the command line."""
+
+from keyfilters.cli import main
+
+main()

