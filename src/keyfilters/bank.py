@@ -120,10 +120,13 @@ class FilterBank:
         return sum(len(layer.weight) for layer in self.layers)
 
     def __repr__(self) -> str:
+        def count(number: int, noun: str) -> str:
+            return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
         sizes = ", ".join(f"{y}×{x}: {n:,}" for (y, x), n in self.sizes.items())
         return (
-            f"FilterBank({len(self):,} filters in {len(self.layers)} layers of "
-            f"{len(self.models)} model(s); {sizes or 'empty'})"
+            f"FilterBank({count(len(self), 'filter')} in {count(len(self.layers), 'layer')} of "
+            f"{count(len(self.models), 'model')}; {sizes or 'empty'})"
         )
 
     def __add__(self, other: FilterBank) -> FilterBank:

@@ -57,7 +57,7 @@ def test_read_lists_layers_and_writes_a_bank(
     capsys: pytest.CaptureFixture[str], model_file: Path, tmp_path: Path
 ) -> None:
     code, text, _ = run(capsys, "read", str(model_file), "--out", str(tmp_path / "out"))
-    assert code == 0 and "96 filters in 1 layers" in text
+    assert code == 0 and "96 filters in 1 layer " in text
     assert "skipped: 1 × pointwise (1×1) convolution" in text
     assert "could also be a convolution of a one-channel image" in text
     bank = kf.FilterBank.load(tmp_path / "out" / "bank.safetensors")
@@ -105,6 +105,18 @@ def test_bad_input_is_one_sentence_and_nothing_is_written(
     assert error.startswith("keyfilters: ") and message in error
     assert error.count("\n") == 1 and "Traceback" not in error
     assert not out.exists()
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors", ".onnx", ".tflite"])
+def test_corrupt_files_of_every_format(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, suffix: str
+) -> None:
+    broken = tmp_path / f"broken{suffix}"
+    broken.write_bytes(np.random.default_rng(0).bytes(500))
+    for verb in ("atlas", "read"):
+        code, _, error = run(capsys, verb, str(broken), "--out", str(tmp_path / "out"))
+        assert code == 2 and "is not a readable" in error and error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_failure_while_writing_leaves_nothing_behind(

@@ -36,7 +36,7 @@ def test_noise_is_not_above_its_nulls_and_the_words_say_so() -> None:
     for method in ("autoencoder 1-D", "k-means 32", "idealised filters"):
         row = coverage.loc[method]
         assert abs(row["coverage"] - row["gaussian refit"]) < 0.08
-    assert "coverage says little by itself" in words
+    assert "no more than chance gives" in words
 
 
 def test_few_filters_can_be_covered_by_chance_which_the_refitted_null_shows() -> None:

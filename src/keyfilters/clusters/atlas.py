@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from keyfilters.bank import FilterBank
 from keyfilters.clusters.agreement import pattern_agreement
 from keyfilters.clusters.autoencoder import CodeAutoencoder
-from keyfilters.clusters.evidence import Evidence, chance_in_words, gather_evidence
+from keyfilters.clusters.config import AtlasConfig
+from keyfilters.clusters.evidence import STEPS, Evidence, chance_in_words, gather_evidence
 from keyfilters.clusters.naming import chance_similarity
 from keyfilters.clusters.nulls import NULLS, null_filters
 from keyfilters.clusters.patterns import Patterns, find_patterns
@@ -27,47 +28,9 @@ from keyfilters.clusters.squares import square_report
 from keyfilters.errors import KeyFiltersError, NoFiltersError
 from keyfilters.scalespace import centred_unit
 
-__all__ = ["Atlas", "AtlasConfig", "SizeAtlas"]
+__all__ = ["Atlas", "SizeAtlas"]
 
 Progress = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class AtlasConfig:
-    """Settings of an atlas, echoed into its summary.
-
-    Attributes:
-        seed: of everything random; the seeds used are seed, seed + 1, ...
-        seeds: number of seeds over which spreads and agreements are taken.
-        threshold: dissimilarity below which a filter counts as classified; None for the values of
-            babaiee2024unveiling, 0.3 for windows of 49 taps and more and 0.2 for smaller ones.
-        counts: numbers of prototypes of the rate–distortion curve.
-        fewest: kernel sizes with fewer usable filters are listed but not clustered.
-        sample: at most so many filters of a size are used for fitting; all of them are assigned.
-        device: where the autoencoders are trained.
-    """
-
-    seed: int = 0
-    seeds: int = 3
-    threshold: float | None = None
-    counts: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128)
-    fewest: int = 64
-    sample: int = 30_000
-    device: str = "cpu"
-
-    def __post_init__(self) -> None:
-        if self.threshold is not None and not 0 < self.threshold < 1:
-            raise KeyFiltersError(f"threshold must lie between 0 and 1, got {self.threshold:g}")
-        if self.seeds < 1 or self.seed < 0:
-            raise KeyFiltersError(
-                f"seeds must be at least 1 and seed at least 0, got {self.seeds} and {self.seed}"
-            )
-
-    def threshold_of(self, size: tuple[int, int]) -> float:
-        """Threshold that applies to a kernel size ``(k_y, k_x)``."""
-        if self.threshold is not None:
-            return self.threshold
-        return 0.3 if size[0] * size[1] >= 49 else 0.2
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,7 +125,7 @@ class Atlas:
 
     def steps(self, bank: FilterBank) -> int:
         """Number of times that `fit` will call its progress function for a bank, at most."""
-        return 19 * len(bank.sizes)
+        return (self.config.seeds + STEPS + 2) * len(bank.sizes)
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write ``filters.parquet``, ``summary.json`` and ``bank.safetensors`` into a folder."""

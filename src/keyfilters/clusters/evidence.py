@@ -20,7 +20,7 @@ from keyfilters.clusters.nulls import NULLS, null_filters
 from keyfilters.clusters.prototypes import PrototypeSet, kmeans_prototypes
 from keyfilters.receptive_fields import build_dictionary
 
-__all__ = ["Evidence", "chance_in_words", "gather_evidence"]
+__all__ = ["STEPS", "Evidence", "chance_in_words", "gather_evidence"]
 
 THRESHOLDS = tuple(round(0.05 * i, 2) for i in range(1, 13))
 KMEANS = (8, 16, 32, 64)
@@ -135,6 +135,10 @@ def _methods(device: str) -> dict[str, Callable[[Array, int], Fitted]]:
     }
 
 
+# How often `gather_evidence` calls its progress function.
+STEPS = 2 * len(_methods("cpu")) + 2
+
+
 def _rate_distortion(
     unit: Array,
     nulls: dict[str, Array],
@@ -208,6 +212,8 @@ def chance_in_words(coverage: pd.DataFrame, size: tuple[int, int], threshold: fl
         f"of random {kernel} filters they cover {auto['gaussian refit']:.0%} (the code refitted to "
         f"them) and {ideal['gaussian']:.0%}"
     )
+    if auto["coverage"] - auto["gaussian refit"] < 0.02 > ideal["coverage"] - ideal["gaussian"]:
+        return f"{start}; {chance}: no more than chance gives."
     if worst < 0.02:
         return (
             f"{start}; {chance}, so chance explains next to nothing of it. Of filters whose taps "

@@ -1,8 +1,8 @@
 """Are squares only centres that lie between the taps?
 
 babaiee2024unveiling names on- and off-squares among its patterns. A plateau of 2×2 taps is also
-what a centre looks like whose middle lies half a tap off the grid along both axes, as uneven
-padding makes it. This module lets the two explanations compete for every filter.
+what a centre looks like whose middle lies half a tap off the grid along both axes, as layers that
+subsample need it. This module lets the two explanations compete for every filter.
 """
 
 from __future__ import annotations
@@ -14,9 +14,43 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from keyfilters.clusters.prototypes import nearest_prototype
 from keyfilters.receptive_fields import FAMILIES, build_dictionary
 
-__all__ = ["square_report"]
+__all__ = ["nearest_centre", "square_report"]
+
+ON_GRID, SQUARE = "on the grid", "square"
+
+
+def nearest_centre(
+    unit: NDArray[np.float32], size: tuple[int, int]
+) -> tuple[NDArray[np.object_], NDArray[np.float32]]:
+    """Compare filters with all centres, on and off the grid, and with squares on the grid.
+
+    Args:
+        unit: ``(n, taps)`` centred unit filters.
+        size: window ``(k_y, k_x)``.
+
+    Returns:
+        The nearest form of every filter, ``(n,)`` strings: ``"on the grid"``, ``"square"``, or how
+        the centre is moved, such as ``"−x½+y½"``; and the dissimilarity to it, ``(n,)``.
+    """
+    dictionary = build_dictionary(size)
+    parameters = dictionary.parameters
+    isotropic = np.isnan(parameters[:, 1]) | (parameters[:, 0] == parameters[:, 1])
+    forms = np.full(len(parameters), "", dtype=object)
+    for i, number in enumerate(dictionary.family):
+        name = FAMILIES[number].name
+        if name.startswith("shifted"):
+            forms[i] = name.split()[-1]
+        elif name == "square":
+            forms[i] = SQUARE
+        elif name in ("laplacian", "sharpen") or (name == "x:0 y:0" and isotropic[i]):
+            forms[i] = ON_GRID
+    chosen = forms != ""
+    atoms = dictionary.atoms.reshape(len(forms), -1)[chosen]
+    index, dissimilarity = nearest_prototype(unit, atoms, either_sign=True)
+    return forms[chosen][index], dissimilarity
 
 
 def square_report(
@@ -46,40 +80,27 @@ def square_report(
             "off the grid."
         )
         return {"square_like": None, "words": words}
-    dictionary = build_dictionary(size)
-    names = np.array([FAMILIES[i].name for i in dictionary.family])
-    parameters = dictionary.parameters
-    isotropic = np.isnan(parameters[:, 1]) | (parameters[:, 0] == parameters[:, 1])
-    on_grid = (names == "x:0 y:0") & isotropic | np.isin(names, ["laplacian", "sharpen"])
-    moved = np.array([name.startswith("shifted") for name in names])
-    corner = np.array([name.startswith("shifted") and name.count("½") == 2 for name in names])
-    square = names == "square"
-    blob = on_grid | moved | square
-    atoms = dictionary.atoms.reshape(len(names), -1)[blob]
-    similarity = np.abs(unit @ atoms.T)
-    best = similarity.argmax(axis=1)
-    close = similarity.max(axis=1) > 1 - threshold
-    is_corner, is_square = close & corner[blob][best], close & square[blob][best]
-    count = int((is_corner | is_square).sum())
+    form, dissimilarity = nearest_centre(unit, size)
+    corner = np.array([name.count("½") == 2 for name in form], dtype=bool)
+    square_like = (corner | (form == SQUARE)) & (dissimilarity < threshold)
+    count = int(square_like.sum())
     if count == 0:
-        words = "No filter looks like a square."
-        return {"square_like": 0, "words": words}
-    directions = Counter(name.split()[-1] for name in names[blob][best][is_corner])
-    direction, most = directions.most_common(1)[0] if directions else ("", 0)
-    found = table[is_corner | is_square]
+        return {"square_like": 0, "words": "No filter looks like a square."}
+    moved = form[square_like & corner]
+    direction, most = Counter(moved).most_common(1)[0] if len(moved) else ("", 0)
+    found = table[square_like]
     layers = found.groupby(["model", "layer"]).size().sort_values(ascending=False)
-    off_grid = float(is_corner.sum()) / count
     words = (
-        f"{count:,} filters ({count / len(unit):.1%}) look like squares; {off_grid:.0%} of them "
-        "are explained better by a centre that lies half a tap off the grid along both axes"
+        f"{count:,} filters ({count / len(unit):.1%}) look like squares; {len(moved) / count:.0%} "
+        "of them are explained better by a centre that lies half a tap off the grid along both axes"
     )
-    if directions:
+    if direction:
         words += (
-            f", and {most / is_corner.sum():.0%} of those are moved in the same direction "
+            f", and {most / len(moved):.0%} of those are moved in the same direction "
             f"({direction}; by chance it would be about 25%)"
         )
     strided = None
-    if table["stride"].notna().all():
+    if table["stride"].notna().all() and (table["stride"] > 1).any():
         strided = (float((found["stride"] > 1).mean()), float((table["stride"] > 1).mean()))
         words += (
             f". {strided[0]:.0%} of the square-like filters are in layers that subsample, which "
@@ -88,9 +109,9 @@ def square_report(
     words += f". The layers that hold most of them: {_layers_in_words(layers.head(4), count)}."
     return {
         "square_like": count,
-        "off_grid": off_grid,
+        "off_grid": len(moved) / count,
         "direction": direction,
-        "one_direction": most / max(1, int(is_corner.sum())),
+        "one_direction": most / max(1, len(moved)),
         "layers": {" / ".join(map(str, key)): int(n) for key, n in layers.head(8).items()},
         "strided": strided,
         "words": words,

@@ -131,7 +131,7 @@ def sweep(atlas: SizeAtlas) -> str:
     axes.plot([], [], "--", color=MUTED, label="the same on Gaussian filters")
     axes.plot([], [], ":", color=MUTED, label="the same on shuffled taps")
     axes.axvline(atlas.threshold, color=INK, linewidth=0.8)
-    axes.text(atlas.threshold + 0.006, 1.0, "threshold", fontsize=9, va="top")
+    axes.text(atlas.threshold, 1.03, "threshold", fontsize=9, ha="center", va="bottom")
     axes.set_ylim(0, 1.02)
     _percent(axes, "y")
     axes.set_xlabel("threshold on the dissimilarity (1 − cosine)")

@@ -67,7 +67,7 @@ def read(
 
     >>> from torch import nn
     >>> read(nn.Conv2d(8, 8, 5, groups=8), {"dw.weight": nn.Conv2d(4, 4, 7, groups=4).weight})
-    FilterBank(12 filters in 2 layers of 2 model(s); 5×5: 8, 7×7: 4)
+    FilterBank(12 filters in 2 layers of 2 models; 5×5: 8, 7×7: 4)
     """
     if not sources:
         raise SourceError("nothing to read; name at least one source, such as timm:convnext_tiny")
