@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from keyfilters.clusters.prototypes import PrototypeSet, kmeans_prototypes
+from keyfilters.clusters.threads import one_thread
 
 __all__ = ["CodeAutoencoder", "FeedForwardAutoencoder"]
 
@@ -101,6 +102,7 @@ class CodeAutoencoder:
         self.steps = steps
         self.device = device
 
+    @one_thread()
     def fit(self, unit: NDArray[np.float32]) -> CodeAutoencoder:
         """Train on ``(n, taps)`` centred unit filters."""
         centres = kmeans_prototypes(unit, self.space.start, self.seed)
@@ -162,6 +164,7 @@ class FeedForwardAutoencoder:
         self.seed = seed
         self.epochs = epochs
 
+    @one_thread()
     def fit(self, unit: NDArray[np.float32]) -> FeedForwardAutoencoder:
         """Train on ``(n, taps)`` centred unit filters."""
         taps = unit.shape[1]

@@ -9,11 +9,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from keyfilters.clusters.threads import one_thread
 from keyfilters.scalespace import centred_unit
 
 __all__ = ["PrototypeSet", "kmeans_prototypes", "nearest_prototype"]
 
 
+@one_thread()
 def kmeans_prototypes(
     unit: NDArray[np.float32], count: int, seed: int, *, restarts: int = 2
 ) -> NDArray[np.float32]:
