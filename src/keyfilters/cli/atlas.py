@@ -74,7 +74,9 @@ def atlas(
 def _table(fitted: Atlas) -> Table:
     from rich.table import Table
 
-    table = Table(title=f"{len(fitted.bank_):,} filters of {', '.join(fitted.bank_.models[:4])}")
+    models = fitted.bank_.models
+    names = ", ".join(models[:3]) + (f" and {len(models) - 3} more" if len(models) > 3 else "")
+    table = Table(title=f"{len(fitted.bank_):,} filters of {names}")
     table.add_column("kernel")
     for column in ("filters", "usable", "patterns", "classified", "taps shuffled", "Gaussian"):
         table.add_column(column, justify="right")
