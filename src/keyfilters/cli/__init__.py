@@ -7,6 +7,7 @@ import sys
 import typer
 
 from keyfilters.cli.atlas import atlas
+from keyfilters.cli.fit import fit
 from keyfilters.cli.read import read
 from keyfilters.cli.sources import sources
 from keyfilters.errors import KeyFiltersError
@@ -20,7 +21,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for verb in (atlas, read, sources):
+for verb in (atlas, fit, read, sources):
     app.command()(verb)
 
 

@@ -2,7 +2,22 @@
 
 from keyfilters.scalespace.differences import difference
 from keyfilters.scalespace.gaussian import discrete_gaussian
-from keyfilters.scalespace.moments import spread
+from keyfilters.scalespace.moments import (
+    dc_offset,
+    half_grid_offset,
+    monomial_response,
+    separability_index,
+    spread,
+)
 from keyfilters.scalespace.unit import centred_unit
 
-__all__ = ["centred_unit", "difference", "discrete_gaussian", "spread"]
+__all__ = [
+    "centred_unit",
+    "dc_offset",
+    "difference",
+    "discrete_gaussian",
+    "half_grid_offset",
+    "monomial_response",
+    "separability_index",
+    "spread",
+]
