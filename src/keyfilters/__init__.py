@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from keyfilters.bank import Layer as Layer
     from keyfilters.clusters import Atlas as Atlas
     from keyfilters.errors import KeyFiltersError as KeyFiltersError
+    from keyfilters.receptive_fields import fit_idealized as fit_idealized
+    from keyfilters.receptive_fields import match as match
     from keyfilters.report import write_report as write_report
     from keyfilters.sources import read as read
 
@@ -27,6 +29,8 @@ _PUBLIC = {
     "FilterBank": "keyfilters.bank",
     "KeyFiltersError": "keyfilters.errors",
     "Layer": "keyfilters.bank",
+    "fit_idealized": "keyfilters.receptive_fields",
+    "match": "keyfilters.receptive_fields",
     "read": "keyfilters.sources",
     "scalespace": "",
     "write_report": "keyfilters.report",

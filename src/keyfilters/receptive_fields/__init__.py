@@ -2,5 +2,33 @@
 
 from keyfilters.receptive_fields.dictionary import Dictionary, build_dictionary
 from keyfilters.receptive_fields.families import FAMILIES, KINDS, Family
+from keyfilters.receptive_fields.filter_files import read_filters
+from keyfilters.receptive_fields.fitting import METHODS, Fit, fit_idealized
+from keyfilters.receptive_fields.matching import match
+from keyfilters.receptive_fields.operators import OPERATORS, Operator, operator
+from keyfilters.receptive_fields.published import (
+    PUBLISHED,
+    PUBLISHED_OPERATORS,
+    published_filters,
+    published_parameters,
+)
 
-__all__ = ["FAMILIES", "KINDS", "Dictionary", "Family", "build_dictionary"]
+__all__ = [
+    "FAMILIES",
+    "KINDS",
+    "METHODS",
+    "OPERATORS",
+    "PUBLISHED",
+    "PUBLISHED_OPERATORS",
+    "Dictionary",
+    "Family",
+    "Fit",
+    "Operator",
+    "build_dictionary",
+    "fit_idealized",
+    "match",
+    "operator",
+    "published_filters",
+    "published_parameters",
+    "read_filters",
+]

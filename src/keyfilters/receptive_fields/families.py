@@ -16,12 +16,15 @@ from keyfilters.receptive_fields.rendering import (
     Render,
     combination,
     cross,
+    difference_of_gaussians,
+    oriented_edge,
+    oriented_second,
     separable,
     sharpening,
     shifted_laplacian,
 )
 
-__all__ = ["FAMILIES", "KINDS", "Family", "family"]
+__all__ = ["FAMILIES", "FREE", "KINDS", "Family", "family"]
 
 KINDS = (
     "centre",
@@ -46,8 +49,8 @@ class Family:
         formula: what is rendered.
         render: ``(first, second, size) -> (n, k_y, k_x)``, with two ``(n,)`` tensors of parameters,
             of which the first is a scale σ in taps.
-        second: meaning of the second parameter: ``"sigma_y"``, ``"alpha"``, ``"sigma_long"``, or
-            ``""`` where σ alone decides.
+        second: meaning of the second parameter: ``"sigma_y"``, ``"alpha"``, ``"sigma_long"``,
+            ``"sigma_surround"``, ``"angle"``, or ``""`` where σ alone decides.
         rank: simplicity; among forms that fit equally well the lowest rank gives the name.
         smallest: least number of taps along the shorter side in which the form can be seen.
     """
@@ -225,6 +228,42 @@ FAMILIES: tuple[Family, ...] = (
 )
 
 
+# Families with a free angle or a second scale: for matching single filters, not for naming
+# patterns, since they contain simpler ones.
+FREE: tuple[Family, ...] = (
+    Family(
+        name="oriented edge",
+        kind="edge",
+        positive="oriented edge",
+        negative="oriented edge",
+        formula="(cos φ δx + sin φ δy) T(σ)",
+        render=oriented_edge,
+        second="angle",
+        rank=3,
+    ),
+    Family(
+        name="oriented second derivative",
+        kind="second derivative",
+        positive="oriented second derivative (off)",
+        negative="oriented second derivative (on)",
+        formula="(cos² φ δxx + 2 cos φ sin φ δxδy + sin² φ δyy) T(σ)",
+        render=oriented_second,
+        second="angle",
+        rank=3,
+    ),
+    Family(
+        name="difference of Gaussians",
+        kind="centre",
+        positive="on-centre",
+        negative="off-centre",
+        formula="T(σ) − T(σ_surround)",
+        render=difference_of_gaussians,
+        second="sigma_surround",
+        rank=3,
+    ),
+)
+
+
 def family(name: str) -> Family:
     """Return a family by its name.
 
@@ -234,8 +273,8 @@ def family(name: str) -> Family:
     >>> family("x:d y:0").formula
     'δx T(σx, σy)'
     """
-    for candidate in FAMILIES:
+    for candidate in (*FAMILIES, *FREE):
         if candidate.name == name:
             return candidate
-    known = [candidate.name for candidate in FAMILIES]
+    known = [candidate.name for candidate in (*FAMILIES, *FREE)]
     raise KeyFiltersError(f"no idealised family is called {name!r}{nearest(name, known)}")

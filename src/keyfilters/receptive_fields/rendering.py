@@ -15,7 +15,17 @@ from torch import Tensor
 
 from keyfilters.scalespace.differences import differences_of_gaussian
 
-__all__ = ["Render", "combination", "cross", "separable", "sharpening", "shifted_laplacian"]
+__all__ = [
+    "Render",
+    "combination",
+    "cross",
+    "difference_of_gaussians",
+    "oriented_edge",
+    "oriented_second",
+    "separable",
+    "sharpening",
+    "shifted_laplacian",
+]
 
 Render = Callable[[Tensor, Tensor, tuple[int, int]], Tensor]
 
@@ -79,3 +89,24 @@ def _axis(sigma: Tensor, operator: str, taps: int) -> Tensor:
     """Apply an operator to T along one axis: ``(n, taps)`` in the direction of the axis."""
     kernel = differences_of_gaussian(sigma**2, taps // 2, (operator,))[0]
     return kernel if taps % 2 else (kernel[..., 1:] + kernel[..., :-1]) / 2
+
+
+def oriented_edge(sigma: Tensor, angle: Tensor, size: tuple[int, int]) -> Tensor:
+    """Render ``(cos φ δx + sin φ δy) T(σ)``; parameters σ and φ, counter-clockwise from x."""
+    along_x = separable("d", "0")(sigma, sigma, size)
+    along_y = separable("0", "d")(sigma, sigma, size)
+    return angle.cos()[:, None, None] * along_x + angle.sin()[:, None, None] * along_y
+
+
+def oriented_second(sigma: Tensor, angle: Tensor, size: tuple[int, int]) -> Tensor:
+    """Render ``(cos² φ δxx + 2 cos φ sin φ δxδy + sin² φ δyy) T(σ)``; parameters σ and φ."""
+    cos, sin = angle.cos()[:, None, None], angle.sin()[:, None, None]
+    xx, yy = separable("dd", "0"), separable("0", "dd")
+    xy = separable("d", "d")(sigma, sigma, size)
+    return cos**2 * xx(sigma, sigma, size) + 2 * cos * sin * xy + sin**2 * yy(sigma, sigma, size)
+
+
+def difference_of_gaussians(sigma: Tensor, sigma_surround: Tensor, size: tuple[int, int]) -> Tensor:
+    """Render ``T(σ) − T(σ_surround)``; parameters: the two scales."""
+    smooth = separable("0", "0")
+    return smooth(sigma, sigma, size) - smooth(sigma_surround, sigma_surround, size)

@@ -1,0 +1,155 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import minimize
+
+import keyfilters as kf
+from keyfilters.receptive_fields.families import Family, family
+from keyfilters.receptive_fields.matching import FLOOR, GENERAL, SEPARABLE, WORTH_MENTION, match
+from keyfilters.receptive_fields.separable_solver import ORDER_2, fit_separable, starts
+
+
+def planted(form: Family, count: int, size: int, noise: float, seed: int = 0) -> tuple:
+    """Filters of one family with random parameters, and white noise at `noise` of their power."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def uniform(low: float, high: float) -> torch.Tensor:
+        draw = torch.rand(count, generator=generator, dtype=torch.float64)
+        return low + (high - low) * draw
+
+    # A wide surround of the sharpening family is too weak beside its impulse to be measured.
+    sigma = uniform(0.5, 1.0 if form.second == "alpha" else 0.24 * size)
+    second = {
+        "": sigma,
+        "sigma_y": uniform(0.5, 0.24 * size),
+        "alpha": uniform(0.3, 1.0),
+        "angle": uniform(0, 2 * np.pi),
+        "sigma_long": 3 * sigma,
+        "sigma_surround": 2 * sigma,
+    }[form.second]
+    clean = form.render(sigma, second, (size, size))
+    power = (clean - clean.mean((1, 2), keepdim=True)).std((1, 2), keepdim=True)
+    random = torch.randn(clean.shape, generator=generator, dtype=torch.float64)
+    return (clean + noise * power * random).numpy(), sigma.numpy(), second.numpy(), clean.numpy()
+
+
+def explained(filters: np.ndarray, clean: np.ndarray) -> np.ndarray:
+    """r² of the true model, amplitude and offset fitted."""
+    f = filters.reshape(len(filters), -1)
+    m = clean.reshape(len(clean), -1)
+    f, m = f - f.mean(1, keepdims=True), m - m.mean(1, keepdims=True)
+    return (f * m).sum(1) ** 2 / ((f * f).sum(1) * (m * m).sum(1))
+
+
+@pytest.mark.parametrize("form", (*SEPARABLE, *GENERAL), ids=lambda f: f.name)
+def test_families_are_recovered_at_20_decibels(form: Family) -> None:
+    size, taps = 7, 49
+    filters, sigma, _, clean = planted(form, 60, size, noise=0.1)
+    table = match(filters, null_draws=0)
+    right = (table["family"] == form.name).to_numpy()
+    # A family that fits as well with as few parameters is equivalent on these taps.
+    truth = taps * np.log(np.maximum(1 - explained(filters, clean), FLOOR))
+    found = taps * np.log(np.maximum(1 - table["r2"], FLOOR))
+    freedom = (table["parameters"] - (4 if form.second else 3)) * np.log(taps)
+    assert (right | (found + freedom <= truth + WORTH_MENTION)).mean() >= 0.95
+    assert right.mean() >= 0.7
+    error = np.abs(table["sigma_x"][right] / sigma[right] - 1)
+    assert error.median() <= 0.05
+
+
+def test_separable_families_are_named_right_among_themselves() -> None:
+    right = []
+    for form in SEPARABLE:
+        table = match(planted(form, 40, 7, noise=0.1)[0], families="separable", null_draws=0)
+        right.append((table["family"] == form.name).mean())
+    assert np.mean(right) >= 0.95 and min(right) >= 0.9
+
+
+def test_solver_finds_the_optimum_of_a_slow_one() -> None:
+    random = np.random.default_rng(0).standard_normal((6, 5, 5))
+    filters = torch.tensor(random + planted(family("x:d y:dd"), 6, 5, 0.5)[0])
+    for number, operators in enumerate([(1, 4), (0, 0), (2, 1), (4, 3), (3, 0), (0, 4)]):
+        form = family(f"x:{ORDER_2[operators[0]]} y:{ORDER_2[operators[1]]}")
+        one = filters[number : number + 1]
+
+        def unexplained(sigma: np.ndarray, form: Family = form, one: torch.Tensor = one) -> float:
+            drawn = form.render(torch.tensor([sigma[0]]), torch.tensor([sigma[1]]), (5, 5))
+            return -float(explained(one.numpy(), drawn.numpy())[0])
+
+        grid = np.linspace(0.1, 2.5, 9)
+        first = min(((x, y) for x in grid for y in grid), key=lambda s: unexplained(np.array(s)))
+        slow = minimize(unexplained, first, method="Nelder-Mead", bounds=[(0, 2.5), (0, 2.5)])
+        pair = 5 * operators[0] + operators[1]
+        _, start_x, start_y = starts(one)
+        index = [torch.tensor([i]) for i in operators]
+        fit = fit_separable(one, *index, start_x[:, pair], start_y[:, pair], steps=30)
+        assert float(fit.r2[0]) >= -slow.fun - 2e-3
+
+
+@pytest.mark.parametrize("families", ["separable", "all"])
+def test_scale_offset_mirror_and_transpose(families: str) -> None:
+    filters, *_ = planted(family("x:d+ y:0"), 20, 7, noise=0.05)
+    base = match(filters, families=families, null_draws=0)
+    scaled = match(-3e-4 * filters + 0.7, families=families, null_draws=0)
+    shapes = ["family", "sigma_x", "sigma_y", "r2"]
+    for column in shapes[1:]:
+        np.testing.assert_allclose(scaled[column], base[column], rtol=2e-2, atol=1e-3)
+    assert (scaled["family"] == base["family"]).all()
+    np.testing.assert_allclose(scaled["amplitude"], -3e-4 * base["amplitude"], rtol=2e-2)
+    np.testing.assert_allclose(scaled["offset"], 0.7 - 3e-4 * base["offset"], atol=1e-4)
+    mirrored = match(filters[:, :, ::-1], families=families, null_draws=0)
+    assert (base["family"] == "x:d+ y:0").all() and (mirrored["family"] == "x:d- y:0").all()
+    turned = match(filters.transpose(0, 2, 1), families=families, null_draws=0)
+    # Rows run down and y points up, so transposing also mirrors.
+    assert (turned["family"] == "x:0 y:d-").all()
+    np.testing.assert_allclose(turned["sigma_y"], base["sigma_x"], rtol=2e-2)
+
+
+def test_amplitude_and_offset_rebuild_the_filter() -> None:
+    filters, *_ = planted(family("x:0 y:dd"), 5, 7, noise=0.0)
+    for row, stored in zip(match(filters, null_draws=0).itertuples(), filters, strict=True):
+        sigma = torch.tensor([[row.sigma_x], [row.sigma_y]], dtype=torch.float64)
+        model = family(row.family).render(sigma[0], sigma[1], (7, 7))[0].numpy()
+        np.testing.assert_allclose(row.amplitude * model + row.offset, stored, atol=1e-4)
+
+
+@pytest.mark.parametrize("size", [3, 5, 7])
+def test_noise_is_not_discovered(size: int) -> None:
+    noise = np.random.default_rng(1).standard_normal((800, size, size))
+    table = match(noise, families="separable")
+    assert (table["q"] < 0.05).mean() < 0.01
+    assert abs((table["p"] < 0.1).mean() - 0.1) < 0.04
+    both = np.concatenate([noise, planted(family("x:d y:0"), 200, size, 0.3)[0]])
+    found = match(both, families="separable")["q"].to_numpy() < 0.1
+    if size > 3:  # nine taps say too little
+        assert found[800:].mean() > 0.9
+        assert found[:800].sum() <= 0.2 * found.sum()
+
+
+def test_chunks_change_nothing() -> None:
+    filters, *_ = planted(family("laplacian"), 50, 5, noise=0.2)
+    whole, parts = (match(filters, null_draws=0, chunk=chunk) for chunk in (4096, 7))
+    np.testing.assert_allclose(whole["r2"], parts["r2"], atol=1e-5)
+
+
+def test_filters_without_a_shape_are_flagged() -> None:
+    filters = np.random.default_rng(0).standard_normal((4, 5, 5))
+    filters[1], filters[2, 0, 0] = 0.3, np.nan
+    table = match(filters, null_draws=20)
+    assert table["flaw"].tolist() == ["", "constant", "non-finite", ""]
+    assert (table["family"] == "").tolist() == [False, True, True, False]
+    numbers = table.loc[table["flaw"] == "", ["sigma_x", "sigma_y", "r2", "amplitude", "p", "q"]]
+    assert np.isfinite(numbers.to_numpy()).all()
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [((5, 5), r"shape \(n, k_y, k_x\)"), ((3, 4, 4), "odd sides"), ((3, 1, 7), "at least 3 taps")],
+)
+def test_bad_shapes(shape: tuple[int, ...], message: str) -> None:
+    with pytest.raises(kf.KeyFiltersError, match=message):
+        match(np.zeros(shape))
+    with pytest.raises(kf.KeyFiltersError, match="'all' or 'separable', got 'some'"):
+        match(np.zeros((1, 3, 3)), families="some")
