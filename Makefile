@@ -17,8 +17,10 @@ test: $(VENV)/.dev  ## Style, types, floors, tests.
 	$(BIN)/lint-imports
 	$(BIN)/pytest -W error
 
-benchmarks: $(VENV)/.dev  ## Every figure in benchmarks/results; about 15 minutes on two cores.
+benchmarks: $(VENV)/.dev  ## Every figure in benchmarks/results; about 20 minutes on two cores.
 	$(BIN)/python benchmarks/coverage.py
+	$(BIN)/python benchmarks/squares.py
+	$(BIN)/python benchmarks/matching.py
 	$(BIN)/python benchmarks/speed.py
 
 $(VENV)/bin/python:

@@ -62,6 +62,7 @@ def test_page_says_what_was_read_skipped_and_unusable(
         "10 usable filters, fewer than 64",
         "taps shuffled, refitted",
         "Adjusted Rand index",
+        "Every filter explained by an idealised receptive field",
         planted_atlas.sizes_[(5, 5)].chance.split(";")[0],
     ):
         assert words in html, words

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import typer
@@ -27,6 +28,8 @@ for verb in (atlas, fit, read, sources):
 
 def main() -> None:
     """Run the command line; what the user can mend ends with one sentence and exit code 2."""
+    # Threads that spin while they wait make a busy machine crawl. Read when torch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         app()
     except KeyFiltersError as error:

@@ -21,6 +21,7 @@ from keyfilters.clusters.agreement import pattern_agreement
 from keyfilters.clusters.autoencoder import CodeAutoencoder
 from keyfilters.clusters.config import AtlasConfig
 from keyfilters.clusters.evidence import STEPS, Evidence, chance_in_words, gather_evidence
+from keyfilters.clusters.explained import Explained, explain
 from keyfilters.clusters.naming import chance_similarity
 from keyfilters.clusters.nulls import NULLS, null_filters
 from keyfilters.clusters.patterns import Patterns, find_patterns
@@ -31,6 +32,8 @@ from keyfilters.scalespace import centred_unit
 __all__ = ["Atlas", "SizeAtlas"]
 
 Progress = Callable[[str], None]
+
+MODEL_COLUMNS = ("family", "sigma_x", "sigma_y", "second", "amplitude", "offset", "r2", "q")
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +50,7 @@ class SizeAtlas:
         evidence: see `Evidence`.
         agreement: see `pattern_agreement`.
         squares: see `square_report`.
+        explained: see `Explained`; None for windows with an even side or a single row or column.
         chance: how much of the coverage is chance, in words.
     """
 
@@ -59,6 +63,7 @@ class SizeAtlas:
     evidence: Evidence
     agreement: dict[str, float]
     squares: dict[str, Any]
+    explained: Explained | None
     chance: str
 
 
@@ -74,7 +79,9 @@ class Atlas:
         table_: one row a filter, in the order of ``bank.layers``: model, layer, depth, channel,
             k_y, k_x, stride (the larger of two; NaN where unknown), norm, mean, flaw (why it is not
             usable, or empty), pattern, name (variants of a pattern not told apart), kind (coarse
-            group of names), code in (0, 1), dissimilarity to what the code decodes to, classified.
+            group of names), code in (0, 1), dissimilarity to what the code decodes to, classified;
+            and the idealised receptive field: family, sigma_x, sigma_y, second, amplitude, offset,
+            r2 and q as in `keyfilters.match`.
         sizes_: a `SizeAtlas` for every kernel size with enough usable filters.
         unclustered_: kernel sizes without, and why.
         coverage_: one row a bank, model and layer, and kernel size: level, size, model, layer,
@@ -125,7 +132,7 @@ class Atlas:
 
     def steps(self, bank: FilterBank) -> int:
         """Number of times that `fit` will call its progress function for a bank, at most."""
-        return (self.config.seeds + STEPS + 2) * len(bank.sizes)
+        return (self.config.seeds + STEPS + 3) * len(bank.sizes)
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write ``filters.parquet``, ``summary.json`` and ``bank.safetensors`` into a folder."""
@@ -165,6 +172,11 @@ class Atlas:
         agreement = pattern_agreement(autoencoders, sample, size, threshold)
         progress(f"{kernel}: patterns")
         patterns = find_patterns(autoencoders[0], unit, size, threshold)
+        explained = None
+        if min(size) >= 3 and size[0] % 2 and size[1] % 2:
+            progress(f"{kernel}: idealised receptive field of every filter")
+            usable = filters[(table["flaw"] == "").to_numpy()]
+            explained = explain(usable, threshold, self.config.seed, self.config.device)
         self.sizes_[size] = SizeAtlas(
             size=size,
             threshold=threshold,
@@ -175,9 +187,10 @@ class Atlas:
             evidence=evidence,
             agreement=agreement,
             squares=square_report(unit, self.table_.iloc[rows], size, threshold),
+            explained=explained,
             chance=chance_in_words(evidence.coverage, size, threshold),
         )
-        self._enter(rows, patterns, threshold)
+        self._enter(rows, patterns, threshold, explained)
 
     def _sample(self, unit: NDArray[np.float32]) -> NDArray[np.float32]:
         if len(unit) <= self.config.sample:
@@ -185,8 +198,14 @@ class Atlas:
         generator = np.random.default_rng(self.config.seed)
         return unit[np.sort(generator.choice(len(unit), self.config.sample, replace=False))]
 
-    def _enter(self, rows: NDArray[np.int64], patterns: Patterns, threshold: float) -> None:
-        columns = {
+    def _enter(
+        self,
+        rows: NDArray[np.int64],
+        patterns: Patterns,
+        threshold: float,
+        explained: Explained | None,
+    ) -> None:
+        columns: dict[str, Any] = {
             "pattern": patterns.table["pattern"].to_numpy()[patterns.index],
             "name": patterns.table["name"].to_numpy()[patterns.index],
             "kind": patterns.table["kind"].to_numpy()[patterns.index],
@@ -194,6 +213,8 @@ class Atlas:
             "dissimilarity": patterns.dissimilarity,
             "classified": patterns.dissimilarity < threshold,
         }
+        if explained is not None:
+            columns |= {name: explained.table[name].to_numpy() for name in MODEL_COLUMNS}
         for column, values in columns.items():
             self.table_.iloc[rows, self.table_.columns.get_loc(column)] = values
 
@@ -258,6 +279,21 @@ def _summary_of(atlas: SizeAtlas) -> dict[str, Any]:
         "agreement": atlas.agreement,
         "squares": atlas.squares,
         "patterns": atlas.patterns.table.drop(columns="atom").to_dict("records"),
+        "explained": None if atlas.explained is None else _summary_of_models(atlas.explained),
+    }
+
+
+def _summary_of_models(explained: Explained) -> dict[str, Any]:
+    return {
+        "words": explained.words,
+        "bar": explained.bar,
+        "share": float((explained.table["r2"] >= explained.bar).mean()),
+        "discovered": float((explained.table["q"] < 0.05).mean()),
+        "nulls": {
+            name: float((r2 >= explained.bar).mean()) for name, r2 in explained.nulls.items()
+        },
+        "kinds": explained.shares.to_dict("records"),
+        "left_over": explained.component_shares.tolist(),
     }
 
 
@@ -271,7 +307,13 @@ def _empty_table(bank: FilterBank) -> pd.DataFrame:
     columns = ["model", "layer", "depth", "channel", "k_y", "k_x", "stride", "norm", "mean", "flaw"]
     table = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
     return table[columns].assign(
-        pattern="", name="", kind="", code=np.nan, dissimilarity=np.nan, classified=False
+        pattern="",
+        name="",
+        kind="",
+        code=np.nan,
+        dissimilarity=np.nan,
+        classified=False,
+        **dict.fromkeys(MODEL_COLUMNS, np.nan) | {"family": ""},
     )
 
 

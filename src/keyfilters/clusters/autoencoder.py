@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from keyfilters.clusters.prototypes import PrototypeSet, kmeans_prototypes
-from keyfilters.clusters.threads import one_thread
+from keyfilters.threads import one_thread
 
 __all__ = ["CodeAutoencoder", "FeedForwardAutoencoder"]
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from keyfilters.clusters.threads import one_thread
 from keyfilters.scalespace import centred_unit
+from keyfilters.threads import one_thread
 
 __all__ = ["PrototypeSet", "kmeans_prototypes", "nearest_prototype"]
 

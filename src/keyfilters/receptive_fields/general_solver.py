@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from keyfilters.receptive_fields.families import Family
+from keyfilters.threads import one_thread
 
 __all__ = ["GeneralFit", "fit_general", "parameter_grid"]
 
@@ -73,6 +74,7 @@ def parameter_grid(family: Family, size: tuple[int, int]) -> tuple[Tensor, Tenso
     return torch.tensor(first.ravel()), torch.tensor(second.ravel())
 
 
+@one_thread()
 def fit_general(
     family: Family, filters: Tensor, first: Tensor, second: Tensor, steps: int = STEPS
 ) -> GeneralFit:

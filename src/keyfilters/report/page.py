@@ -119,11 +119,26 @@ def _size_context(atlas: Atlas, size: SizeAtlas) -> dict[str, Any]:
         ],
         "coverage": size.evidence.coverage.to_dict("records"),
         "models_left_out": len(models) - len(ordered),
+        "explained": _explained_context(atlas, size, ordered),
         "coverage_bars": figures.coverage_bars(size),
         "rate_curve": figures.rate_curve(size),
         "sweep": figures.sweep(size),
         "depth_profile": figures.depth_profile(atlas, size.size, ordered),
         "layer_coverage": figures.layer_coverage(atlas, size.size, ordered),
+    }
+
+
+def _explained_context(atlas: Atlas, size: SizeAtlas, models: list[str]) -> dict[str, Any] | None:
+    if size.explained is None:
+        return None
+    return {
+        "words": size.explained.words,
+        "bar": size.explained.bar,
+        "kinds": size.explained.shares.to_dict("records"),
+        "left": size.explained.component_shares.tolist(),
+        "share": figures.explained_share(size),
+        "depth": figures.explained_depth(atlas, size.size, models),
+        "scale": figures.scale_depth(atlas, size.size),
     }
 
 

@@ -10,13 +10,16 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from keyfilters.clusters import Atlas, SizeAtlas
+from keyfilters.clusters.explained import Explained, render_models
 from keyfilters.receptive_fields import build_dictionary
+from keyfilters.receptive_fields.families import family
 
 __all__ = ["build_payload"]
 
 MEMBERS = 12  # random members shown with every pattern
 STRIP = 96  # decoded filters drawn along the 1-D code
 NO_PATTERN = 255
+EXAMPLES = 5  # best and worst of every kind of model
 
 
 def build_payload(atlas: Atlas, *, budget: int = 1_400_000, seed: int = 0) -> dict[str, Any]:
@@ -145,16 +148,49 @@ def _pack_size(
         "stripCode": [_round(c) for c in auto.codes_[drawn, 0]],
         "stripUsage": usage.tolist(),
         "stripPattern": [int(i) for i in at],
+        "models": None if atlas.explained is None else _pack_models(atlas.explained, atlas),
     }
 
 
-def _quantise(filters: NDArray[np.float32]) -> NDArray[np.int8]:
+def _pack_models(explained: Explained, atlas: SizeAtlas) -> dict[str, Any]:
+    """Examples of every kind of model, learned filter beside model, and what is left over."""
+    table = explained.table
+    examples = []
+    for kind in explained.shares["kind"]:
+        ranked = table[table["kind"] == kind].sort_values("r2", ascending=False).index
+        for label, rows in (("best", ranked[:EXAMPLES]), ("worst", ranked[::-1][:EXAMPLES])):
+            chosen = table.loc[rows]
+            models = render_models(chosen, atlas.size)
+            examples.append(
+                {
+                    "kind": kind,
+                    "which": label,
+                    "filters": _bytes(_quantise(atlas.unit[rows])),
+                    "models": _bytes(_quantise(models.reshape(len(rows), -1))),
+                    "families": [family(name).formula for name in chosen["family"]],
+                    "r2": [_round(value, 2) for value in chosen["r2"]],
+                    "sigmas": [
+                        [_round(x, 2), _round(y, 2)]
+                        for x, y in zip(chosen["sigma_x"], chosen["sigma_y"], strict=True)
+                    ],
+                }
+            )
+    left = np.concatenate([explained.residual[None], explained.components])
+    return {"examples": examples, "left": _bytes(_scale(left.reshape(len(left), -1)))}
+
+
+def _scale(filters: NDArray[np.floating[Any]]) -> NDArray[np.int8]:
+    """Scale the largest tap of each ``(taps,)`` row to 127, without centring."""
+    largest = np.abs(filters).max(axis=1, keepdims=True)
+    return (127 * filters / np.where(largest > 1e-12, largest, np.inf)).round().astype(np.int8)
+
+
+def _quantise(filters: NDArray[np.floating[Any]]) -> NDArray[np.int8]:
     """Centre every filter and scale its largest tap to 127; NaN and dead filters become 0."""
     flat = filters.reshape(len(filters), -1).astype(np.float64)
     flat = np.where(np.isfinite(flat).all(axis=1, keepdims=True), flat, 0.0)
     flat = flat - flat.mean(axis=1, keepdims=True)
-    largest = np.abs(flat).max(axis=1, keepdims=True)
-    return (127 * flat / np.where(largest > 1e-12, largest, np.inf)).round().astype(np.int8)
+    return _scale(flat)
 
 
 def _bytes(array: NDArray[Any]) -> str:

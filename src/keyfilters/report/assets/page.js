@@ -91,7 +91,33 @@ ATLAS.sizes.forEach((size, s) => {
     $("gallery-" + s).after(more);
   }
   strip(size, $("strip-" + s));
+  if (size.models) models(size, s);
 });
+
+// Idealised receptive fields: learned filter beside model, best and worst of each kind; what is left.
+function models(size, s) {
+  const k = size.k, d = k[0] * k[1];
+  $("models-" + s).append(...size.models.examples.filter((e) => e.r2.length).map((e) => {
+    const learned = as(Int8Array, e.filters), drawn = as(Int8Array, e.models), box = make("article", { className: "card" });
+    box.style.setProperty("--kind", colourOf(e.kind === "centre" ? "on-centre" : e.kind));
+    box.append(make("h4", {}, e.kind, make("span", {}, e.which)));
+    const px = Math.max(3, Math.floor(44 / Math.max(...k))), step = px * k[1] + 7, high = px * k[0] + 6;
+    const [canvas, ctx] = canvasOf(e.r2.length * step, 2 * high + 14, e.which + " explained filters of kind " + e.kind);
+    e.r2.forEach((r2, i) => {
+      framed(ctx, learned, i * d, k, i * step, 0, px);
+      framed(ctx, drawn, i * d, k, i * step, high, px);
+      ctx.fillStyle = "#6b717d"; ctx.font = "11px system-ui"; ctx.fillText("r² " + r2.toFixed(2), i * step, 2 * high + 10);
+    });
+    hover(canvas, (mx, my) => {
+      const i = Math.floor(mx / step), below = my > high;
+      return i >= e.r2.length ? null : [below ? drawn : learned, i * d, k, [below ? "model" : "learned filter", e.families[i], "σ " + e.sigmas[i].join(" and "), "r² " + e.r2[i].toFixed(2)]];
+    });
+    box.append(canvas);
+    return box;
+  }));
+  const left = as(Int8Array, size.models.left), names = ["mean", "component 1", "component 2", "component 3", "component 4"];
+  $("left-" + s).append(...names.filter((_, i) => (i + 1) * d <= left.length).map((name, i) => make("figure", {}, single(left, k, 84, "left over: " + name, i * d), make("figcaption", {}, name))));
+}
 
 // The code as a strip: decoded filters in order, how many filters use each, which pattern it is.
 function strip(size, box) {

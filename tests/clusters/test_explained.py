@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import keyfilters as kf
+from keyfilters.clusters.explained import explain, render_models
+from tests.clusters.test_patterns import planted_bank
+
+
+def test_models_rebuild_the_explained_part() -> None:
+    unit, _ = planted_bank(noise=0.4, each=20)
+    filters = (0.1 * unit + 0.02).reshape(-1, 5, 5).astype(np.float32)
+    found = explain(filters, 0.2, seed=0)
+    left = (filters - render_models(found.table, (5, 5))).reshape(len(filters), -1)
+    power = ((filters - filters.mean((1, 2), keepdims=True)) ** 2).sum((1, 2))
+    np.testing.assert_allclose(1 - (left**2).sum(1) / power, found.table["r2"], atol=1e-4)
+    assert (found.table["r2"] >= found.bar).mean() > 0.95
+    assert all((r2 >= found.bar).mean() < 0.05 for r2 in found.nulls.values())
+    assert found.shares["share"].sum() == pytest.approx((found.table["r2"] >= found.bar).mean())
+    assert found.component_shares[0] >= found.component_shares[-1] > 0
+    assert "better than chance" in found.words
+
+
+def test_off_grid_kinds_lie_off_the_grid() -> None:
+    unit, _ = planted_bank(noise=0.1, each=20)
+    shares = explain(unit.reshape(-1, 5, 5), 0.2, seed=0).shares.set_index("kind")
+    assert shares.loc["off-grid centre", "half_grid_offset"] > 0.25
+    assert shares.loc["centre", "half_grid_offset"] < 0.1
+
+
+def test_noise_is_explained_no_better_than_noise() -> None:
+    noise = np.random.default_rng(0).standard_normal((300, 5, 5)).astype(np.float32)
+    found = explain(noise, 0.2, seed=0)
+    assert (found.table["q"] < 0.05).mean() < 0.02
+    assert abs(found.table["r2"].median() - np.median(found.nulls["gaussian"])) < 0.03
+
+
+def test_atlas_holds_a_model_of_every_filter(planted_atlas: kf.Atlas) -> None:
+    usable = planted_atlas.table_.iloc[planted_atlas.sizes_[(5, 5)].rows]
+    assert usable["r2"].between(0, 1).all() and (usable["family"] != "").all()
+    others = planted_atlas.table_.drop(index=usable.index)
+    assert (others["family"] == "").all() and others["r2"].isna().all()
+    summary = planted_atlas.summary_["sizes"]["5×5"]["explained"]
+    assert summary["share"] > 0.9 > 0.1 > max(summary["nulls"].values())
