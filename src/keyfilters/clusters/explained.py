@@ -17,7 +17,7 @@ from keyfilters.threads import one_thread
 
 __all__ = ["Explained", "explain", "render_models"]
 
-NULL_SAMPLE = 2000  # null filters that are matched, at most
+NULL_SAMPLE = 1000  # null filters that are matched, at most
 COMPONENTS = 4
 
 
@@ -73,7 +73,7 @@ def explain(
         seed: of the null filters.
         device: where to compute.
     """
-    table = match(filters, device=device, seed=seed, null_draws=NULL_SAMPLE // 2)
+    table = match(filters, device=device, seed=seed, null_draws=NULL_SAMPLE)
     table = table.drop(columns="flaw")
     lifted = torch.tensor(filters - table["offset"].to_numpy()[:, None, None])
     table["half_grid_offset"] = half_grid_offset(lifted).numpy()
