@@ -33,6 +33,9 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, 
 def model_file(tmp_path: Path) -> Path:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(3, 96, 1), nn.Conv2d(96, 96, 5, groups=96))
+    with torch.no_grad():
+        net[1].weight[0, 0, 0, 0] = torch.nan  # type: ignore[index]
+        net[1].weight[1] = 0  # type: ignore[index]
     torch.save(net.state_dict(), tmp_path / "net.pth")
     return tmp_path / "net.pth"
 
@@ -50,7 +53,10 @@ def test_atlas_writes_four_files(
         "summary.json",
     ]
     assert f"The page: {out.resolve() / 'report.html'}" in text
-    assert json.loads((out / "summary.json").read_text())["config"]["seeds"] == 1
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["config"]["seeds"] == 1
+    assert summary["unusable"] == {"non-finite": 1, "dead": 1}
+    assert "left out: 1 non-finite filters" in text
 
 
 def test_read_lists_layers_and_writes_a_bank(
@@ -60,6 +66,7 @@ def test_read_lists_layers_and_writes_a_bank(
     assert code == 0 and "96 filters in 1 layer " in text
     assert "skipped: 1 × pointwise (1×1) convolution" in text
     assert "could also be a convolution of a one-channel image" in text
+    assert "unusable filter: 1 × non-finite" in text
     bank = kf.FilterBank.load(tmp_path / "out" / "bank.safetensors")
     np.testing.assert_array_equal(bank.stack(5)[0], kf.read(model_file).stack(5)[0])
     assert pd.read_csv(tmp_path / "out" / "layers.csv")["filters"].tolist() == [96]

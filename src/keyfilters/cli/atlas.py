@@ -66,6 +66,8 @@ def atlas(
         kernel = f"{size.size[0]}×{size.size[1]}"
         console.print(f"\n{kernel}: {names}\n{size.chance}", highlight=False)
     typer.echo()
+    for flaw, count in fitted.summary_["unusable"].items():
+        console.print(f"left out: {count:,} {flaw} filters", highlight=False)
     for (k_y, k_x), why in fitted.unclustered_.items():
         console.print(f"{k_y}×{k_x}: no patterns looked for, {why}", highlight=False)
     typer.echo(f"The page: {(out / 'report.html').resolve()}")

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from importlib.metadata import version
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +20,10 @@ from keyfilters.clusters.autoencoder import CodeAutoencoder
 from keyfilters.clusters.config import AtlasConfig
 from keyfilters.clusters.evidence import STEPS, Evidence, chance_in_words, gather_evidence
 from keyfilters.clusters.explained import Explained, explain
-from keyfilters.clusters.naming import chance_similarity
 from keyfilters.clusters.nulls import NULLS, null_filters
 from keyfilters.clusters.patterns import Patterns, find_patterns
 from keyfilters.clusters.squares import square_report
+from keyfilters.clusters.summary import summarise
 from keyfilters.errors import KeyFiltersError, NoFiltersError
 from keyfilters.scalespace import centred_unit
 
@@ -127,7 +125,7 @@ class Atlas:
             reasons = "; ".join(f"{y}×{x}: {why}" for (y, x), why in self.unclustered_.items())
             raise NoFiltersError(f"not enough filters for an atlas ({reasons or 'an empty bank'})")
         self.coverage_ = self._coverage()
-        self.summary_ = self._summary(time.perf_counter() - started)
+        self.summary_ = summarise(self, time.perf_counter() - started)
         return self
 
     def steps(self, bank: FilterBank) -> int:
@@ -241,61 +239,6 @@ class Atlas:
         columns = ["level", "size", "model", "layer", "depth", "filters", "coverage", *NULLS]
         return pd.concat(parts, ignore_index=True).reindex(columns=columns)
 
-    def _summary(self, seconds: float) -> dict[str, Any]:
-        flaws = self.table_["flaw"].value_counts()
-        return _plain(
-            {
-                "keyfilters": version("keyfilters"),
-                "config": asdict(self.config),
-                "models": self.bank_.models,
-                "layers": len(self.bank_.layers),
-                "filters": len(self.bank_),
-                "unusable": {k: int(n) for k, n in flaws.items() if k},
-                "skipped": len(self.bank_.skipped),
-                "unclustered": {f"{y}×{x}": why for (y, x), why in self.unclustered_.items()},
-                "sizes": {f"{y}×{x}": _summary_of(a) for (y, x), a in self.sizes_.items()},
-                "coverage": self.coverage_.to_dict("records"),
-                "run": {
-                    "seconds": round(seconds, 1),
-                    "date": time.strftime("%Y-%m-%d"),
-                    "python": platform.python_version(),
-                    **{name: version(name) for name in ("torch", "scikit-learn", "numpy")},
-                    "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-                },
-            }
-        )
-
-
-def _summary_of(atlas: SizeAtlas) -> dict[str, Any]:
-    return {
-        "usable": len(atlas.rows),
-        "threshold": atlas.threshold,
-        "chance": atlas.chance,
-        "distinct_prototypes_of_code": atlas.autoencoder.distinct_prototypes,
-        "similarity_of_chance_names": chance_similarity(atlas.size),
-        "coverage": atlas.evidence.coverage.to_dict("records"),
-        "rate": atlas.evidence.rate.to_dict("records"),
-        "sweep": atlas.evidence.sweep.to_dict("records"),
-        "agreement": atlas.agreement,
-        "squares": atlas.squares,
-        "patterns": atlas.patterns.table.drop(columns="atom").to_dict("records"),
-        "explained": None if atlas.explained is None else _summary_of_models(atlas.explained),
-    }
-
-
-def _summary_of_models(explained: Explained) -> dict[str, Any]:
-    return {
-        "words": explained.words,
-        "bar": explained.bar,
-        "share": float((explained.table["r2"] >= explained.bar).mean()),
-        "discovered": float((explained.table["q"] < 0.05).mean()),
-        "nulls": {
-            name: float((r2 >= explained.bar).mean()) for name, r2 in explained.nulls.items()
-        },
-        "kinds": explained.shares.to_dict("records"),
-        "left_over": explained.component_shares.tolist(),
-    }
-
 
 def _empty_table(bank: FilterBank) -> pd.DataFrame:
     """One row a filter in the order of the layers, not yet assigned to patterns."""
@@ -315,14 +258,3 @@ def _empty_table(bank: FilterBank) -> pd.DataFrame:
         classified=False,
         **dict.fromkeys(MODEL_COLUMNS, np.nan) | {"family": ""},
     )
-
-
-def _plain(value: Any) -> Any:
-    """Turn nested data into what JSON knows; NaN becomes None."""
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    return None if isinstance(value, float) and not np.isfinite(value) else value

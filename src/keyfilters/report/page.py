@@ -13,7 +13,8 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from keyfilters.clusters import Atlas, SizeAtlas
-from keyfilters.report import figures
+from keyfilters.report import figures, model_figures
+from keyfilters.report.drawing import KIND_COLOURS
 from keyfilters.report.payload import build_payload
 
 __all__ = ["render_report", "write_report"]
@@ -57,7 +58,7 @@ def render_report(atlas: Atlas) -> str:
         bank=atlas.bank_,
         headline=_headline(atlas),
         sizes=[_size_context(atlas, atlas.sizes_[size]) for size in _largest_first(atlas)],
-        kinds=figures.KIND_COLOURS,
+        kinds=KIND_COLOURS,
         layers=_layer_table(atlas),
         skipped=_grouped(atlas.bank_.skipped),
         unusable=_flaw_table(atlas),
@@ -66,7 +67,7 @@ def render_report(atlas: Atlas) -> str:
         js=_asset("page.js"),
         # Inside <script> only "</" and "<!--" could end or open something.
         data=json.dumps(payload, ensure_ascii=False, allow_nan=False).replace("<", "\\u003c"),
-        colours=json.dumps(figures.KIND_COLOURS),
+        colours=json.dumps(KIND_COLOURS),
     )
 
 
@@ -136,9 +137,9 @@ def _explained_context(atlas: Atlas, size: SizeAtlas, models: list[str]) -> dict
         "bar": size.explained.bar,
         "kinds": size.explained.shares.to_dict("records"),
         "left": size.explained.component_shares.tolist(),
-        "share": figures.explained_share(size),
-        "depth": figures.explained_depth(atlas, size.size, models),
-        "scale": figures.scale_depth(atlas, size.size),
+        "share": model_figures.explained_share(size),
+        "depth": model_figures.explained_depth(atlas, size.size, models),
+        "scale": model_figures.scale_depth(atlas, size.size),
     }
 
 

@@ -1,0 +1,88 @@
+"""All figures of an atlas as plain data, as they are saved."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from dataclasses import asdict
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from keyfilters.clusters.explained import Explained
+from keyfilters.clusters.naming import chance_similarity
+
+if TYPE_CHECKING:
+    from keyfilters.clusters.atlas import Atlas, SizeAtlas
+
+__all__ = ["summarise"]
+
+
+def summarise(atlas: Atlas, seconds: float) -> dict[str, Any]:
+    """Return all figures of a fitted atlas, and what they were computed with, as plain data."""
+    flaws = atlas.table_["flaw"].value_counts()
+    return _plain(
+        {
+            "keyfilters": version("keyfilters"),
+            "config": asdict(atlas.config),
+            "models": atlas.bank_.models,
+            "layers": len(atlas.bank_.layers),
+            "filters": len(atlas.bank_),
+            "unusable": {k: int(n) for k, n in flaws.items() if k},
+            "skipped": len(atlas.bank_.skipped),
+            "unclustered": {f"{y}×{x}": why for (y, x), why in atlas.unclustered_.items()},
+            "sizes": {f"{y}×{x}": _summary_of(a) for (y, x), a in atlas.sizes_.items()},
+            "coverage": atlas.coverage_.to_dict("records"),
+            "run": {
+                "seconds": round(seconds, 1),
+                "date": time.strftime("%Y-%m-%d"),
+                "python": platform.python_version(),
+                **{name: version(name) for name in ("torch", "scikit-learn", "numpy")},
+                "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+            },
+        }
+    )
+
+
+def _summary_of(atlas: SizeAtlas) -> dict[str, Any]:
+    return {
+        "usable": len(atlas.rows),
+        "threshold": atlas.threshold,
+        "chance": atlas.chance,
+        "distinct_prototypes_of_code": atlas.autoencoder.distinct_prototypes,
+        "similarity_of_chance_names": chance_similarity(atlas.size),
+        "coverage": atlas.evidence.coverage.to_dict("records"),
+        "rate": atlas.evidence.rate.to_dict("records"),
+        "sweep": atlas.evidence.sweep.to_dict("records"),
+        "agreement": atlas.agreement,
+        "squares": atlas.squares,
+        "patterns": atlas.patterns.table.drop(columns="atom").to_dict("records"),
+        "explained": None if atlas.explained is None else _summary_of_models(atlas.explained),
+    }
+
+
+def _summary_of_models(explained: Explained) -> dict[str, Any]:
+    return {
+        "words": explained.words,
+        "bar": explained.bar,
+        "share": float((explained.table["r2"] >= explained.bar).mean()),
+        "discovered": float((explained.table["q"] < 0.05).mean()),
+        "nulls": {
+            name: float((r2 >= explained.bar).mean()) for name, r2 in explained.nulls.items()
+        },
+        "kinds": explained.shares.to_dict("records"),
+        "left_over": explained.component_shares.tolist(),
+    }
+
+
+def _plain(value: Any) -> Any:
+    """Turn nested data into what JSON knows; NaN becomes None."""
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and not np.isfinite(value) else value

@@ -1,0 +1,111 @@
+"""How charts of the atlas look, and how they become SVG.
+
+Text stays text, and the same data give the same bytes.
+"""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING
+
+import matplotlib
+
+from keyfilters.clusters.naming import PATTERN_KINDS
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = [
+    "INK",
+    "KIND_COLOURS",
+    "MUTED",
+    "figure_of",
+    "legend_below",
+    "percent",
+    "shorten",
+    "single_axes",
+    "to_svg",
+]
+
+KIND_COLOURS = dict(
+    zip(
+        PATTERN_KINDS,
+        (
+            "#c8452f",  # on-centre
+            "#2f66b0",  # off-centre
+            "#b565a7",  # off-grid centre
+            "#2a9d6f",  # edge
+            "#8cb63c",  # half-edge
+            "#e0a021",  # second derivative
+            "#3fb4c9",  # cross or square
+            "#7a5fb5",  # higher derivative
+            "#9a9a9a",  # unnamed
+        ),
+        strict=True,
+    )
+)
+INK, MUTED = "#22252b", "#737985"
+
+STYLE = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "keyfilters",
+    "font.family": "sans-serif",
+    "font.size": 10,
+    "axes.edgecolor": "#c4c8d0",
+    "axes.labelcolor": MUTED,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 10.5,
+    "axes.titlelocation": "left",
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "text.color": INK,
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+}
+
+
+def figure_of(width: float, height: float, rows: int, columns: int) -> tuple[Figure, list[Axes]]:
+    """Return a figure of so many inches and its panels, row by row."""
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(STYLE):  # type: ignore[arg-type]
+        figure = Figure(figsize=(width, height), layout="constrained")
+        grid = figure.subplots(rows, columns, squeeze=False)
+    return figure, list(grid.ravel())
+
+
+def single_axes(width: float, height: float) -> tuple[Figure, Axes]:
+    """Return a figure of one panel."""
+    figure, grid = figure_of(width, height, 1, 1)
+    return figure, grid[0]
+
+
+def to_svg(figure: Figure) -> str:
+    """Return the figure as an ``<svg>`` element that scales with the page."""
+    buffer = io.StringIO()
+    with matplotlib.rc_context(STYLE):  # type: ignore[arg-type]
+        metadata = {"Date": None, "Creator": None}
+        figure.savefig(buffer, format="svg", metadata=metadata, transparent=True)
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]
+
+
+def legend_below(figure: Figure, axes: Axes, columns: int) -> None:
+    """Put the legend of a panel below the figure."""
+    handles, labels = axes.get_legend_handles_labels()
+    with matplotlib.rc_context(STYLE):  # type: ignore[arg-type]
+        figure.legend(handles, labels, loc="outside lower left", ncols=columns)
+
+
+def percent(axes: Axes, axis: str) -> None:
+    """Write the numbers of the axis "x" or "y" as percentages."""
+    from matplotlib.ticker import PercentFormatter
+
+    (axes.xaxis if axis == "x" else axes.yaxis).set_major_formatter(PercentFormatter(1.0, 0))
+
+
+def shorten(name: str, length: int = 44) -> str:
+    """Cut a long name."""
+    return name if len(name) <= length else f"{name[: length - 1]}…"

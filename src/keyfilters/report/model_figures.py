@@ -1,0 +1,96 @@
+"""Charts of the idealised receptive fields of all filters, as SVG."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from keyfilters.clusters import Atlas, SizeAtlas
+from keyfilters.report.drawing import (
+    INK,
+    KIND_COLOURS,
+    MUTED,
+    legend_below,
+    percent,
+    shorten,
+    single_axes,
+    to_svg,
+)
+
+__all__ = ["explained_depth", "explained_share", "scale_depth"]
+
+
+def explained_share(atlas: SizeAtlas) -> str:
+    """Share of filters explained to at least r², beside the null models."""
+    explained = atlas.explained
+    assert explained is not None
+    figure, axes = single_axes(6.2, 3.6)
+    levels = np.linspace(0, 1, 201)
+
+    def draw(r2: object, style: str, colour: str, label: str) -> None:
+        values = np.sort(np.asarray(r2))
+        share = 1 - np.searchsorted(values, levels) / len(values)
+        axes.plot(levels, share, style, color=colour, label=label)
+
+    draw(explained.table["r2"], "-", "#2f66b0", "trained filters")
+    draw(explained.nulls["tap-permuted"], ":", MUTED, "the same, taps shuffled")
+    draw(explained.nulls["gaussian"], "--", MUTED, "Gaussian filters")
+    axes.axvline(explained.bar, color=INK, linewidth=0.8)
+    axes.set_xlim(0, 1)
+    axes.set_ylim(0, 1)
+    percent(axes, "x")
+    percent(axes, "y")
+    axes.set_xlabel("explained variance r²")
+    axes.set_ylabel("share of filters with at least that")
+    legend_below(figure, axes, columns=2)
+    return to_svg(figure)
+
+
+def explained_depth(atlas: Atlas, size: tuple[int, int], models: Sequence[str]) -> str:
+    """Share of filters explained in every layer over depth."""
+    chosen = atlas.sizes_[size]
+    explained = chosen.explained
+    assert explained is not None
+    table = atlas.table_.iloc[chosen.rows].assign(good=lambda t: t["r2"] >= explained.bar)
+    figure, axes = single_axes(6.2, 3.6)
+    palette = list(KIND_COLOURS.values())
+    for i, model in enumerate(models):
+        part = table[table["model"] == model].groupby("depth")["good"].mean()
+        axes.plot(part.index, part, "o-", markersize=4, color=palette[i % len(palette)],
+                  label=shorten(model))  # fmt: skip
+    for name, style in (("tap-permuted", ":"), ("gaussian", "--")):
+        level = float((explained.nulls[name] >= explained.bar).mean())
+        label = {"tap-permuted": "taps shuffled", "gaussian": "Gaussian filters"}[name]
+        axes.axhline(level, linestyle=style, color=MUTED, label=label)
+    axes.set_ylim(0, 1)
+    percent(axes, "y")
+    axes.set_xlabel("relative depth of the layer")
+    axes.set_ylabel(f"explained to at least {explained.bar:.0%}")
+    legend_below(figure, axes, columns=2)
+    return to_svg(figure)
+
+
+def scale_depth(atlas: Atlas, size: tuple[int, int]) -> str:
+    """Scale σ of the explained filters over depth, by kind: medians and quartiles of layers."""
+    chosen = atlas.sizes_[size]
+    explained = chosen.explained
+    assert explained is not None
+    table = atlas.table_.iloc[chosen.rows][["depth"]].reset_index(drop=True)
+    table = table.join(explained.table[["kind", "sigma_x", "sigma_y", "r2"]])
+    table = table[table["r2"] >= explained.bar]
+    table = table.assign(sigma=np.sqrt(table["sigma_x"] * table["sigma_y"]))
+    figure, axes = single_axes(6.2, 3.6)
+    for kind in explained.shares["kind"].head(5):
+        groups = table[table["kind"] == kind].groupby("depth")["sigma"]
+        enough = groups.size() >= 8
+        middle = groups.median()[enough]
+        colour = KIND_COLOURS["on-centre" if kind == "centre" else kind]
+        axes.plot(middle.index, middle, "o-", markersize=3.5, color=colour, label=kind)
+        axes.fill_between(middle.index, groups.quantile(0.25)[enough],
+                          groups.quantile(0.75)[enough], color=colour, alpha=0.12)  # fmt: skip
+    axes.set_xlabel("relative depth of the layer")
+    axes.set_ylabel("σ in taps, median and quartiles")
+    axes.set_ylim(0, None)
+    legend_below(figure, axes, columns=3)
+    return to_svg(figure)
