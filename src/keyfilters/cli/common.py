@@ -68,8 +68,10 @@ def progress_bar(total: int | None = None) -> Iterator[Callable[[str], None]]:
     text = TextColumn("{task.description}")
     columns = (SpinnerColumn(), BarColumn(24), TimeElapsedColumn(), text)
     console = Console(stderr=True)
-    hidden = not console.is_terminal
-    with Progress(*columns, console=console, transient=True, disable=hidden) as progress:
+    if not console.is_terminal:
+        yield lambda name: None
+        return
+    with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task("starting", total=total)
         started = False
 
