@@ -57,15 +57,18 @@ class Layer:
         return f"Layer({self.model}/{self.name}: {channels} filters of {k_y}×{k_x})"
 
 
-def flaws(filters: NDArray[np.float32]) -> NDArray[np.object_]:
+def flaws(
+    filters: NDArray[np.floating[Any]], *, dead_below: float = DEAD_BELOW
+) -> NDArray[np.object_]:
     """Say of every filter why it has no shape to study, or the empty string.
 
     Args:
         filters: ``(n, k_y, k_x)``.
+        dead_below: largest absolute value of a dead filter's taps, as in babaiee2024unveiling.
 
     Returns:
         ``(n,)`` strings: ``"non-finite"`` (a NaN or infinite tap), ``"dead"`` (all taps at most
-        1e-4 in absolute value, as in babaiee2024unveiling), ``"constant"`` (all taps equal, so
+        `dead_below` in absolute value), ``"constant"`` (all taps equal, so
         nothing remains after centring) or ``""``.
 
     >>> flaws(np.array([[[0, 0]], [[1, 1]], [[np.nan, 1]], [[0, 1]]], np.float32)).tolist()
@@ -78,7 +81,7 @@ def flaws(filters: NDArray[np.float32]) -> NDArray[np.object_]:
     largest = np.abs(flat).max(axis=1, initial=0.0)
     flaw = np.full(len(filters), "", dtype=object)
     flaw[spread <= 1e-6 * largest] = "constant"
-    flaw[largest <= DEAD_BELOW] = "dead"
+    flaw[largest <= dead_below] = "dead"
     flaw[~finite] = "non-finite"
     return flaw
 

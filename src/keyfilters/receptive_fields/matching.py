@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from keyfilters.bank import flaws
 from keyfilters.errors import KeyFiltersError
 from keyfilters.receptive_fields.families import FAMILIES, FREE
 from keyfilters.receptive_fields.general_solver import fit_general, parameter_grid
@@ -68,8 +69,8 @@ def match(
     Returns:
         A frame with one row a filter: family, kind, sigma_x, sigma_y (taps), second (the family's
         second parameter, such as an angle in radians), amplitude (of the model as rendered), offset
-        (per tap), r2, parameters (their number), p, q, and flaw: ``"constant"`` or ``"non-finite"``
-        for a filter without a shape, whose other columns are empty.
+        (per tap), r2, parameters (their number), p, q, and flaw: ``"constant"``, ``"dead"``
+        (zero) or ``"non-finite"`` for a filter without a shape, whose other columns are empty.
 
     Raises:
         KeyFiltersError: wrong shape, even or too small sides, unknown families.
@@ -84,7 +85,7 @@ def match(
     if families not in ("all", "separable"):
         raise KeyFiltersError(f"families must be 'all' or 'separable', got {families!r}")
     size = (stack.shape[1], stack.shape[2])
-    flaw = _flaws(stack)
+    flaw = flaws(stack, dead_below=0.0)  # whatever the scale
     usable = np.flatnonzero(flaw == "")
     columns = {name: np.full(len(stack), np.nan) for name in _NUMBERS}
     columns["family"] = np.full(len(stack), -1.0)
@@ -246,14 +247,3 @@ def _checked(filters: NDArray[Any] | Tensor) -> NDArray[np.floating[Any]]:
             f"{stack.shape[2]}; the idealised filters are centred on a tap along both axes"
         )
     return stack
-
-
-def _flaws(stack: NDArray[np.floating[Any]]) -> NDArray[np.object_]:
-    """Say of every filter why it has no shape, whatever its scale, or the empty string."""
-    flat = stack.reshape(len(stack), -1)
-    finite = np.isfinite(flat).all(axis=1)
-    safe = np.where(finite[:, None], flat, 0)
-    flaw = np.full(len(stack), "", dtype=object)
-    flaw[np.ptp(safe, axis=1) <= 1e-6 * np.abs(safe).max(axis=1)] = "constant"
-    flaw[~finite] = "non-finite"
-    return flaw
