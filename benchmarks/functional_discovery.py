@@ -20,9 +20,9 @@ from replacement import BATCH, network, prepared
 
 import keyfilters as kf
 from keyfilters.discovery.candidates import candidates
-from keyfilters.discovery.discover import explained
 from keyfilters.discovery.elimination import eliminate
-from keyfilters.discovery.functional import eliminate_by_agreement
+from keyfilters.discovery.functional import eliminate_by_answers
+from keyfilters.discovery.gains import explained
 from keyfilters.scalespace import centred_unit
 from keyfilters.surgery import recalibrate_batchnorm_
 from keyfilters.training import agreement, logits, photographs, random_crops
@@ -44,7 +44,7 @@ def main() -> None:
         for region, count in (("left", CHOOSING), ("right", MEASURING))
     }
     started = time.perf_counter()
-    by_answers, curve = eliminate_by_agreement(
+    by_answers, curve = eliminate_by_answers(
         model, pool, crops["left"], tries=tries, batch_size=BATCH, progress=print
     )
     minutes = (time.perf_counter() - started) / 60

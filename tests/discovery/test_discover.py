@@ -90,7 +90,7 @@ def test_bad_input_is_refused_before_any_work() -> None:
         (bank, {"rounds": 0}, "rounds must be at least 1"),
         (bank, {"count": 8, "kinds": ["codes"]}, "no candidates are called 'codes'; the nearest"),
         (bank, {"criterion": "agreement"}, "needs model= and images="),
-        (bank, {"criterion": "beauty"}, "must be variance or agreement, got 'beauty'"),
+        (bank, {"criterion": "beauty"}, "criterion is 'beauty'; there are: variance, outputs"),
         (bank, {"count": 1, "kinds": ["code", "lines"]}, "cannot make 1 candidates of 2 kinds"),
     ):
         with pytest.raises(kf.KeyFiltersError, match=message):

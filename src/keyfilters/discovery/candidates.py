@@ -15,7 +15,7 @@ from keyfilters.keyset import KeySet
 from keyfilters.receptive_fields.dictionary import build_dictionary, first_of_equals
 from keyfilters.threads import one_thread
 
-__all__ = ["CANDIDATES", "candidates", "different", "resampled"]
+__all__ = ["CANDIDATES", "candidates", "check_kinds", "different", "resampled"]
 
 ALIKE = 0.999  # |cosine| from which two candidates are one
 SAMPLE = 4000  # filters that are looked at to choose among idealised ones
@@ -47,14 +47,7 @@ def candidates(
     Raises:
         KeyFiltersError: an unknown kind, or fewer filters than candidates.
     """
-    for kind in kinds:
-        if kind not in CANDIDATES:
-            known = nearest(kind, CANDIDATES) or f"; there are: {', '.join(CANDIDATES)}"
-            raise KeyFiltersError(f"no candidates are called {kind!r}{known}")
-    if not kinds or count < len(kinds):
-        raise KeyFiltersError(f"cannot make {count} candidates of {len(kinds)} kinds")
-    if len(unit) < count:
-        raise KeyFiltersError(f"{len(unit)} filters are too few to choose from {count} candidates")
+    check_kinds(kinds, count, len(unit))
     shares = [count // len(kinds) + (i < count % len(kinds)) for i in range(len(kinds))]
     found, names = [], []
     for kind, share in zip(kinds, shares, strict=True):
@@ -67,6 +60,22 @@ def candidates(
     return KeySet.from_filters(
         filters[kept].reshape(-1, size, size), [names[i] for i in kept], provenance=told
     )
+
+
+def check_kinds(kinds: Sequence[str], count: int, filters: int) -> None:
+    """Refuse what `candidates` refuses, before any work.
+
+    Raises:
+        KeyFiltersError: an unknown kind, or fewer filters than candidates.
+    """
+    for kind in kinds:
+        if kind not in CANDIDATES:
+            known = nearest(kind, CANDIDATES) or f"; there are: {', '.join(CANDIDATES)}"
+            raise KeyFiltersError(f"no candidates are called {kind!r}{known}")
+    if not kinds or count < len(kinds):
+        raise KeyFiltersError(f"cannot make {count} candidates of {len(kinds)} kinds")
+    if filters < count:
+        raise KeyFiltersError(f"{filters} filters are too few to choose from {count} candidates")
 
 
 def resampled(unit: NDArray[np.float32], keys: KeySet, count: int = 50, *, seed: int = 0) -> KeySet:

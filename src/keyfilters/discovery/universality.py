@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from keyfilters.bank import FilterBank
 from keyfilters.clusters.keys import learn_keys
-from keyfilters.discovery.discover import discover_keys, explained
+from keyfilters.discovery.discover import discover_keys
+from keyfilters.discovery.gains import explained
 from keyfilters.errors import KeyFiltersError
 from keyfilters.keyset import KeySet
 from keyfilters.receptive_fields import match

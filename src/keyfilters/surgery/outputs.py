@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from keyfilters.errors import KeyFiltersError
 from keyfilters.surgery.traced import calls_of
 
-__all__ = ["Settings", "Statistics", "choose", "gather", "original_outputs"]
+__all__ = ["Settings", "Statistics", "choose", "gather", "original_outputs", "output_shares"]
 
 PLACES = 64  # output positions an image
 
@@ -163,6 +163,38 @@ def choose(
     Returns:
         index, a and b, each ``(C,)``.
     """
+    a, b, gain, _ = _solve(filters, shapes, statistics, ridge)
+    index = gain.argmax(1, keepdim=True)
+    a, b = a.gather(1, index), b.gather(1, index)
+    return index[:, 0].cpu().numpy(), a[:, 0].cpu().numpy(), b[:, 0].cpu().numpy()
+
+
+def output_shares(
+    filters: NDArray[np.float64],
+    shapes: NDArray[np.float64],
+    statistics: Statistics,
+    ridge: float,
+) -> NDArray[np.float64]:
+    """Share of each filter's output variance that the best a · x + b of each shape keeps.
+
+    Args:
+        filters: as for `choose`, and so are the others; `statistics` of the unchanged network.
+
+    Returns:
+        ``(C, K)`` in [0, 1]. The ridge counts as white noise in the inputs.
+    """
+    _, _, gain, total = _solve(filters, shapes, statistics, ridge)
+    share = gain / torch.where(total > 0, total, torch.ones_like(total))
+    return share.clamp(0, 1).cpu().numpy()
+
+
+def _solve(
+    filters: NDArray[np.float64],
+    shapes: NDArray[np.float64],
+    statistics: Statistics,
+    ridge: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Best a and b of every shape, what they take off the error, all ``(C, K)``; error at 0."""
     like = statistics.covariance
     w = torch.as_tensor(filters).to(like).flatten(1)
     x = torch.tensor(shapes).to(like).flatten(2)
@@ -182,6 +214,5 @@ def choose(
     determinant = torch.where(possible, determinant, torch.ones_like(determinant))
     a = torch.where(possible, (ones * right_x - x1 * right_1) / determinant, 0.0)
     b = torch.where(possible, (xx * right_1 - x1 * right_x) / determinant, 0.0)
-    index = (a * right_x + b * right_1).argmax(1, keepdim=True)
-    a, b = a.gather(1, index), b.gather(1, index)
-    return index[:, 0].cpu().numpy(), a[:, 0].cpu().numpy(), b[:, 0].cpu().numpy()
+    total = statistics.output_variance[:, None] + scale * (w**2).sum(1, keepdim=True)
+    return a, b, a * right_x + b * right_1, total

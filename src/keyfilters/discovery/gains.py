@@ -1,0 +1,80 @@
+"""What each key explains of each filter: of its shape, or of what its layer gives."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from keyfilters.errors import KeyFiltersError
+from keyfilters.keyset import KeySet
+from keyfilters.surgery.outputs import Settings, gather, original_outputs, output_shares
+from keyfilters.surgery.sites import Site, find_sites
+from keyfilters.threads import one_thread
+from keyfilters.training.evaluate import evaluating
+
+__all__ = ["OutputGains", "explained", "sites_of_size"]
+
+
+@one_thread()
+def explained(unit: NDArray[np.float32], keys: KeySet) -> NDArray[np.float32]:
+    """Share of each filter's variance over the taps that each key explains, ``(n, K)``.
+
+    Args:
+        unit: ``(n, taps)`` centred filters of unit norm.
+        keys: K keys of that size.
+    """
+    flat = keys.filters.reshape(len(keys), -1).astype(np.float32)
+    return (unit @ flat.T) ** 2
+
+
+class OutputGains:
+    """Share of each filter's output variance that the best a · x + b of each key keeps.
+
+    The inputs of every layer are those of the unchanged network on a few images, without labels;
+    their covariance is taken once, after which any keys are judged in closed form, see
+    `keyfilters.surgery.outputs`. Constants in the outputs, which a bias or a normalisation takes
+    up, do not count, and every filter counts alike.
+
+    Args:
+        model: the network.
+        size: kernel size k of the filters to look at.
+        settings: images ``(n, channels, height, width)`` as the network takes them, and how they
+            are used.
+
+    Raises:
+        KeyFiltersError: the network has no filters of that size.
+    """
+
+    def __init__(self, model: nn.Module, size: int, settings: Settings) -> None:
+        sites = sites_of_size(model, size)
+        with evaluating(model):
+            outputs = original_outputs(model, [site.weight for site in sites], settings)
+            self.layers = [
+                (
+                    site.filters,
+                    gather(model, site.weight, outputs[id(site.weight)], settings),
+                )
+                for site in sites
+                if id(site.weight) in outputs  # else it takes no part in the forward pass
+            ]
+        self.ridge = settings.ridge
+
+    def __call__(self, keys: KeySet) -> NDArray[np.float64]:
+        """Return the shares, ``(n, K)``, of the filters in the order of the network's layers."""
+        shapes = keys.filters[None]
+        return np.concatenate(
+            [output_shares(filters, shapes, seen, self.ridge) for filters, seen in self.layers]
+        )
+
+
+def sites_of_size(model: nn.Module, size: int) -> list[Site]:
+    """Find the depthwise layers with k×k filters.
+
+    Raises:
+        KeyFiltersError: there are none.
+    """
+    sites = [site for site in find_sites(model)[0] if site.size == (size, size)]
+    if not sites:
+        raise KeyFiltersError(f"the network has no {size}×{size} depthwise filters")
+    return sites
