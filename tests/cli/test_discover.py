@@ -30,8 +30,10 @@ def test_discover_writes_keys_that_other_verbs_read(
     assert (code, error) == (0, "")
     assert "8 keys explain 9" in text and "random candidates" in text
     names = {"keys_{}.safetensors", "keys_{}.txt", "curve_{}.csv", "models_{}.csv"}
+    names |= {"served_{}.parquet"}
     assert {p.name for p in out.iterdir()} == {
         "discovery.png",
+        "report.html",
         *(name.format(k) for name in names for k in (5, 7)),
     }
     keys = [kf.KeySet.from_file(out / f"keys_7.{suffix}") for suffix in ("txt", "safetensors")]
@@ -40,25 +42,41 @@ def test_discover_writes_keys_that_other_verbs_read(
     assert (out / "discovery.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_discover_by_agreement(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+MODEL = "timm:test_efficientnet?pretrained=false"
+FEW = ["--candidates", "6", "--rounds", "1", "--kinds", "lines", "--size", "3", "--images"]
+
+
+def pictures(folder: Path) -> None:
     for i in range(4):
+        (folder / str(i % 2)).mkdir(parents=True, exist_ok=True)
         pixels = np.random.default_rng(i).integers(0, 255, (170, 180, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(tmp_path / f"{i}.png")
-    arguments = ["--criterion", "agreement", "--images", str(tmp_path), "--candidates", "6"]
-    arguments += [
-        "--rounds",
-        "1",
-        "--kinds",
-        "lines",
-        "--out",
-        str(tmp_path / "out"),
-        "--size",
-        "3",
-    ]
-    model = "timm:test_efficientnet?pretrained=false"
-    code, text, error = run(capsys, "discover", model, *arguments)
+        Image.fromarray(pixels).save(folder / str(i % 2) / f"{i}.png")
+
+
+@pytest.mark.parametrize(
+    ("criterion", "column"), [("agreement", "kl"), ("outputs", "value"), ("accuracy", "loss")]
+)
+def test_discover_by_what_the_network_does(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, criterion: str, column: str
+) -> None:
+    pictures(tmp_path / "images")
+    out = tmp_path / "out"
+    given = [MODEL, *FEW, str(tmp_path / "images"), "--criterion", criterion, "--out", str(out)]
+    code, text, error = run(capsys, "discover", *given)
     assert (code, error) == (0, "") and "keys explain" in text
-    assert pd.read_csv(tmp_path / "out" / "curve_3.csv")["kl"].notna().all()
+    assert pd.read_csv(out / "curve_3.csv")[column].notna().all()
+    assert not [x for x in out.iterdir() if x.name.startswith(".")]
+
+
+def test_folders_that_name_no_class(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    pictures(tmp_path / "images")
+    (tmp_path / "images" / "1").rename(tmp_path / "images" / "cat")
+    given = [MODEL, *FEW, str(tmp_path / "images"), "--criterion", "accuracy"]
+    code, _, error = run(capsys, "discover", *given)
+    assert code == 2 and "has 2 folders, the model 1000 classes; name each folder" in error
+    given[-3] = str(tmp_path / "images" / "cat")
+    code, _, error = run(capsys, "discover", *given)
+    assert code == 2 and "needs a folder with one folder a class" in error
 
 
 @pytest.mark.parametrize(
@@ -68,7 +86,7 @@ def test_discover_by_agreement(capsys: pytest.CaptureFixture[str], tmp_path: Pat
         (["--size", "3"], "no 3×3 filters in this bank"),
         (["--candidates", "5000"], "no kernel size has 5000 square filters (5×5: 1600, 7×7: 400)"),
         (["--criterion", "agreement"], "needs --images and one model, timm:NAME"),
-        (["--images", "photos"], "--images serve --criterion agreement only"),
+        (["--images", "photos"], "--images serve --criterion outputs, agreement and accuracy only"),
         (["--kinds", "codes"], "no candidates are called 'codes'; the nearest names are: code"),
     ],
 )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
+import shutil
+import sys
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,7 +20,7 @@ from keyfilters.cli.common import (
     folder_at_once,
     progress_bar,
 )
-from keyfilters.cli.images import Images, halves
+from keyfilters.cli.images import Images, halves, labelled
 from keyfilters.cli.tables import show
 from keyfilters.errors import KeyFiltersError
 
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
 
     from keyfilters.bank import FilterBank
 
+JOURNAL = ".unfinished-drops"
 SHOWN = ("key", "share", "family", "sigma_x", "sigma_y", "second", "r2")
 
 
@@ -49,8 +53,8 @@ def discover(
     criterion: Annotated[
         str,
         typer.Option(
-            help="What may not suffer: variance (of the filters), or agreement (with the answers "
-            "of the one timm: model given, on --images)."
+            help="What may not suffer: variance (of the filters); or of the one timm: model given, "
+            "on --images: outputs (of its layers), agreement (with its answers), accuracy."
         ),
     ] = "variance",
     images: Images = None,
@@ -64,12 +68,16 @@ def discover(
 ) -> None:
     """Discover key filters: candidates are dropped one by one, the least missed first.
 
-    With --out, writes for each kernel size keys_K.safetensors and keys_K.txt (which `keyfilters
-    replace --keys` reads), curve_K.csv and models_K.csv, and discovery.png. Only the answers of
-    --criterion agreement are computed on --device.
+    With --out, writes report.html (the page), and for each kernel size keys_K.safetensors and
+    keys_K.txt (which `keyfilters replace --keys` reads), curve_K.csv, models_K.csv and
+    served_K.parquet, and discovery.png; the criteria that ask the network note every drop there,
+    so that the same command goes on where it was cut off. For --criterion accuracy, --images is a
+    folder with one folder a class, named by the number that the model gives it, or as many as it
+    has classes. Only what asks the network is computed on --device.
     """
     import keyfilters as kf
     from keyfilters.report.discovery_figure import discovery_figure
+    from keyfilters.report.discovery_page import write_discovery_report
 
     check_out(out)
     check_device(device)
@@ -92,6 +100,7 @@ def discover(
                 balance=balance,
                 criterion=criterion,
                 **options,
+                folder=None if out is None else out / JOURNAL,
                 seed=seed,
                 progress=partial(_step, step, k),
             )
@@ -100,8 +109,9 @@ def discover(
         chance = first["chance"].get(len(one.keys), float("nan"))
         show(one.models.sort_values("share", ascending=False), f"{k}×{k}", SHOWN)
         typer.echo(
-            f"{len(one.keys)} keys explain {one.value:.1%} of the filters' variance, as many "
-            f"random candidates {chance:.1%}; the curve bends at {one.elbow}"
+            f"{len(one.keys)} keys explain {one.value:.1%} of the "
+            f"{'outputs' if criterion == 'outputs' else 'filters'}' variance, as many random "
+            f"candidates {chance:.1%}; the curve bends at {one.elbow}"
         )
     if out is not None:
         with folder_at_once(out) as unfinished:
@@ -110,25 +120,36 @@ def discover(
                 one.keys.save(unfinished / f"keys_{k}.txt")
                 one.curve.to_csv(unfinished / f"curve_{k}.csv", index=False)
                 one.models.to_csv(unfinished / f"models_{k}.csv", index=False)
-            figure = discovery_figure({f"{k}×{k}": one for k, one in found.items()})
+                one.served.to_parquet(unfinished / f"served_{k}.parquet", index=False)
+            named = {f"{k}×{k}": one for k, one in found.items()}
+            write_discovery_report(named, unfinished / "report.html", command=_command())
+            figure = discovery_figure(named)
             figure.savefig(unfinished / "discovery.png", dpi=150)
-        typer.echo(f"The keys: {out.resolve()}")
+        shutil.rmtree(out / JOURNAL, ignore_errors=True)
+        typer.echo(f"The page: {(out / 'report.html').resolve()}")
 
 
 def _asked(
     criterion: str, source: list[str], images: str | None, count: int, seed: int, device: str
 ) -> dict[str, Any]:
     """The model and the images that a criterion needs."""
-    if criterion != "agreement":
+    if criterion == "variance":
         if images is not None:
-            raise KeyFiltersError("--images serve --criterion agreement only")
+            raise KeyFiltersError("--images serve --criterion outputs, agreement and accuracy only")
         return {}
     if images is None or len(source) != 1 or not source[0].startswith("timm:"):
-        raise KeyFiltersError("--criterion agreement needs --images and one model, timm:NAME")
+        raise KeyFiltersError(f"--criterion {criterion} needs --images and one model, timm:NAME")
     from keyfilters.sources.timm_models import load_timm
 
     model = load_timm(source[0].removeprefix("timm:"), seed)[0].to(device).eval()
-    return {"model": model, "images": halves(images, model, count, seed)[0].to(device)}
+    if criterion != "accuracy":
+        return {"model": model, "images": halves(images, model, count, seed)[0].to(device)}
+    found, labels = labelled(images, model)
+    return {"model": model, "images": found.to(device), "labels": labels}
+
+
+def _command() -> str:
+    return shlex.join(["keyfilters", *sys.argv[1:]])
 
 
 def _step(step: Callable[[str], None], size: int, name: str) -> None:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import platform
-import time
 from dataclasses import asdict
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -13,6 +10,7 @@ import numpy as np
 
 from keyfilters.clusters.explained import Explained
 from keyfilters.clusters.naming import chance_similarity
+from keyfilters.environment import environment
 
 if TYPE_CHECKING:
     from keyfilters.clusters.atlas import Atlas, SizeAtlas
@@ -35,13 +33,7 @@ def summarise(atlas: Atlas, seconds: float) -> dict[str, Any]:
             "unclustered": {f"{y}×{x}": why for (y, x), why in atlas.unclustered_.items()},
             "sizes": {f"{y}×{x}": _summary_of(a) for (y, x), a in atlas.sizes_.items()},
             "coverage": atlas.coverage_.to_dict("records"),
-            "run": {
-                "seconds": round(seconds, 1),
-                "date": time.strftime("%Y-%m-%d"),
-                "python": platform.python_version(),
-                **{name: version(name) for name in ("torch", "scikit-learn", "numpy")},
-                "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-            },
+            "run": {"seconds": round(seconds, 1), **environment()},
         }
     )
 

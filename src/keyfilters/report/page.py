@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections import Counter
-from importlib import resources
 from pathlib import Path
 from typing import Any
-
-import pandas as pd
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from keyfilters.clusters import Atlas, SizeAtlas
 from keyfilters.report import figures, model_figures
 from keyfilters.report.drawing import KIND_COLOURS
 from keyfilters.report.payload import build_payload
+from keyfilters.report.template import asset, render, script_json, write_page
 
 __all__ = ["render_report", "write_report"]
 
@@ -32,27 +28,15 @@ def write_report(atlas: Atlas, path: str | os.PathLike[str]) -> Path:
     Returns:
         The path written.
     """
-    path = Path(path)
-    html = render_report(atlas)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(html, encoding="utf-8")
-    return path
+    return write_page(render_report(atlas), path)
 
 
 def render_report(atlas: Atlas) -> str:
     """Return the page as HTML text."""
     payload = build_payload(atlas)
-    environment = Environment(
-        loader=PackageLoader("keyfilters.report", "assets"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["percent"] = lambda x, digits=0: "–" if pd.isna(x) else f"{x:.{digits}%}"
-    environment.filters["number"] = lambda x: f"{x:,}"
     models = atlas.bank_.models
-    return environment.get_template("page.html.j2").render(
+    return render(
+        "page.html.j2",
         title=models[0] if len(models) == 1 else f"{len(models)} models",
         summary=atlas.summary_,
         bank=atlas.bank_,
@@ -63,21 +47,15 @@ def render_report(atlas: Atlas) -> str:
         skipped=_grouped(atlas.bank_.skipped),
         unusable=_flaw_table(atlas),
         shown=payload["shown"],
-        css=_asset("page.css"),
-        js=_asset("page.js"),
-        # Inside <script> only "</" and "<!--" could end or open something.
-        data=json.dumps(payload, ensure_ascii=False, allow_nan=False).replace("<", "\\u003c"),
-        colours=json.dumps(KIND_COLOURS),
+        js=asset("page.js"),
+        data=script_json(payload),
+        colours=script_json(KIND_COLOURS),
     )
 
 
 def _largest_first(atlas: Atlas) -> list[tuple[int, int]]:
     """Kernel sizes in the order of the page: the larger the window, the more a shape can say."""
     return sorted(atlas.sizes_, key=lambda size: -size[0] * size[1])
-
-
-def _asset(name: str) -> str:
-    return resources.files("keyfilters.report").joinpath("assets", name).read_text("utf-8")
 
 
 def _headline(atlas: Atlas) -> list[dict[str, str]]:

