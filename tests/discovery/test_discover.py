@@ -65,6 +65,12 @@ def test_given_number_of_keys_and_more_rounds() -> None:
     assert two.value > one.value + 0.1  # resampling leaves the random candidates behind
 
 
+def test_many_keys_leave_room_for_few_new_candidates() -> None:
+    _, bank = planted(5, 0, n=400)
+    found = kf.discover_keys(bank, kinds=["lines"], count=20, keys=16)
+    assert len(found.keys) == 16 and max(map(len, found.pools)) <= 20
+
+
 def test_candidates_differ() -> None:
     _, bank = planted(5, 1)
     unit = centred_unit(bank.stack(5)[0])

@@ -87,17 +87,18 @@ def resampled(unit: NDArray[np.float32], keys: KeySet, count: int = 50, *, seed:
     Args:
         unit: ``(n, taps)`` centred filters of unit norm.
         keys: survivors of an elimination; they are among the candidates.
-        count: candidates.
+        count: candidates at most; those dropped last come first where there is no room for all.
         seed: of the quarters.
     """
     generator = np.random.default_rng(seed)
     flat = keys.filters.reshape(len(keys), -1).astype(np.float32)
     served = np.abs(unit @ flat.T).argmax(1)
     found, names = [*flat], list(keys.names)
-    each = max(1, (count - len(keys)) // len(keys))
+    room = max(0, count - len(keys))
+    each = room // len(keys)
     for k in range(len(keys)):
         members = unit[served == k]
-        for i in range(each if len(members) > 1 else 0):
+        for i in range((each or int(k < room)) if len(members) > 1 else 0):
             part = members
             if i:
                 part = members[generator.permutation(len(members))[: max(2, len(members) // 4)]]
