@@ -15,12 +15,13 @@ from statistics import median
 from typing import Any
 
 import pandas as pd
-import timm
 import torch
 from common import environment, markdown, write
+from timm.optim import param_groups_weight_decay
 from torch.nn import functional
 
 from keyfilters.training import Data, Recipe, load_data, make_model, train
+from keyfilters.training.models import try_model
 
 # Name, options, data, batch and steps of a round.
 RUNS = {
@@ -34,12 +35,13 @@ RUNS = {
 def bare(recipe: Recipe, data: Data, device: torch.device) -> float:
     """Seconds of the steps of a recipe, written by hand."""
     model = make_model(recipe, data).to(device).train()
-    groups = timm.optim.param_groups_weight_decay(model, 0.05)
+    groups = param_groups_weight_decay(model, 0.05)
     optimiser = torch.optim.AdamW(groups, lr=1e-3)
     images, labels = data.images.to(device), data.labels.to(device)
     mean, std = (torch.tensor(x, device=device).view(-1, 1, 1) for x in (data.mean, data.std))
     size, order = recipe.batch.size, torch.randperm(len(images), device=device)
     per_epoch = len(images) // size
+    try_model(model, (images[:2].float() / 255 - mean) / std, len(data.classes))  # as train does
     wait(device)
     started = time.perf_counter()
     for step in range(recipe.schedule.steps):

@@ -9,11 +9,13 @@ import typer
 
 from keyfilters.cli.atlas import atlas
 from keyfilters.cli.discover import discover
+from keyfilters.cli.experiment import app as experiment
 from keyfilters.cli.fit import fit
 from keyfilters.cli.init import init
 from keyfilters.cli.read import read
 from keyfilters.cli.replace import replace
 from keyfilters.cli.sources import sources
+from keyfilters.cli.train import train
 from keyfilters.errors import KeyFiltersError
 
 __all__ = ["app", "main"]
@@ -25,8 +27,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for verb in (atlas, discover, fit, init, read, replace, sources):
+for verb in (atlas, discover, fit, init, read, replace, sources, train):
     app.command()(verb)
+app.add_typer(experiment, name="experiment")
 
 
 def main() -> None:

@@ -158,7 +158,7 @@ def sentence(
             return f"{one} and {other} gave the same in each of {_seeds(n)}.{note}"
         by = f"by the same {amount(abs(difference))} in each of {_seeds(n)}"
         more = "above" if difference > 0 else "below"
-        doubt = "without any spread there is nothing to test; do the seeds reach the runs?"
+        doubt = "without any spread there is nothing to test."
         return f"{one} lies {more} {other} {by}: {doubt}{note}"
     p = "p < 0.001" if row["p_holm"] < 0.001 else f"p = {row['p_holm']:.3f}"
     better = (difference > 0) == higher_is_better

@@ -178,7 +178,10 @@ def output_shares(
     """Share of each filter's output variance that the best a · x + b of each shape keeps.
 
     Args:
-        filters: as for `choose`, and so are the others; `statistics` of the unchanged network.
+        filters: as for `choose`.
+        shapes: as for `choose`.
+        statistics: of the unchanged network.
+        ridge: as for `choose`.
 
     Returns:
         ``(C, K)`` in [0, 1]. The ridge counts as white noise in the inputs.

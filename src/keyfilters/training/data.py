@@ -61,7 +61,7 @@ def photographs() -> dict[str, NDArray[np.uint8]]:
             if not path.is_file():
                 command = "pip install -U scikit-image scikit-learn"
                 raise KeyFiltersError(f"{package} lacks {inside}/{path.name}; type: {command}")
-            found[path.stem] = _read(path)
+            found[path.stem] = read_image(path)
     return found
 
 
@@ -163,7 +163,7 @@ def image_folder(
         if limit is not None and len(images) >= limit:
             break
         try:
-            images.append(centre_crop(_read(file), size))
+            images.append(centre_crop(read_image(file), size))
         except Exception as error:  # damaged files make decoders raise nearly anything
             named = "" if isinstance(error, KeyFiltersError) else f"{type(error).__name__}: "
             skipped.append((file.relative_to(folder).as_posix(), f"{named}{error}"))
@@ -202,7 +202,8 @@ def normalise(
     return (images.float() / 255 - shift) / spread
 
 
-def _read(path: Path) -> NDArray[np.uint8]:
+def read_image(path: Path) -> NDArray[np.uint8]:
+    """Read a file as ``(h, w, 3)``, turned as its camera says, over white where transparent."""
     from PIL import Image, ImageOps
 
     if path.suffix.lower() not in SUFFIXES:

@@ -1,0 +1,68 @@
+"""Devices, processes and global random generators, for one run at a time."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+
+from keyfilters.errors import KeyFiltersError, MissingExtraError
+from keyfilters.training.recipe import Recipe
+
+__all__ = ["accelerator_for", "own_randomness"]
+
+COMPILER = "inductor"
+
+
+def accelerator_for(recipe: Recipe, device: str | None) -> Any:
+    """Make accelerate's view of devices and processes, for this run alone.
+
+    Args:
+        recipe: its precision, and whether to compile.
+        device: as for `train`.
+
+    Raises:
+        KeyFiltersError: there is no such device, or it does not have the precision.
+        MissingExtraError: accelerate is not installed.
+
+    >>> accelerator_for(Recipe(), "cpu").device
+    device(type='cpu')
+    """
+    try:
+        from accelerate import Accelerator
+        from accelerate.state import AcceleratorState
+    except ImportError as error:
+        raise MissingExtraError("training", "train") from error
+    if device is not None and device.startswith("cuda:"):
+        torch.cuda.set_device(device)
+    # Its state is global and keeps the first run's device and precision. There is no public way.
+    AcceleratorState._reset_state(reset_partial_state=True)
+    try:
+        accelerator = Accelerator(
+            cpu=device == "cpu",
+            mixed_precision=recipe.precision,
+            dynamo_backend=COMPILER if recipe.compile else "no",
+        )
+    except (ValueError, RuntimeError) as error:
+        raise KeyFiltersError(f"cannot train with precision {recipe.precision}: {error}") from error
+    if recipe.precision == "fp16" and accelerator.device.type == "cpu":
+        raise KeyFiltersError("precision fp16 needs a GPU; set precision to bf16 or no")
+    if device is not None and accelerator.device.type != device.partition(":")[0]:
+        raise KeyFiltersError(f"there is no {device}; accelerate offers {accelerator.device}")
+    return accelerator
+
+
+@contextmanager
+def own_randomness(device: torch.device) -> Iterator[None]:
+    """Give the caller's global random generators, and that of a GPU, back as they were."""
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)  # noqa: NPY002

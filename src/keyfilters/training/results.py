@@ -1,0 +1,78 @@
+"""What a run leaves behind: the model, how it went, and what ran."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from torch import nn
+
+from keyfilters.training.checkpoints import write_whole
+
+__all__ = ["Trained", "summarise", "write_history", "write_results"]
+
+PACKAGES = ("keyfilters", "torch", "timm", "accelerate", "numpy")
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """A trained model and how it went.
+
+    Attributes:
+        model: the trained module, on the CPU and in evaluation mode.
+        ema: the same with the running mean of the weights, if the recipe asked for one.
+        history: one row an epoch: epoch, step, lr, train_loss, test_loss and test_top1, of `ema`
+            ema_loss and ema_top1, and the seconds of training so far, without testing.
+        summary: the last row, and what ran: device, versions, parameters, data, images a second.
+    """
+
+    model: nn.Module
+    ema: nn.Module | None
+    history: pd.DataFrame
+    summary: dict[str, Any]
+
+
+def summarise(model: nn.Module, row: Mapping[str, Any], images: int) -> dict[str, Any]:
+    """Return the last row of the history, and what ran.
+
+    Args:
+        model: as trained.
+        row: the last of the history.
+        images: number of images trained with, counted anew in every epoch.
+    """
+    sizes = [(x.numel(), x.requires_grad) for x in model.parameters()]
+    return {
+        **row,
+        "images_per_second": round(images / max(row["seconds"], 1e-9), 1),
+        "parameters": sum(n for n, _ in sizes),
+        "trainable": sum(n for n, free in sizes if free),
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in PACKAGES},
+    }
+
+
+def write_history(out: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write ``metrics.jsonl``, one line an epoch; raises as `write_whole`."""
+    write_whole(out / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
+
+
+def write_results(out: Path, trained: Trained) -> None:
+    """Write ``model.safetensors``, ``ema.safetensors`` if there is one, and ``summary.json``.
+
+    Raises:
+        KeyFiltersError: the folder cannot be written to.
+    """
+    from safetensors.torch import save
+
+    for name, net in (("model", trained.model), ("ema", trained.ema)):
+        if net is not None:
+            tensors = {key: x.detach().contiguous().clone() for key, x in net.state_dict().items()}
+            write_whole(out / f"{name}.safetensors", save(tensors))
+    text = json.dumps(trained.summary, indent=1, ensure_ascii=False)
+    write_whole(out / "summary.json", f"{text}\n".encode())

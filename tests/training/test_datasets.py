@@ -1,0 +1,274 @@
+"""Named data sets, on the real ones where they are and on small files made here."""
+
+from __future__ import annotations
+
+import gzip
+import sys
+from functools import partial
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from keyfilters.errors import KeyFiltersError, MissingExtraError
+from keyfilters.training import Data, load_data, photographs
+from keyfilters.training.readers import DEBIAN, stratified
+from tests.conftest import require
+
+
+def test_digits_are_split_once_for_ever() -> None:
+    data = load_data("digits")
+    assert data.images.shape == (1438, 1, 8, 8) and data.test_images.shape == (359, 1, 8, 8)
+    assert data.images.dtype == torch.uint8 and data.labels.dtype == torch.int64
+    assert int(data.images.max()) == 255 and data.classes == tuple("0123456789")
+    assert data.test_labels.bincount().tolist() == [36, 36, 35, 37, 36, 36, 36, 36, 35, 36]
+    assert torch.equal(data.images, load_data("digits", seed=5).images)
+    x = data.images.double() / 255
+    assert data.mean[0] == pytest.approx(float(x.mean()))
+    assert data.std[0] == pytest.approx(float(x.std(correction=0)))
+    both = torch.cat([data.images, data.test_images]).flatten(1)
+    assert len(both.unique(dim=0)) == 1797  # scikit-learn's digits are all different
+
+
+def test_classes_by_name_or_number_in_their_order() -> None:
+    data, whole = load_data("digits", classes=["7", 2]), load_data("digits")
+    assert data.classes == ("7", "2")
+    assert torch.equal(data.images[data.labels == 0], whole.images[whole.labels == 7])
+    assert torch.equal(
+        data.test_images[data.test_labels == 1], whole.test_images[whole.test_labels == 2]
+    )
+
+
+def test_samples_are_stratified_and_a_function_of_the_seed() -> None:
+    first, again = (load_data("digits", samples=100) for _ in range(2))
+    assert set(first.labels.bincount().tolist()) == {10}
+    assert torch.equal(first.images, again.images) and len(first.test_images) == 359
+    assert not torch.equal(first.images, load_data("digits", samples=100, seed=1).images)
+
+
+@pytest.mark.parametrize("count", [1, 7, 8, 20])
+def test_stratified_takes_as_many_as_asked(count: int) -> None:
+    labels = np.repeat([0, 1, 2], [10, 7, 3])
+    rows = stratified(labels, count, 0)
+    assert len(set(rows.tolist())) == count and (np.diff(rows) > 0).all()
+    share = np.bincount(labels[rows], minlength=3) - count * np.array([10, 7, 3]) / 20
+    assert (abs(share) < 1).all()
+
+
+def test_channels_and_resolution() -> None:
+    data = load_data("digits", channels=3, resolution=12, samples=50)
+    assert data.images.shape == (50, 3, 12, 12) and len(data.mean) == 3
+    assert torch.equal(data.images[:, 0], data.images[:, 2])
+    grey = load_data("photos", channels=1, resolution=16, samples=14)
+    colour = load_data("photos", resolution=16, samples=14)
+    assert torch.equal(grey.images, colour.images.float().mean(1, keepdim=True).round().byte())
+
+
+def test_photos_are_labelled_by_photograph() -> None:
+    data = load_data("photos", samples=70, resolution=16)
+    assert data.classes == tuple(photographs()) and data.test_images.shape == (350, 3, 16, 16)
+    assert data.labels.bincount().tolist() == [10] * 7
+    two = load_data("photos", classes=["chelsea", "coffee"], samples=30, resolution=16)
+    assert two.labels.bincount().tolist() == [15, 15]
+
+
+def write_idx(path: Path, array: np.ndarray) -> None:
+    header = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">i4").tobytes()
+    content = header + array.tobytes()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+
+
+@pytest.mark.parametrize(("inside", "suffix"), [("", ".gz"), ("FashionMNIST/raw", "")])
+def test_fashion_mnist_in_a_folder(tmp_path: Path, inside: str, suffix: str) -> None:
+    generator = np.random.default_rng(0)
+    made = {}
+    for half, count in (("train", 30), ("t10k", 20)):
+        made[half] = generator.integers(0, 256, (count, 28, 28), dtype=np.uint8)
+        labels = (np.arange(count) % 10).astype(np.uint8)
+        write_idx(tmp_path / inside / f"{half}-images-idx3-ubyte{suffix}", made[half])
+        write_idx(tmp_path / inside / f"{half}-labels-idx1-ubyte{suffix}", labels)
+    data = load_data(f"fashion-mnist:{tmp_path}")
+    assert torch.equal(data.images[:, 0], torch.from_numpy(made["train"]))
+    assert data.test_labels.tolist() == [i % 10 for i in range(20)] and data.classes[8] == "Bag"
+
+    broken = tmp_path / inside / f"t10k-images-idx3-ubyte{suffix}"
+    broken.write_bytes(broken.read_bytes()[:-900])
+    with pytest.raises(KeyFiltersError, match=r"t10k-images.* cannot be read .*; fetch it again"):
+        load_data(f"fashion-mnist:{tmp_path}")
+
+
+def test_fashion_mnist_as_debian_installs_it() -> None:
+    if not Path(DEBIAN).is_dir():
+        pytest.skip("dataset-fashion-mnist is not installed")
+    data = load_data("fashion-mnist")
+    assert data.images.shape == (60000, 1, 28, 28) and data.test_images.shape[0] == 10000
+    assert data.labels.bincount().tolist() == [6000] * 10
+    assert data.mean[0] == pytest.approx(0.2860, abs=1e-4)  # as is published
+    assert data.std[0] == pytest.approx(0.3530, abs=1e-4)
+
+
+def test_fashion_mnist_that_is_not_there(tmp_path: Path) -> None:
+    message = r"no file train-images-idx3-ubyte.gz; type: apt-get install dataset-fashion-mnist"
+    with pytest.raises(KeyFiltersError, match=message):
+        load_data(f"fashion-mnist:{tmp_path}")
+
+
+def pictures(folder: Path, names: dict[str, int], size: tuple[int, int] = (20, 30)) -> None:
+    """Plain pictures, a class a shade."""
+    for shade, (name, count) in enumerate(names.items()):
+        (folder / name).mkdir(parents=True)
+        for i in range(count):
+            pixels = np.full((*size, 3), 40 * (shade + 1), np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{i}.png")
+
+
+def test_image_folder_with_both_halves(tmp_path: Path) -> None:
+    pictures(tmp_path / "train", {"cat": 5, "dog": 3})
+    pictures(tmp_path / "val", {"cat": 2, "dog": 1})
+    data = load_data(f"imagefolder:{tmp_path}", resolution=8)
+    assert data.classes == ("cat", "dog") and data.images.shape == (8, 3, 8, 8)
+    assert data.labels.tolist() == [0] * 5 + [1] * 3 and data.test_labels.tolist() == [0, 0, 1]
+    assert (data.images[:5] == 40).all() and (data.images[5:] == 80).all()
+    assert load_data(f"imagefolder:{tmp_path}").images.shape == (8, 3, 224, 224)
+
+
+def test_image_folder_without_a_test_half_is_split(tmp_path: Path) -> None:
+    pictures(tmp_path, {"a": 10, "b": 5})
+    data = load_data(f"imagefolder:{tmp_path}", resolution=4)
+    assert data.labels.bincount().tolist() == [8, 4]
+    assert data.test_labels.bincount().tolist() == [2, 1]
+
+
+def test_unreadable_images_are_named_or_stop(tmp_path: Path) -> None:
+    pictures(tmp_path, {"a": 10, "b": 10})
+    for name in ("a/3.png", "b/0.png", "b/7.png"):
+        (tmp_path / name).write_bytes(b"no image")
+    (tmp_path / "b" / "notes.txt").write_text("no image either")
+    data = load_data(f"imagefolder:{tmp_path}", resolution=4)
+    assert len(data.images) + len(data.test_images) == 17
+    names = sorted(Path(name).name for name, _ in data.skipped)
+    assert names == ["0.png", "3.png", "7.png", "notes.txt"]
+    for images, labels in ((data.images, data.labels), (data.test_images, data.test_labels)):
+        assert torch.equal(images[:, 0, 0, 0].long(), 40 * (labels + 1))
+    assert len(data.describe()["skipped"]) == 4
+    with pytest.raises(KeyFiltersError, match=r"(png|txt) cannot be read \("):
+        load_data(f"imagefolder:{tmp_path}", resolution=4, unreadable="stop")
+
+
+def test_image_folders_that_are_none(tmp_path: Path) -> None:
+    with pytest.raises(KeyFiltersError, match="'' is no folder; type imagefolder:FOLDER"):
+        load_data("imagefolder")
+    with pytest.raises(KeyFiltersError, match="has no folders; one for each class"):
+        load_data(f"imagefolder:{tmp_path}")
+    pictures(tmp_path, {"a": 10})
+    for path in (tmp_path / "a").iterdir():
+        path.write_bytes(b"")
+    with pytest.raises(KeyFiltersError, match="none of 8 images can be read"):
+        load_data(f"imagefolder:{tmp_path}")
+
+
+def test_more_than_memory_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pictures(tmp_path, {"a": 10})
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=1_000_000))
+    message = r"8 images of 224×224 take 0.0 GB, 0.0 GB are free; set samples, classes"
+    with pytest.raises(KeyFiltersError, match=message):
+        load_data(f"imagefolder:{tmp_path}")
+
+
+def test_torchvision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    require("torchvision")
+    from torchvision import datasets
+
+    few = partial(datasets.FakeData, size=150, image_size=(3, 16, 16))
+    monkeypatch.setattr(datasets, "FakeData", few)
+    data = load_data("torchvision:FakeData", samples=20, resolution=8, classes=[1, 4])
+    assert data.images.shape == (20, 3, 8, 8) and data.classes == ("1", "4")
+    message = r"Dataset not found.*; fetch it with torchvision.datasets.MNIST\('.*', download=True"
+    with pytest.raises(KeyFiltersError, match=message):
+        load_data("torchvision:MNIST", root=tmp_path)
+    with pytest.raises(KeyFiltersError, match=r"no data set 'MNISTT'; the nearest .*MNIST"):
+        load_data("torchvision:MNISTT")
+
+
+class ClassLabel:
+    names = ("no", "yes")
+
+
+class Rows:
+    """As much of a Hugging Face data set as is used."""
+
+    def __init__(self, count: int) -> None:
+        self.features: dict[str, Any] = {"picture": type("Image", (), {})(), "y": ClassLabel()}
+        self.labels = [i % 2 for i in range(count)]
+
+    def __getitem__(self, key: str | int) -> Any:
+        if isinstance(key, str):
+            return self.labels
+        return {"picture": Image.new("L", (9, 9), 100 * self.labels[key]), "y": self.labels[key]}
+
+
+def test_hugging_face_on_a_stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(MissingExtraError, match=r"keyfilters\[hf\]"):
+        load_data("hf:some/set")
+    fake: Any = ModuleType("datasets")
+    monkeypatch.setitem(sys.modules, "datasets", fake)
+    fake.load_dataset = {
+        "both": {"train": Rows(8), "test": Rows(4)},
+        "one": {"train": Rows(10)},
+    }.get
+    data = load_data("hf:both", resolution=4)
+    assert data.classes == ("no", "yes") and data.images.shape == (8, 3, 4, 4)
+    assert torch.equal(data.images[:, 1, 2, 2].long(), 100 * data.labels)
+    assert len(load_data("hf:one", resolution=4).test_images) == 2
+    fake.load_dataset = {"odd": {"all": Rows(4)}}.get
+    with pytest.raises(KeyFiltersError, match="has all; train is expected"):
+        load_data("hf:odd")
+    fake.load_dataset = {}.__getitem__
+    with pytest.raises(KeyFiltersError, match=r"hf:none cannot be loaded \(KeyError"):
+        load_data("hf:none")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"name": "digit"}, "'digit'; digits, .* are known; the nearest names are: digits"),
+        ({"classes": ["ten"]}, "digits has no class 'ten'; its 10 classes are: 0, 1, 2"),
+        ({"classes": [10]}, "no class 10"),
+        ({"classes": ["1", 1]}, "classes names one twice: 1, 1"),
+        ({"samples": 2000}, "1438 training images; samples is 2000"),
+        ({"samples": -1}, "samples -1"),
+        ({"channels": 2}, "channels 2; 0 or more, 0 or more and 0, 1 or 3"),
+        ({"unreadable": "stopp"}, "unreadable is 'stopp'; skip or stop"),
+    ],
+)
+def test_what_the_user_can_mend(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(KeyFiltersError, match=message):
+        load_data(**options)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"images": torch.zeros(4, 1, 2, 2)}, r"training images are torch.float32 of shape \(4"),
+        ({"labels": torch.zeros(4)}, r"training labels are torch.float32 .* int64 \(4,\) expected"),
+        ({"test_labels": torch.tensor([0, 2])}, "test labels go from 0 to 2; 0 to 1 are expected"),
+        ({"test_images": torch.zeros(2, 3, 2, 2).byte()}, "one shape is expected"),
+    ],
+)
+def test_data_are_checked(change: dict[str, Any], message: str) -> None:
+    good = {
+        "images": torch.zeros(4, 1, 2, 2).byte(),
+        "labels": torch.tensor([0, 1, 0, 1]),
+        "test_images": torch.zeros(2, 1, 2, 2).byte(),
+        "test_labels": torch.tensor([0, 1]),
+        "classes": ("a", "b"),
+    }
+    Data("made", **good)
+    with pytest.raises(KeyFiltersError, match=message):
+        Data("made", **{**good, **change})
