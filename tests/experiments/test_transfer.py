@@ -117,7 +117,9 @@ def test_findings_say_what_was_planted(tmp_path: Path) -> None:
         },
         tmp_path,
     )
-    told = dict(findings(table, tmp_path).answers)
+    found = findings(table, tmp_path)
+    assert "beats digits: random filters by 10.0 points" in found.short
+    told = dict(found.answers)
     assert told["On digits, do frozen filters of photos match learned ones?"].startswith("No diff")
     beaten = told[f"On digits, do frozen filters of {small} match learned ones?"]
     assert beaten.startswith("digits: learned beats")
@@ -131,6 +133,13 @@ def test_findings_say_what_was_planted(tmp_path: Path) -> None:
     larger = told["On digits, does the larger source photos serve better?"]
     assert "beats digits: filters of photos?samples=100 by 5." in larger
     assert not any("pointwise" in question for question in told)  # these have not run
+
+
+def test_filters_that_are_no_better_than_random_ones_are_told(tmp_path: Path) -> None:
+    kinds = [("learned", ""), ("as they are", "photos"), ("random", "photos")]
+    found = findings(planted_table(dict.fromkeys(kinds, 90.0), tmp_path), tmp_path)
+    assert found.short.startswith("None of 2 comparisons shows a difference beyond chance.")
+    assert "Nowhere were trained filters found to beat random ones" in found.short
 
 
 def test_sources_are_data_or_filters() -> None:

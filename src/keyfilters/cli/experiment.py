@@ -221,9 +221,11 @@ def _report(
     show(found.conditions, found.measure, ("condition", "seeds", "mean", "low", "high"))
     for question, answer in found.answers:
         typer.echo(f"{question}\n  {answer}")
+    typer.echo(f"In short: {found.short}")
     report = ExperimentReport(
         title=found.title,
         explanation=found.explanation,
+        short=found.short,
         answers=found.answers,
         measure=found.measure,
         runs=found.table[["condition", "seed"]].assign(value=found.table["top1"]),
@@ -243,7 +245,7 @@ def _report(
     found.conditions.to_csv(out / "conditions.csv", index=False)
     found.comparisons.to_csv(out / "comparisons.csv", index=False)
     record = {"command": command, "seconds": seconds, "options": options}
-    record |= {"environment": environment(), "answers": found.answers}
+    record |= {"environment": environment(), "short": found.short, "answers": found.answers}
     text = json.dumps(record, indent=1, ensure_ascii=False)
     (out / "findings.json").write_text(text + "\n", encoding="utf-8")
     typer.echo(f"The page: {write_experiment(report, out / 'report.html').resolve()}")

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from keyfilters.bank import FilterBank
 from keyfilters.errors import KeyFiltersError
 from keyfilters.experiments.asked import parse
-from keyfilters.experiments.findings import Findings, table_of, verdicts
+from keyfilters.experiments.findings import Findings, in_short, table_of, verdicts
 from keyfilters.experiments.results import read_curves
 from keyfilters.experiments.runner import run_grid
 from keyfilters.experiments.runs import grid
@@ -207,6 +207,7 @@ def findings(table: pd.DataFrame, out: str | os.PathLike[str]) -> Findings:
     return Findings(
         title="Does starting from biological filters help?",
         explanation=EXPLANATION,
+        short=in_short(comparisons),
         answers=answers,
         measure="top-1 accuracy on the test images, %",
         table=table,

@@ -20,10 +20,11 @@ from torch import Tensor, nn
 
 from keyfilters.errors import KeyFiltersError
 from keyfilters.experiments.asked import parse
-from keyfilters.experiments.findings import Findings, table_of, verdicts
+from keyfilters.experiments.findings import Findings, in_short, table_of, verdicts
 from keyfilters.experiments.results import read_curves
 from keyfilters.experiments.runner import run_grid
 from keyfilters.experiments.runs import Run, grid
+from keyfilters.experiments.statistics import LEVEL
 from keyfilters.experiments.trial import Setup, build_network, load, train_and_measure
 from keyfilters.sources import read
 from keyfilters.surgery import freeze_filters_, transfer_filters_
@@ -248,6 +249,7 @@ def findings(table: pd.DataFrame, out: str | os.PathLike[str]) -> Findings:
     return Findings(
         title="Do the filters of other networks serve?",
         explanation=EXPLANATION,
+        short=f"{in_short(comparisons)} {_do_shapes_matter(comparisons, frozen)}".strip(),
         answers=[(question, told[pair]) for question, pair in asked if pair in told],
         measure="top-1 accuracy on the test images, %",
         table=table,
@@ -255,6 +257,18 @@ def findings(table: pd.DataFrame, out: str | os.PathLike[str]) -> Findings:
         comparisons=comparisons,
         curves=read_curves(table, out, "curve"),
         matrices=[(matrix, "Mean accuracy in %; rows: whose filters, columns: trained on.")],
+    )
+
+
+def _do_shapes_matter(comparisons: pd.DataFrame, frozen: pd.DataFrame) -> str:
+    """Say so if no filters of a source were found to beat random ones."""
+    own = set(frozen[frozen["options.kind"] == AS_IS]["condition"])
+    random = set(frozen[frozen["options.kind"] == "random"]["condition"])
+    tested = comparisons[comparisons["condition"].isin(own) & comparisons["reference"].isin(random)]
+    if tested.empty or ((tested["p_holm"] < LEVEL) & (tested["difference"] > 0)).any():
+        return ""
+    return (
+        "Nowhere were trained filters found to beat random ones: no sign that shapes matter here."
     )
 
 

@@ -52,6 +52,7 @@ class ExperimentReport:
         title: of the page.
         explanation: one paragraph for someone who has not read the papers.
         answers: (question, the sentence that the numbers support), …
+        short: the result in one or two sentences, shown before all answers.
         measure: what was measured, with its unit, such as ``"top-1 accuracy, %"``.
         unit: of differences, such as ``"points"``.
         runs: one row a run: condition, seed, value (NaN for a failed one).
@@ -86,6 +87,7 @@ class ExperimentReport:
     command: str = ""
     seconds: float | None = None
     digits: int = 1
+    short: str = ""
 
 
 def write_experiment(report: ExperimentReport, path: str | os.PathLike[str]) -> Path:
