@@ -17,7 +17,7 @@ test: $(VENV)/.dev  ## Style, types, floors, tests.
 	$(BIN)/lint-imports
 	$(BIN)/pytest -W error
 
-benchmarks: $(VENV)/.dev  ## Every figure in benchmarks/results; about two hours on two cores.
+benchmarks: $(VENV)/.dev  ## Every figure in benchmarks/results; about five hours on two cores.
 	$(BIN)/python benchmarks/coverage.py
 	$(BIN)/python benchmarks/squares.py
 	$(BIN)/python benchmarks/matching.py
@@ -25,6 +25,12 @@ benchmarks: $(VENV)/.dev  ## Every figure in benchmarks/results; about two hours
 	$(BIN)/python benchmarks/assignment.py
 	$(BIN)/python benchmarks/parametrize.py
 	$(BIN)/python benchmarks/replacement.py
+	$(BIN)/python benchmarks/discovery.py
+	$(BIN)/python benchmarks/functional_discovery.py
+	$(BIN)/python benchmarks/survival.py
+	$(BIN)/python benchmarks/throughput.py
+	$(BIN)/python benchmarks/experiments.py initialization
+	$(BIN)/python benchmarks/experiments.py transfer
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit("keyfilters needs Python 3.11 or later" if sys.version_info < (3, 11) else 0)'

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Sequence
 from functools import cache
 from statistics import median
 
@@ -34,6 +35,8 @@ SOURCES = (
     "package:mediapipe",
 )
 KINDS = ("code", "lines", "idealized")
+# Parts of the models' names; those of mediapipe are what is left.
+DOMAINS = {"photographs": ("efficientnet",), "text": ("ocr", "OCR"), "hands, faces, bodies": ()}
 LEAST = 200  # filters of a size that a model needs to be in the zoo
 
 
@@ -89,13 +92,45 @@ def speed() -> list[dict[str, object]]:
     ]
 
 
+def by_domain(matrix: pd.DataFrame) -> pd.DataFrame:
+    """What the keys of one domain explain in another, as a share of what a model's own keys do."""
+    own = matrix.loc["lines of the model itself"]
+    rows = []
+    for name in (*DOMAINS, "published B", "random"):
+        lenders = [name] if name in matrix.index else of_domain(name, matrix.columns)
+        row: dict[str, object] = {
+            "keys of": name,
+            "models": "" if lenders == [name] else len(lenders),
+        }
+        for domain in DOMAINS:
+            shares = [
+                matrix.loc[lender, model] / own[model]
+                for lender in lenders
+                for model in of_domain(domain, matrix.columns)
+                if lender != model
+            ]
+            row[domain] = (
+                f"{100 * np.mean(shares):.0f} ({100 * min(shares):.0f}–{100 * max(shares):.0f})"
+            )
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def of_domain(domain: str, models: Sequence[str]) -> list[str]:
+    parts = DOMAINS[domain]
+    if parts:
+        return [m for m in models if any(part in m for part in parts)]
+    named = [part for others in DOMAINS.values() for part in others]
+    return [m for m in models if not any(part in m for part in named)]
+
+
 def stability(bank: kf.FilterBank, size: int, keys: int, seeds: int) -> dict[str, object]:
     """Matched cosine of the keys between seeds, between halves of the models, and by chance."""
     found = [
-        discover_keys(bank, size=size, keys=keys, kinds=KINDS, balance=True, seed=seed).keys
+        discover_keys(bank, size=size, keys=keys, kinds=KINDS, balance=True, seed=seed)
         for seed in range(seeds)
     ]
-    between = [matched_cosine(a, b) for i, a in enumerate(found) for b in found[:i]]
+    between = [matched_cosine(a.keys, b.keys) for i, a in enumerate(found) for b in found[:i]]
     halves = []
     for seed in range(seeds):
         models = np.random.default_rng(seed).permutation(bank.models)
@@ -109,6 +144,7 @@ def stability(bank: kf.FilterBank, size: int, keys: int, seeds: int) -> dict[str
         for i in range(20)
     ]
     row: dict[str, object] = {"size": f"{size}×{size}", "models": len(bank.models), "keys": keys}
+    row["elbow of each seed"] = ", ".join(str(one.elbow) for one in found)
     for name, values in (("seeds", between), ("halves of the zoo", halves), ("chance", random)):
         row[name] = f"{np.mean(values):.2f} ({np.min(values):.2f}–{np.max(values):.2f})"
     return row
@@ -147,6 +183,8 @@ def main() -> None:
             shown = markdown(matrix.reset_index(names="keys of"), tuple(matrix.columns))
             parts[f"{size}×{size}: what 8 keys of (row) explain of the filters of (column)"] = shown
             data[f"universality {size}"] = matrix.to_dict()
+            shares = markdown(by_domain(matrix))
+            parts[f"{size}×{size}: by domain, % of what 8 own keys explain (least–most)"] = shares
             stable.append(stability(bank, size, 8, arguments.seeds))
         if arguments.ship:
             one.keys.save(FOLDER / f"consensus_{size}.safetensors")

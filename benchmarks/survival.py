@@ -4,7 +4,7 @@ All depthwise filters (3×3 and 5×5) become a · key + b, batch normalisation i
 from the left halves of natural photographs, and the agreement of the first class with the original
 is measured on crops from their right halves. No labels, no training. Beside the discovered keys
 stand the best of results/replacement.md (lines), keys discovered on other networks only, and random
-keys, all in the same run. About an hour on two cores; kill it and it goes on where it was. Writes
+keys, all in the same run. Half an hour on two cores; kill it and it goes on where it was. Writes
 results/survival.md and .json.
 
     python benchmarks/survival.py [--seeds 3] [--work out/survival]
@@ -33,7 +33,6 @@ from keyfilters.training import agreement, logits, photographs, random_crops
 
 COUNTS = (4, 8, 16, 32)  # keys
 CHOOSING, MEASURING = 56, 105  # crops, 8 and 15 of each photograph
-ASKING = 28  # crops that the search by answers asks, thrice for every drop
 SIZES = (3, 5)
 KINDS = ("code", "lines", "idealized")
 Survivors = Callable[[int], list[kf.KeySet]]
@@ -51,18 +50,15 @@ def last_of_first_round(found: list[kf.discovery.Discovery]) -> Survivors:
 
 
 def methods(
-    model: torch.nn.Module, crops: torch.Tensor, seed: int, work: Path
+    model: torch.nn.Module, crops: torch.Tensor, seed: int
 ) -> dict[str, Callable[[], Survivors]]:
     """Ways to come by keys, by name; each gives the keys of both sizes for any number."""
     bank = kf.read(model)
 
-    def discovered(**options: object) -> Callable[[], Survivors]:
-        return lambda: (
-            lambda count: [
-                kf.discover_keys(bank, size=k, keys=count, kinds=KINDS, seed=seed, **options).keys
-                for k in SIZES
-            ]
-        )
+    def by_variance() -> Survivors:
+        return lambda count: [
+            kf.discover_keys(bank, size=k, keys=count, kinds=KINDS, seed=seed).keys for k in SIZES
+        ]
 
     def others() -> Survivors:
         banks = {}
@@ -74,11 +70,10 @@ def methods(
             kf.discover_keys(banks[k], size=k, keys=count, **options).keys for k in SIZES
         ]
 
-    def by_answers() -> Survivors:
-        asked = {"model": model, "images": crops[:ASKING], "folder": work / "drops"}
-        options = {"criterion": "agreement", "kinds": KINDS, "rounds": 1, "seed": seed}
+    def by_outputs() -> Survivors:
+        options = {"criterion": "outputs", "kinds": KINDS, "rounds": 1, "seed": seed}
         return last_of_first_round(
-            [kf.discover_keys(bank, size=k, **options, **asked) for k in SIZES]
+            [kf.discover_keys(bank, size=k, model=model, images=crops, **options) for k in SIZES]
         )
 
     def lines() -> Survivors:
@@ -89,11 +84,10 @@ def methods(
 
     return {
         "lines (best of replacement.md)": lines,
-        "discovered by variance": discovered(),
-        "discovered by outputs": discovered(criterion="outputs", model=model, images=crops),
+        "discovered by variance": by_variance,
+        "discovered by outputs, first round": by_outputs,
         "discovered on networks of other domains": others,
         "random": random,
-        "discovered by answers, first round": by_answers,
     }
 
 
@@ -110,7 +104,7 @@ def run(work: Path, seeds: int) -> pd.DataFrame:
             for region, count in (("left", CHOOSING), ("right", MEASURING))
         }
         reference = logits(model, crops["right"], batch_size=BATCH)
-        for name, make in methods(model, crops["left"], seed, work).items():
+        for name, make in methods(model, crops["left"], seed).items():
             if (seed, name) in known:
                 continue
             started = time.perf_counter()

@@ -23,11 +23,11 @@ def test_transfer_writes_a_page_and_goes_on(
     assert "do frozen filters of digits?samples=100 match learned ones?" in text
     assert "too few seeds to say" in text
     table = pd.read_csv(out / "table.csv")
-    assert len(table) == 6 and (table["status"] == "done").all()
+    assert len(table) == 7 and (table["status"] == "done").all()
     html = (out / "report.html").read_text()
-    assert "Do the filters of other networks serve?" in html and "impulse filters" in html
+    assert "Do the filters of other networks serve?" in html and "own first filters" in html
     record = json.loads((out / "findings.json").read_text())
-    assert record["options"]["width"] == 8 and len(record["answers"]) == 5
+    assert record["options"]["width"] == 8 and len(record["answers"]) == 3
     times = {path: path.stat().st_mtime_ns for path in out.rglob("result.json")}
     assert run(capsys, *given)[0] == 0  # finished runs stay
     assert times == {path: path.stat().st_mtime_ns for path in out.rglob("result.json")}
@@ -39,7 +39,10 @@ def test_initialization_writes_a_page(capsys: pytest.CaptureFixture[str], tmp_pa
     given = ["experiment", "initialization", "--data", "digits?samples=100", *TINY]
     given += ["--sizes", "3,5", "--condition", "default", "--condition", "center-surround"]
     code, text, error = run(capsys, *given, "--out", str(out))
-    assert (code, error) == (0, "") and "Does center-surround beat default at 5×5?" in text
+    assert (code, error) == (
+        0,
+        "",
+    ) and "Does center-surround beat other first filters at 5×5?" in text
     assert len(pd.read_csv(out / "conditions.csv")) == 4 and (out / "report.html").exists()
 
 

@@ -69,6 +69,10 @@ def test_many_keys_leave_room_for_few_new_candidates() -> None:
     _, bank = planted(5, 0, n=400)
     found = kf.discover_keys(bank, kinds=["lines"], count=20, keys=16)
     assert len(found.keys) == 16 and max(map(len, found.pools)) <= 20
+    by_chance = found.curve[found.curve["round"] == 1].set_index("keys")["chance"][16]
+    assert by_chance <= found.chance < found.value
+    assert found.served["chance"].mean() == pytest.approx(found.chance, rel=1e-5)
+    assert found.served["r2"].mean() == pytest.approx(found.value, rel=1e-5)
 
 
 def test_candidates_differ() -> None:
@@ -101,4 +105,4 @@ def test_bad_input_is_refused_before_any_work() -> None:
     ):
         with pytest.raises(kf.KeyFiltersError, match=message):
             discover_keys(given, progress=steps.append, **options)
-    assert "elimination, round 1" not in steps
+    assert steps == []

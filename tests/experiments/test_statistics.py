@@ -12,7 +12,7 @@ from scipy import stats
 
 from keyfilters.errors import KeyFiltersError
 from keyfilters.experiments import compare, epochs_to_reach, sentence, summarise
-from keyfilters.experiments.statistics import holm
+from keyfilters.experiments.statistics import holm, match_sentence
 
 VALUES = st.integers(-1000, 1000).map(lambda i: i / 8)  # no differences by rounding only
 
@@ -197,3 +197,30 @@ def test_refusals() -> None:
         compare(table, "top1", pairs=[("A", "A")])
     with pytest.raises(KeyFiltersError, match="give one of reference"):
         compare(table, "top1")
+
+
+def test_an_interval_without_zero_that_many_comparisons_do_not_support_is_told() -> None:
+    row = {"condition": "new", "reference": "old", "seeds": 5, "missing": 0, "sd": 0.5, "p": 0.002}
+    row |= {"difference": 1.3, "low": 0.6, "high": 2.0, "p_holm": 0.056, "tests": 28}
+    told = sentence(row)
+    assert told.startswith("new lies above old by 1.3 points (95 % interval 0.6 to 2.0, 5 seeds)")
+    assert "but 28 comparisons together do not support it (p = 0.056 after Holm)" in told
+    below = sentence({**row, "difference": -1.3, "low": -2.0, "high": -0.6})
+    assert below.startswith("old lies above new by 1.3 points")
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "told"),
+    [
+        (-0.5, 0.9, "new matches old within 1 points"),
+        (-0.5, 1.1, "Not decided whether new matches old within 1 points"),
+        (-4.0, 4.0, "Not decided"),
+    ],
+)
+def test_a_match_is_an_interval_within_the_margin(low: float, high: float, told: str) -> None:
+    row = {"condition": "new", "reference": "old", "seeds": 5, "missing": 0, "sd": 1.0, "p": 0.5}
+    row |= {"difference": (low + high) / 2, "low": low, "high": high, "p_holm": 0.5, "tests": 1}
+    assert match_sentence(row, 1.0).startswith(told)
+    clear = match_sentence({**row, "difference": 0.5, "p_holm": 0.01}, 1.0)
+    assert clear.startswith("new beats old")
+    assert match_sentence({**row, "seeds": 2}, 1.0).endswith("at least 3 are needed).")

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import json
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +14,6 @@ import keyfilters as kf
 from keyfilters.experiments.runs import Run
 from keyfilters.experiments.transfer import (
     condition_name,
-    findings,
     freeze_pointwise_,
     pointwise_weights,
     train_frozen,
@@ -19,10 +21,11 @@ from keyfilters.experiments.transfer import (
     trained_here,
     transfer,
 )
+from keyfilters.experiments.transfer_findings import transfer_findings
 from keyfilters.experiments.trial import build_network, load
 from tests.experiments.test_trial import DATA, SMALL
 
-SHARED = {**SMALL.to_dict(), "data": DATA}
+SHARED = {**SMALL.to_dict(), "data": DATA, "steps": 0}
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +38,7 @@ def lender(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def frozen_run(out: Path, kind: str, source: str = DATA) -> tuple[dict[str, object], kf.FilterBank]:
-    model = str(Run(condition_name(DATA, "learned"), 1).folder / "model.safetensors")
+    model = str(Run(condition_name(DATA, "learned"), 1).folder)
     options = {**SHARED, "kind": kind, "source": source, "lender": model}
     folder = out / "runs" / kind.replace(" ", "-") / "seed-0"
     folder.mkdir(parents=True)
@@ -75,71 +78,88 @@ def test_pointwise_filters_are_copied_and_kept(lender: Path) -> None:
 
 
 def planted_table(means: dict[tuple[str, str], float], tmp_path: Path) -> pd.DataFrame:
-    import json
-
     generator = np.random.default_rng(0)
     rows = []
     for seed in range(5):
         level = generator.normal(0, 2)
         for (kind, source), mean in means.items():
-            name = condition_name("digits", kind, source if kind != "learned" else "")
             folder = f"runs/{len(rows)}"
             top1 = mean + level + generator.normal(0, 0.1)
             (tmp_path / folder).mkdir(parents=True)
             (tmp_path / folder / "result.json").write_text(
                 json.dumps({"result": {"curve": [top1]}})
             )
-            rows.append(
-                {
-                    "condition": name,
-                    "seed": seed,
-                    "options.kind": np.nan if kind == "learned" else kind,
-                    "options.source": source,
-                    "options.data": "digits",
-                    "top1": top1,
-                    "status": "done",
-                    "folder": folder,
-                }
-            )
+            row = {"condition": condition_name("digits", kind, source), "seed": seed}
+            row |= {"options.kind": np.nan if kind == "learned" else kind}
+            row |= {"options.source": source, "options.data": "digits", "top1": top1}
+            rows.append(row | {"status": "done", "folder": folder})
     return pd.DataFrame(rows)
 
 
 def test_findings_say_what_was_planted(tmp_path: Path) -> None:
     small, large = "photos?samples=100", "photos"
-    table = planted_table(
-        {
-            ("learned", ""): 90.0,
-            ("as they are", small): 85.0,
-            ("as they are", large): 90.0,
-            ("tap-shuffled", large): 90.0,
-            ("random", small): 80.0,
-            ("impulse", small): 70.0,
-        },
-        tmp_path,
-    )
-    found = findings(table, tmp_path)
-    assert "beats digits: random filters by 10.0 points" in found.short
+    means = {
+        ("learned", ""): 90.0,
+        ("own first", ""): 80.0,
+        ("as they are", small): 85.0,
+        ("as they are", large): 90.0,
+        ("tap-shuffled", large): 90.0,
+        ("channel-shuffled", large): 90.0,
+        ("random", large): 80.0,
+        ("random", small): 80.0,
+        ("impulse", large): 70.0,
+    }
+    found = transfer_findings(planted_table(means, tmp_path), tmp_path)
+    assert "beats digits: filters of photos, random by" in found.short
     told = dict(found.answers)
-    assert told["On digits, do frozen filters of photos match learned ones?"].startswith("No diff")
+    match = told["On digits, do frozen filters of photos match learned ones?"]
+    assert match.startswith("digits: filters of photos matches digits: learned within 1 points")
     beaten = told[f"On digits, do frozen filters of {small} match learned ones?"]
     assert beaten.startswith("digits: learned beats")
-    assert (
-        "beats digits: random filters by 10."
-        in (told["On digits, do frozen filters of photos beat random ones?"])
-    )
-    assert told["On digits, do frozen filters of photos beat the same, tap-shuffled?"].startswith(
-        "No difference"
-    )
-    larger = told["On digits, does the larger source photos serve better?"]
-    assert "beats digits: filters of photos?samples=100 by 5." in larger
+    (beats,) = (told[q] for q in told if "do frozen filters of photos beat" in q)
+    assert re.search(r"beats digits: own first filters by (9\.9|10\.)", beats)
+    assert re.search(r"beats digits: filters of photos, impulse by (19\.9|20\.)", beats)
+    assert re.search("No difference found .* and digits: filters of photos, tap-shuffled", beats)
+    channels = told["On digits, does it matter which channel has which filter of photos?"]
+    assert channels.startswith("No difference found")
+    larger = told[f"On digits, does the larger source photos serve better than {small}?"]
+    assert "beats digits: filters of photos?samples=100 by" in larger
     assert not any("pointwise" in question for question in told)  # these have not run
+    matrix, _ = found.matrices[0]
+    assert matrix.loc["photos, impulse", "digits"] == pytest.approx(70, abs=3)
 
 
 def test_filters_that_are_no_better_than_random_ones_are_told(tmp_path: Path) -> None:
     kinds = [("learned", ""), ("as they are", "photos"), ("random", "photos")]
-    found = findings(planted_table(dict.fromkeys(kinds, 90.0), tmp_path), tmp_path)
+    found = transfer_findings(planted_table(dict.fromkeys(kinds, 90.0), tmp_path), tmp_path)
     assert found.short.startswith("None of 2 comparisons shows a difference beyond chance.")
     assert "Nowhere were trained filters found to beat random ones" in found.short
+
+
+@pytest.mark.slow
+def test_lenders_have_other_first_weights_and_a_folder_grows(tmp_path: Path) -> None:
+    sources = [DATA, "digits?samples=90&classes=0,1,2"]
+    options = {"targets": [DATA], "sources": sources, "setup": SMALL, "pointwise": False}
+    transfer(tmp_path, seeds=range(1), **options)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("result.json")}
+    table = transfer(tmp_path, seeds=range(2), **options)
+    assert all(path.stat().st_mtime_ns == time for path, time in before.items())
+    assert (table["status"] == "done").all()
+    for path in (tmp_path / "runs").glob("*/seed-*/run.json"):
+        asked = json.loads(path.read_text())
+        lender = asked["options"].get("lender")
+        if lender:
+            lent = json.loads((tmp_path / lender / "run.json").read_text())
+            assert lent["seed"] == asked["seed"] + 1
+            assert lent["options"]["steps"] == 6  # of the larger one: 2 epochs of 3 steps
+    learned = table[table["condition"] == condition_name(DATA, "learned")]
+    assert sorted(learned["seed"]) == [0, 1]
+
+
+def test_networks_without_pointwise_convolutions_are_refused(tmp_path: Path) -> None:
+    setup = replace(SMALL, network="convnext_tiny", resolution=32)
+    with pytest.raises(kf.KeyFiltersError, match="has no 1×1 convolutions; type --no-pointwise"):
+        transfer(tmp_path / "out", targets=[DATA], setup=setup)
 
 
 def test_sources_are_data_or_filters() -> None:

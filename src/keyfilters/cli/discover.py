@@ -20,7 +20,7 @@ from keyfilters.cli.common import (
     folder_at_once,
     progress_bar,
 )
-from keyfilters.cli.images import Images, halves, labelled
+from keyfilters.cli.images import halves, labelled
 from keyfilters.cli.tables import show
 from keyfilters.errors import KeyFiltersError
 
@@ -57,7 +57,14 @@ def discover(
             "on --images: outputs (of its layers), agreement (with its answers), accuracy."
         ),
     ] = "variance",
-    images: Images = None,
+    images: Annotated[
+        str | None,
+        typer.Option(
+            help="Folder of images, or photos for those that scikit-image and scikit-learn bring, "
+            "for the criteria that ask the model. No other images measure the result.",
+            show_default=False,
+        ),
+    ] = None,
     count: Annotated[int, typer.Option(help="Crops to take from photos.", min=2)] = 56,
     balance: Annotated[
         bool, typer.Option(help="Let every model count alike, however many filters it has.")
@@ -105,13 +112,11 @@ def discover(
                 progress=partial(_step, step, k),
             )
     for k, one in found.items():
-        first = one.curve[one.curve["round"] == 1].set_index("keys")
-        chance = first["chance"].get(len(one.keys), float("nan"))
         show(one.models.sort_values("share", ascending=False), f"{k}×{k}", SHOWN)
         typer.echo(
             f"{len(one.keys)} keys explain {one.value:.1%} of the "
             f"{'outputs' if criterion == 'outputs' else 'filters'}' variance, as many random "
-            f"candidates {chance:.1%}; the curve bends at {one.elbow}"
+            f"candidates {one.chance:.1%}; the curve bends at {one.elbow}"
         )
     if out is not None:
         with folder_at_once(out) as unfinished:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -51,8 +50,8 @@ def initialization(
         list[str] | None,
         typer.Option(
             help="An initialisation, such as center-surround?std=keep&gammas=0.5; repeatable.",
-            show_default="default, kaiming, trunc-normal, covariance, center-surround (also with "
-            "std=keep), impulse, keys",
+            show_default="default, kaiming, trunc-normal, covariance, center-surround, impulse, "
+            "keys, most with std=keep",
         ),
     ] = None,
     bank: Annotated[
@@ -79,8 +78,9 @@ def initialization(
     table.csv, conditions.csv, comparisons.csv and findings.json; the same command goes on where it
     was stopped.
     """
-    from keyfilters.experiments.initialization import CONDITIONS, findings
+    from keyfilters.experiments.initialization import CONDITIONS
     from keyfilters.experiments.initialization import initialization as run
+    from keyfilters.experiments.initialization_findings import initialization_findings
 
     setup = _setup(network, width, depth, epochs, lr, resolution, channels, device)
     asked = _numbers(sizes)
@@ -98,7 +98,7 @@ def initialization(
             workers=workers,
             progress=tell,
         )
-        return findings(table, out)
+        return initialization_findings(table, out)
 
     _report(go, out, {**setup.to_dict(), "data": data, "size": sizes, "seeds": seeds, "seed": seed})
 
@@ -122,6 +122,9 @@ def transfer(
     pointwise: Annotated[
         bool, typer.Option(help="Freeze pointwise filters too, as contrast.")
     ] = True,
+    margin: Annotated[
+        float, typer.Option(help="Points within which two accuracies count as equal.")
+    ] = 1.0,
     size: Annotated[int, typer.Option(help="Kernel size.", min=2)] = 5,
     seeds: Seeds = 3,
     network: Network = "convmixer",
@@ -144,8 +147,9 @@ def transfer(
     report.html (the page), table.csv, conditions.csv, comparisons.csv and findings.json; the same
     command goes on where it was stopped.
     """
-    from keyfilters.experiments.transfer import DATA, findings
+    from keyfilters.experiments.transfer import DATA
     from keyfilters.experiments.transfer import transfer as run
+    from keyfilters.experiments.transfer_findings import transfer_findings
 
     setup = _setup(network, width, depth, epochs, lr, resolution, channels, device, size)
     targets, sources = tuple(target or DATA), tuple(source or ())
@@ -161,7 +165,7 @@ def transfer(
             workers=workers,
             progress=tell,
         )
-        return findings(table, out)
+        return transfer_findings(table, out, margin=margin)
 
     asked = {"targets": targets, "sources": sources or targets, "seeds": seeds, "seed": seed}
     _report(go, out, {**setup.to_dict(), **asked})
@@ -213,10 +217,9 @@ def _report(
     from keyfilters.report.experiment_page import ExperimentReport, Matrix, write_experiment
 
     check_out(out)
-    started = time.perf_counter()
     with progress_bar() as step:
         found = go(step)
-    seconds = time.perf_counter() - started
+    seconds = float(found.table["seconds"].sum())
     command = shlex.join(["keyfilters", *sys.argv[1:]])
     show(found.conditions, found.measure, ("condition", "seeds", "mean", "low", "high"))
     for question, answer in found.answers:

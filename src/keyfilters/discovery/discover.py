@@ -146,7 +146,8 @@ def discover_keys(
         kept = exchange(gains, kept)
     tell("what random candidates give")
     random = KeySet.random(count, size, seed + CONTROL)
-    by_chance = eliminate(measure(random))
+    random_gains = measure(random)
+    by_chance = eliminate(random_gains)
     curve = pd.concat(curves, ignore_index=True)
     curve.insert(3, "chance", by_chance.values[::-1][curve["keys"] - 1])
     names = ", ".join(bank.models[:4]) + (" and others" if len(bank.models) > 4 else "")
@@ -154,8 +155,8 @@ def discover_keys(
     told += "" if criterion == "variance" else f", criterion {criterion}"
     chosen = pool[kept]
     found = KeySet.from_filters(chosen.filters, chosen.names, provenance=told)
-    served = served_by(table, unit, found, random[by_chance.survivors(len(found))])
-    value = float(gains[:, kept].max(1).sum(dtype=np.float64))
+    random_kept = exchange(random_gains, by_chance.survivors(min(wanted, len(random))))
+    served = served_by(table, unit, found, random[random_kept])
     options = {
         "filters": len(unit),
         "size": size,
@@ -168,7 +169,12 @@ def discover_keys(
         "seed": seed,
     }
     models = models_of(found, served, balance)
-    return Discovery(found, curve, pools, models, served, value, bend, options)
+    value, chance = _value(gains, kept), _value(random_gains, random_kept)
+    return Discovery(found, curve, pools, models, served, value, chance, bend, options)
+
+
+def _value(gains: NDArray[np.floating], kept: NDArray[np.integer]) -> float:
+    return float(gains[:, kept].max(1).sum(dtype=np.float64))
 
 
 def _check(

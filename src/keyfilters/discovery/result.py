@@ -25,7 +25,7 @@ class Discovery:
         curve: one row a number of candidates, from all to one, round by round: round, keys (their
             number), value (mean share that the best of them explains: of a filter's variance over
             the taps, or with the criterion ``"outputs"`` of the variance of what it gives), chance
-            (the same of as many random candidates, eliminated in the same way), dropped (the
+            (the same of as many random candidates, eliminated by it), dropped (the
             candidate dropped next; empty for the last) and number (its place in `pools`); with the
             criteria ``"agreement"`` and ``"accuracy"`` also what
             `keyfilters.discovery.functional.eliminate_by_answers` tells.
@@ -37,6 +37,7 @@ class Discovery:
             most of its variance over the taps), r2 (the share of it) and chance (that which the
             best of as many random keys explains).
         value: of `keys`, after exchange.
+        chance: the same of as many random candidates, after elimination and exchange.
         elbow: number of keys at which the first round's curve bends.
         options: what was asked, and for how many filters.
     """
@@ -47,6 +48,7 @@ class Discovery:
     models: pd.DataFrame
     served: pd.DataFrame
     value: float
+    chance: float
     elbow: int
     options: dict[str, Any]
 

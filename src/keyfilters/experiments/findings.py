@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from keyfilters.experiments.statistics import CLAIM, LEVEL, TREND, compare, sentence, summarise
+from keyfilters.errors import KeyFiltersError
+from keyfilters.experiments.statistics import (
+    CLAIM,
+    LEVEL,
+    TREND,
+    compare,
+    match_sentence,
+    sentence,
+)
 
-__all__ = ["Findings", "in_short", "table_of", "verdicts"]
+__all__ = ["Findings", "Question", "answered", "in_short"]
 
 SHOWN = 6  # differences named in short
 
@@ -28,7 +36,7 @@ class Findings:
         measure: what was measured, with its unit.
         table: one row a run, as of `keyfilters.experiments.run_grid`.
         conditions: mean and interval of each condition, as of `summarise`.
-        comparisons: all that were tested together, as of `compare`.
+        comparisons: as of `compare`, each with its question, within which p is corrected.
         curves: condition → ``(seeds, epochs)``.
         matrices: (table of numbers, what a cell says), …
     """
@@ -45,25 +53,51 @@ class Findings:
     matrices: Sequence[tuple[pd.DataFrame, str]] = ()
 
 
-def verdicts(
-    comparisons: pd.DataFrame, *, unit: str = "points", higher_is_better: bool = True
-) -> dict[tuple[str, str], str]:
-    """Return the `sentence` of each comparison, by the two conditions."""
-    return {
-        (row["condition"], row["reference"]): sentence(
-            row, unit=unit, higher_is_better=higher_is_better
-        )
-        for row in comparisons.to_dict("records")
-    }
+@dataclass(frozen=True)
+class Question:
+    """A question, and the comparisons of accuracies that answer it.
+
+    Attributes:
+        words: the question.
+        pairs: (condition, the one it is compared with), …; p-values are corrected for their number.
+        margin: difference in points within which the two count as equal, if that is the question.
+    """
+
+    words: str
+    pairs: Sequence[tuple[str, str]]
+    margin: float | None = None
 
 
-def table_of(
-    table: pd.DataFrame, value: str, pairs: Sequence[tuple[str, str]]
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return `summarise` of all conditions, and `compare` of those pairs that have run."""
+def answered(
+    table: pd.DataFrame, value: str, questions: Sequence[Question]
+) -> tuple[pd.DataFrame, list[tuple[Question, str]]]:
+    """Answer questions from a table of runs.
+
+    Args:
+        table: as of `keyfilters.experiments.run_grid`.
+        value: the column that is compared, in points.
+        questions: those whose conditions have not run are left out.
+
+    Returns:
+        All comparisons, with the question of each; and the questions, with those pairs that have
+        run, beside their answers.
+    """
     known = set(table["condition"])
-    asked = [pair for pair in dict.fromkeys(pairs) if set(pair) <= known]
-    return summarise(table, value), compare(table, value, pairs=asked)
+    tables, answers = [], []
+    for question in questions:
+        pairs = [pair for pair in question.pairs if set(pair) <= known]
+        if not pairs:
+            continue
+        found = compare(table, value, pairs=pairs)
+        tables.append(found.assign(question=question.words))
+        told = []
+        for row in found.to_dict("records"):
+            margin = question.margin
+            told.append(sentence(row) if margin is None else match_sentence(row, margin))
+        answers.append((replace(question, pairs=pairs), " ".join(told)))
+    if not tables:
+        raise KeyFiltersError("no two conditions of the table are compared; run more of them")
+    return pd.concat(tables, ignore_index=True), answers
 
 
 def in_short(comparisons: pd.DataFrame) -> str:

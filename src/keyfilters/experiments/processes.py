@@ -10,6 +10,7 @@ import json
 import multiprocessing
 import os
 import signal
+import threading
 import time
 import traceback
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -21,8 +22,9 @@ from pkgutil import resolve_name
 from typing import Any, Protocol
 
 from keyfilters.errors import KeyFiltersError, MissingExtraError
+from keyfilters.files import write_whole
 
-__all__ = ["RESERVED", "Executor", "Function", "Task", "in_processes", "perform", "write_at_once"]
+__all__ = ["RESERVED", "Executor", "Function", "Task", "in_processes", "perform"]
 
 Function = Callable[[dict[str, Any], int, Path], dict[str, Any]]
 RESERVED = ("condition", "seed", "seconds", "attempts", "status", "error", "folder")
@@ -73,7 +75,7 @@ def perform(task: Task) -> str | None:
             raise KeyFiltersError(f"the result holds {', '.join(clash)}; {kept}")
         seconds = round(time.perf_counter() - start, 3)
         record = {"result": found, "seconds": seconds, "attempts": task.attempt}
-        write_at_once(task.folder / "result.json", json.dumps(record, indent=1, default=_plain))
+        write_whole(task.folder / "result.json", json.dumps(record, indent=1, default=_plain))
     except (Exception, SystemExit) as error:  # whatever a run raises fails that run alone
         return f"{_words(error)}\n\n{traceback.format_exc()}"
     return None
@@ -83,7 +85,8 @@ def in_processes(tasks: Sequence[Task], workers: int, threads: int) -> Ended:
     """Perform tasks in fresh processes of this machine; see `Executor`.
 
     Every task has its own spawned process, so that no state passes from run to run and a process
-    that dies fails its own run only. Closing the iterator ends the processes that still run.
+    that dies fails its own run only. Closing the iterator ends the processes that still run, and
+    so does the end of this process, however it comes.
 
     Args:
         tasks: what to do.
@@ -101,7 +104,7 @@ def in_processes(tasks: Sequence[Task], workers: int, threads: int) -> Ended:
     # reads the start method from `context` but types it as `mp_context`; unread, it would fork.
     spawn = multiprocessing.get_context("spawn")
     decorate: Any = concurrent.process
-    start = decorate(name=PROCESS, daemon=False, context=spawn, mp_context=spawn)(perform)
+    start = decorate(name=PROCESS, daemon=False, context=spawn, mp_context=spawn)(_worker)
     waiting, running = list(reversed(tasks)), dict[Future[str | None], Task]()
     try:
         while waiting or running:
@@ -120,11 +123,18 @@ def in_processes(tasks: Sequence[Task], workers: int, threads: int) -> Ended:
                 child.join()
 
 
-def write_at_once(path: Path, text: str) -> None:
-    """Write a file that is there as a whole or not at all."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(path)
+def _worker(task: Task) -> str | None:
+    """Perform a task in a process that ends when the one that started it is gone."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    return perform(task)
+
+
+def _end_with_parent() -> None:
+    """Wait for the end of the parent, even by SIGKILL: the same command may start anew then."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 @contextmanager

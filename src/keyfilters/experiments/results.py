@@ -13,7 +13,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from keyfilters.errors import KeyFiltersError, nearest
-from keyfilters.experiments.runs import Run, flat
+from keyfilters.experiments.runs import Run
+from keyfilters.options import flat
 
 __all__ = ["collect", "failures", "read_curves", "read_record"]
 

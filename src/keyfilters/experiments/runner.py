@@ -23,17 +23,13 @@ import pandas as pd
 
 from keyfilters.environment import environment
 from keyfilters.errors import KeyFiltersError
-from keyfilters.experiments.processes import (
-    Executor,
-    Function,
-    Task,
-    in_processes,
-    write_at_once,
-)
-from keyfilters.experiments.results import collect, read_record
-from keyfilters.experiments.runs import Run, differing
+from keyfilters.experiments.processes import Executor, Function, Task, in_processes
+from keyfilters.experiments.results import collect, failures, read_record
+from keyfilters.experiments.runs import Run
+from keyfilters.files import write_whole
+from keyfilters.options import differing
 
-__all__ = ["run_grid"]
+__all__ = ["check_grid", "run_grid"]
 
 REQUEST = ("condition", "seed", "options", "function")
 
@@ -60,7 +56,7 @@ def run_grid(
         function: ``function(options, seed, folder) -> {name: number, text or list}`` at the top of
             a module; it runs in a process of its own and may write into its folder.
         out: folder of the grid.
-        workers: processes at a time; by default as many as there are cores or runs left.
+        workers: processes at a time; by default as many as there are cores, or runs.
         threads: of torch and BLAS in each worker; by default cores // workers.
         attempts: how often a run is tried.
         progress: called with words once at the start, and then once for every run that was
@@ -75,7 +71,8 @@ def run_grid(
 
     Raises:
         KeyFiltersError: two runs share a folder, a folder holds another request, `function` is
-            not at the top of a module, or an option is out of its range.
+            not at the top of a module, an option is out of its range, or `out` cannot be written
+            to.
         MissingExtraError: pebble is not installed.
     """
     out = Path(out)
@@ -85,7 +82,7 @@ def run_grid(
     requests = _requests(runs, _reference(function))
     todo = _unfinished(runs, requests, out)
     cores = _cores()
-    workers = workers or max(1, min(cores, len(todo)))
+    workers = workers or min(cores, len(runs))  # of all, so that a second call has as many
     threads = threads or max(1, cores // workers)
     count = 0
 
@@ -122,8 +119,20 @@ def run_grid(
                     tell(f"{run} has failed")
         tasks = [replace(task, attempt=attempt + 1) for task in failed]
     table = collect(runs, out, errors, attempts)
-    write_at_once(out / "table.csv", table.to_csv(index=False))
+    write_whole(out / "table.csv", table.to_csv(index=False))
+    if len(errors) == len(runs):
+        raise KeyFiltersError(f"all {len(runs)} runs failed; the first: {failures(table)[0]}")
     return table
+
+
+def check_grid(runs: Sequence[Run], function: Function, out: str | os.PathLike[str]) -> None:
+    """Refuse what `run_grid` refuses, before any run.
+
+    Raises:
+        KeyFiltersError: two runs share a folder, a folder holds another request, or `function` is
+            not at the top of a module.
+    """
+    _unfinished(runs, _requests(runs, _reference(function)), Path(out))
 
 
 def _requests(runs: Sequence[Run], function: str) -> list[dict[str, Any]]:
@@ -167,10 +176,8 @@ def _unfinished(runs: Sequence[Run], requests: list[dict[str, Any]], out: Path) 
 
 def _prepared(folder: Path, request: dict[str, Any], about: dict[str, Any]) -> Task:
     """Make the folder of a run, and write down what is asked and where."""
-    folder.mkdir(parents=True, exist_ok=True)
+    write_whole(folder / "run.json", json.dumps({**request, "environment": about}, indent=1))
     (folder / "error.txt").unlink(missing_ok=True)
-    text = json.dumps({**request, "environment": about}, indent=1)
-    write_at_once(folder / "run.json", text)
     return Task(request["function"], request["options"], request["seed"], folder)
 
 

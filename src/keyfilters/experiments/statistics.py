@@ -18,7 +18,7 @@ from scipy.special import gammaln, stdtr, stdtrit
 
 from keyfilters.errors import KeyFiltersError, nearest
 
-__all__ = ["compare", "epochs_to_reach", "holm", "sentence", "summarise"]
+__all__ = ["compare", "epochs_to_reach", "holm", "match_sentence", "sentence", "summarise"]
 
 TREND, CLAIM = 3, 5  # seeds
 LEVEL = 0.05
@@ -80,7 +80,8 @@ def compare(
     Returns:
         One row a comparison: condition, reference, seeds (common), missing (seeds that only one of
         them has), difference (mean of condition − reference), sd (of the differences), low and high
-        (95 % interval, not corrected), p, p_holm and effect. Fewer than two common seeds, or
+        (95 % interval, not corrected), p, tests (number that p is corrected for), p_holm and
+        effect. Fewer than two common seeds, or
         differences all alike, allow no test: sd is 0 then, or NaN, and what follows it is NaN.
 
     Raises:
@@ -112,7 +113,10 @@ def compare(
         row |= {"difference": mean, "sd": sd, "low": low, "high": high, "p": p}
         rows.append({**row, "p_holm": nan, "effect": effect})
     found = pd.DataFrame(rows)
-    return found.assign(p_holm=holm(found["p"])) if rows else found
+    if not rows:
+        return found
+    found.insert(found.columns.get_loc("p_holm"), "tests", int(found["p"].notna().sum()))
+    return found.assign(p_holm=holm(found["p"]))
 
 
 def sentence(
@@ -171,12 +175,46 @@ def sentence(
         found = f"No {'difference' if n >= CLAIM else 'trend'} found between {one} and {other}:"
     interval = f"95 % interval {amount(low, '')} to {amount(high, '')}"
     found += f" {amount(difference)} ({interval}, {_seeds(n)}, {p} after Holm)"
+    if row["p_holm"] >= LEVEL and (low > 0 or high < 0):
+        above, below = (one, other) if difference > 0 else (other, one)
+        return (
+            f"{above} lies above {below} by {amount(abs(difference))} ({interval}, {_seeds(n)}), "
+            f"but {int(row['tests'])} comparisons together do not support it "
+            f"({p} after Holm).{note}"
+        )
     if row["p_holm"] >= LEVEL:
         bound = amount(max(abs(low), abs(high)))
         return f"{found}; a difference beyond {bound} would be unlikely.{note}"
     if n < CLAIM:
         return f"Trend: {found}; a claim needs {CLAIM} seeds.{note}"
     return f"{found}.{note}"
+
+
+def match_sentence(comparison: Mapping[Any, Any] | pd.Series, margin: float) -> str:
+    """Say whether two conditions are equal but for a margin, which no test of difference can say.
+
+    They match if the 95 % interval of the difference lies within ± margin.
+
+    Args:
+        comparison: a row of `compare`, in points.
+        margin: largest difference that does not matter, in points.
+
+    >>> row = dict(condition="frozen", reference="learned", seeds=5, missing=0, sd=0.3, p=0.4,
+    ...            difference=-0.1, low=-0.5, high=0.3, tests=1, p_holm=0.4)
+    >>> match_sentence(row, 1.0)
+    'frozen matches learned within 1 points: −0.1 points (95 % interval −0.5 to 0.3, 5 seeds).'
+    """
+    row = dict(comparison)
+    one, other, n = row["condition"], row["reference"], int(row["seeds"])
+    low, high = float(row["low"]), float(row["high"])
+    if n < TREND or isnan(low) or float(row["p_holm"]) < LEVEL:
+        return sentence(row)
+    told = f"{row['difference']:.1f} points (95 % interval {low:.1f} to {high:.1f}, {_seeds(n)})"
+    told = told.replace("-", "−")
+    if -margin < low and high < margin:
+        trend = "Trend: " if n < CLAIM else ""
+        return f"{trend}{one} matches {other} within {margin:g} points: {told}."
+    return f"Not decided whether {one} matches {other} within {margin:g} points: {told}."
 
 
 def holm(p: ArrayLike) -> NDArray[np.float64]:

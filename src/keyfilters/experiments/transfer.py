@@ -7,9 +7,8 @@ their channels shuffled, single taps; and pointwise filters, frozen in the same 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
-from itertools import pairwise
-from math import inf, nan
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,22 +19,19 @@ from torch import Tensor, nn
 
 from keyfilters.errors import KeyFiltersError
 from keyfilters.experiments.asked import parse
-from keyfilters.experiments.findings import Findings, in_short, table_of, verdicts
-from keyfilters.experiments.results import read_curves
-from keyfilters.experiments.runner import run_grid
-from keyfilters.experiments.runs import Run, grid
-from keyfilters.experiments.statistics import LEVEL
+from keyfilters.experiments.results import failures
+from keyfilters.experiments.runner import check_grid, run_grid
+from keyfilters.experiments.runs import Run
 from keyfilters.experiments.trial import Setup, build_network, load, train_and_measure
 from keyfilters.sources import read
 from keyfilters.surgery import freeze_filters_, transfer_filters_
 from keyfilters.training.readers import READERS
 
-__all__ = ["CONTROLS", "DATA", "condition_name", "findings", "trained_here", "transfer"]
+__all__ = ["CONTROLS", "DATA", "condition_name", "trained_here", "transfer"]
 
 DATA = ("digits", "photos")
-CONTROLS = ("tap-shuffled", "channel-shuffled")  # of the filters of every source
-ALONE = ("random", "impulse")  # that hardly depend on the source, so that one does
-AS_IS, POINTWISE = "as they are", "pointwise"
+CONTROLS = ("random", "impulse", "tap-shuffled", "channel-shuffled")
+AS_IS, OWN, POINTWISE = "as they are", "own first", "pointwise"
 
 
 def transfer(
@@ -54,18 +50,20 @@ def transfer(
     For every target the network is trained with
 
     - learned filters: nothing frozen;
-    - the filters of each source frozen, as they are, with taps shuffled, with channels shuffled;
-    - random filters and single taps frozen, of the first source's norms;
-    - and as contrast the pointwise filters of each source that is trained here frozen, and random
-      ones.
+    - its own random first filters, frozen;
+    - the filters of each source frozen: as they are; random ones of the same means and norms;
+      single taps of the same norms; with taps shuffled; with channels shuffled;
+    - and as contrast the pointwise filters of each source that is trained here frozen, and its own
+      random ones.
 
-    A source is a data set, on which the same network is trained first, with another seed than the
-    network that it lends to; or whatever `keyfilters.read` takes, whose filters are taken from the
-    layers of like relative depth. Batch normalisation learns in every run; that the frozen weights
-    did not move is checked by their digest.
+    A source is a data set, on which the same network is trained first, with the next seed, so that
+    the network that borrows never had the first weights of the one that lends; or whatever
+    `keyfilters.read` takes, whose filters are taken from the layers of like relative depth. Sources
+    that differ in their samples only are trained for equally many steps. Batch normalisation learns
+    in every run; that the frozen weights did not move is checked by their digest.
 
     Args:
-        out: folder of the runs; the same call goes on there.
+        out: folder of the runs; the same call, also with more seeds, goes on there.
         targets: data sets, see `keyfilters.experiments.trial.load`.
         sources: as above; empty takes the targets.
         seeds: of the runs; those that share one are compared in pairs.
@@ -78,36 +76,75 @@ def transfer(
         The table of `keyfilters.experiments.run_grid` of all runs, see `condition_name`.
 
     Raises:
-        KeyFiltersError: data or a source that cannot be had; before any run.
+        KeyFiltersError: data or a source that cannot be had, or a folder that holds other runs,
+            before any run; or a network that was to lend its filters could not be trained.
     """
     setup = setup or Setup()
     sources = tuple(dict.fromkeys(sources or targets))
     targets = tuple(dict.fromkeys(targets))
-    own = tuple(dict.fromkeys([*targets, *filter(trained_here, sources)]))
-    for data in own:
-        load(data, setup, 0)
+    shared = setup.to_dict()
+    images = {data: load(data, setup, 0) for data in {*targets, *filter(trained_here, sources)}}
     for source in sources:
         if not trained_here(source):
             read(source)
-    shared = setup.to_dict()
-    learned = grid(
-        {condition_name(data, "learned"): {**shared, "data": data} for data in own}, seeds
-    )
-    run_grid(learned, train_learned, out, workers=workers, progress=progress)
+    if pointwise and not pointwise_weights(build_network(setup, images[targets[0]], 0)):
+        raise KeyFiltersError(f"{setup.network} has no 1×1 convolutions; type --no-pointwise")
+    counts = {source: len(images[source].images) for source in sources if source in images}
+    steps = equal_steps(counts, setup)
+
+    def learning(data: str, seed: int, steps: int) -> Run:
+        name = condition_name(data, f"learned, {steps} steps" if steps else "learned")
+        return Run(name, seed, {**shared, "data": data, "steps": steps})
+
+    learned = [learning(target, seed, 0) for seed in seeds for target in targets]
+    lenders = {(s, seed): learning(s, seed + 1, steps[s]) for seed in seeds for s in counts}
+    learned = list({run.folder: run for run in (*learned, *lenders.values())}.values())
     frozen = []
-    for target in targets:
-        for kind, source in _conditions(sources, pointwise):
-            name = condition_name(target, kind, source)
-            options = {**shared, "data": target, "kind": kind, "source": source}
-            # The source's other layers were learned from other first weights than ours.
-            for seed, lender in zip(seeds, [*seeds[1:], seeds[0]], strict=True):
-                frozen.append(Run(name, seed, {**options, "lender": _lent(source, lender)}))
-    frozen.sort(key=lambda run: run.seed)
-    first = run_grid(learned, train_learned, out)
+    for seed in seeds:
+        for target in targets:
+            for kind, source in _conditions(sources, pointwise):
+                lender = lenders.get((source, seed))
+                options = {**shared, "data": target, "kind": kind, "source": source}
+                options["lender"] = source if lender is None else str(lender.folder)
+                frozen.append(Run(condition_name(target, kind, source), seed, options))
+    check_grid(frozen, train_frozen, out)
+    first = run_grid(learned, train_learned, out, workers=workers, progress=progress)
+    if failed := failures(first):
+        raise KeyFiltersError(f"a network that others depend on failed: {failed[0]}")
     rest = run_grid(frozen, train_frozen, out, workers=workers, progress=progress)
-    table = pd.concat([first, rest], ignore_index=True)
+    wanted = ~first["options.data"].isin(targets) | first["seed"].isin(list(seeds))
+    table = pd.concat([first[wanted], rest], ignore_index=True)
     table.to_csv(Path(out) / "table.csv", index=False)
     return table
+
+
+def equal_steps(counts: Mapping[str, int], setup: Setup) -> dict[str, int]:
+    """Steps for each source: as many as the largest of its family takes; 0 where it has no family.
+
+    >>> equal_steps({"digits": 1437, "digits?samples=320": 320, "photos": 1400}, Setup(epochs=2))
+    {'digits': 44, 'digits?samples=320': 44, 'photos': 0}
+    """
+    largest: dict[str, int] = {}
+    sizes = Counter(family(source) for source in counts)
+    for source, count in counts.items():
+        largest[family(source)] = max(largest.get(family(source), 0), count)
+    return {
+        source: int(setup.epochs * (largest[family(source)] // setup.batch))
+        if sizes[family(source)] > 1
+        else 0
+        for source in counts
+    }
+
+
+def family(source: str) -> str:
+    """A data set without its number of samples.
+
+    >>> family("fashion-mnist?samples=500&classes=0,1") == family("fashion-mnist?classes=0,1")
+    True
+    """
+    name, options = parse(source)
+    options.pop("samples", None)
+    return f"{name} {options}"
 
 
 def trained_here(source: str) -> bool:
@@ -120,41 +157,33 @@ def condition_name(target: str, kind: str, source: str = "") -> str:
 
     >>> condition_name("digits", "tap-shuffled", "photos")
     'digits: filters of photos, tap-shuffled'
-    >>> condition_name("digits", "learned"), condition_name("digits", "random", "photos")
-    ('digits: learned', 'digits: random filters')
+    >>> condition_name("digits", "learned"), condition_name("digits", "own first")
+    ('digits: learned', 'digits: own first filters')
     """
     short = source.removeprefix("package:").removesuffix("-pytorch-model")
-    if kind in ALONE or kind == f"{POINTWISE} random":
-        return f"{target}: {kind} filters"
     if kind == POINTWISE:
         return f"{target}: {POINTWISE} filters of {short}"
     if not source:
-        return f"{target}: {kind}"
+        return f"{target}: {kind}" + ("" if kind.startswith("learned") else " filters")
     return f"{target}: filters of {short}" + (f", {kind}" if kind != AS_IS else "")
 
 
 def _conditions(sources: Sequence[str], pointwise: bool) -> list[tuple[str, str]]:
     """What is frozen, and whose it is."""
-    found = [(kind, source) for source in sources for kind in (AS_IS, *CONTROLS)]
-    found += [(kind, sources[0]) for kind in ALONE]
+    found = [(OWN, "")]
+    found += [(kind, source) for source in sources for kind in (AS_IS, *CONTROLS)]
     if pointwise:
+        found += [(f"{OWN} {POINTWISE}", "")]
         found += [(POINTWISE, source) for source in sources if trained_here(source)]
-        found += [(f"{POINTWISE} random", "")]
     return found
-
-
-def _lent(source: str, seed: int) -> str:
-    """Where the filters lie: below the folder of the grid, or a source for `keyfilters.read`."""
-    if not source or not trained_here(source):
-        return source
-    return str(Run(condition_name(source, "learned"), seed).folder / "model.safetensors")
 
 
 def train_learned(options: dict[str, Any], seed: int, folder: Path) -> dict[str, Any]:
     """Perform one run in which nothing is frozen; it leaves its weights in its folder."""
     setup = Setup.from_dict(options)
     data = load(options["data"], setup, seed)
-    return train_and_measure(setup, build_network(setup, data, seed), data, seed, folder)
+    network = build_network(setup, data, seed)
+    return train_and_measure(setup, network, data, seed, folder, steps=options["steps"])
 
 
 def train_frozen(options: dict[str, Any], seed: int, folder: Path) -> dict[str, Any]:
@@ -162,18 +191,19 @@ def train_frozen(options: dict[str, Any], seed: int, folder: Path) -> dict[str, 
     setup = Setup.from_dict(options)
     data = load(options["data"], setup, seed)
     network = build_network(setup, data, seed)
-    kind, lender = options["kind"], options["lender"]
-    if trained_here(options["source"]):
-        lender = folder.parents[2] / lender
-    if kind.startswith(POINTWISE):
-        kept = freeze_pointwise_(network, load_file(lender) if kind == POINTWISE else None)
+    kind, source = options["kind"], options["source"]
+    lender = options["lender"]
+    if source and trained_here(source):
+        lender = folder.parents[2] / lender / "model.safetensors"
+    if POINTWISE in kind:
+        kept = freeze_pointwise_(network, load_file(lender) if source else None)
         result = train_and_measure(setup, network, data, seed, folder)
         if any(not torch.equal(x, kept[name]) for name, x in pointwise_weights(network).items()):
             raise KeyFiltersError("pointwise weights were frozen, but moved")
         return result
-    control = None if kind == AS_IS else kind
-    bank = read(lender)
-    transfer_filters_(network, bank, control=control, seed=seed)
+    if source:
+        control = None if kind == AS_IS else kind
+        transfer_filters_(network, read(lender), control=control, seed=seed)
     frozen = freeze_filters_(network)
     result = train_and_measure(setup, network, data, seed, folder)
     frozen.check()
@@ -201,108 +231,3 @@ def pointwise_weights(network: nn.Module) -> dict[str, Tensor]:
         for name, module in network.named_modules()
         if isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1) and module.groups == 1
     }
-
-
-EXPLANATION = (
-    "A depthwise convolution looks at each channel with one small filter; the layers between mix "
-    "the channels. If such filters are general (babaiee2025masterkey), a network can take them "
-    "from another network that learned something else, keep them frozen, and learn the rest. Here "
-    "that is compared with learning them, and with what must be worse if the shapes of the filters "
-    "matter: random filters, single taps, the same filters with taps or channels shuffled, all "
-    "frozen too. Batch normalisation learns in every run. As contrast the pointwise filters, that "
-    "mix the channels, are frozen in the same way."
-)
-
-
-def findings(table: pd.DataFrame, out: str | os.PathLike[str]) -> Findings:
-    """Say what a table of `transfer` supports.
-
-    Compared are, for each target, the filters of each source with learned filters, random filters,
-    single taps and its own shuffled ones; its pointwise filters with learned and random ones; and
-    of sources that are one data set of different size the larger one with the next smaller.
-
-    Args:
-        table: as returned.
-        out: the folder of its runs, for the learning curves.
-    """
-    frozen = table[table["options.kind"].notna()]
-    sources = list(dict.fromkeys(frozen[frozen["options.source"] != ""]["options.source"]))
-    targets = list(dict.fromkeys(frozen["options.data"]))
-    asked: list[tuple[str, tuple[str, str]]] = []
-    for target in targets:
-        for source in sources:
-            asked += _questions(target, source)
-        for small, large in _growing(sources):
-            pair = (condition_name(target, AS_IS, large), condition_name(target, AS_IS, small))
-            asked.append((f"On {target}, does the larger source {large} serve better?", pair))
-    conditions, comparisons = table_of(table, "top1", [pair for _, pair in asked])
-    told = verdicts(comparisons)
-    means = conditions.set_index("condition")["mean"]
-    rows = {"learned": ("learned", ""), **{f"{s}": (AS_IS, s) for s in sources}}
-    for source in sources:
-        rows |= {f"{source}, {control}": (control, source) for control in CONTROLS}
-    rows |= {kind: (kind, sources[0]) for kind in ALONE}
-    matrix = pd.DataFrame(
-        {t: [means.get(condition_name(t, *row), nan) for row in rows.values()] for t in targets},
-        index=pd.Index(list(rows), name="filters of"),
-    )
-    return Findings(
-        title="Do the filters of other networks serve?",
-        explanation=EXPLANATION,
-        short=f"{in_short(comparisons)} {_do_shapes_matter(comparisons, frozen)}".strip(),
-        answers=[(question, told[pair]) for question, pair in asked if pair in told],
-        measure="top-1 accuracy on the test images, %",
-        table=table,
-        conditions=conditions,
-        comparisons=comparisons,
-        curves=read_curves(table, out, "curve"),
-        matrices=[(matrix, "Mean accuracy in %; rows: whose filters, columns: trained on.")],
-    )
-
-
-def _do_shapes_matter(comparisons: pd.DataFrame, frozen: pd.DataFrame) -> str:
-    """Say so if no filters of a source were found to beat random ones."""
-    own = set(frozen[frozen["options.kind"] == AS_IS]["condition"])
-    random = set(frozen[frozen["options.kind"] == "random"]["condition"])
-    tested = comparisons[comparisons["condition"].isin(own) & comparisons["reference"].isin(random)]
-    if tested.empty or ((tested["p_holm"] < LEVEL) & (tested["difference"] > 0)).any():
-        return ""
-    return (
-        "Nowhere were trained filters found to beat random ones: no sign that shapes matter here."
-    )
-
-
-def _questions(target: str, source: str) -> list[tuple[str, tuple[str, str]]]:
-    own = condition_name(target, AS_IS, source)
-    learned = condition_name(target, "learned")
-    asked = [(f"On {target}, do frozen filters of {source} match learned ones?", (own, learned))]
-    for kind in (*ALONE, *CONTROLS):
-        what = f"the same, {kind}" if kind in CONTROLS else f"{kind} ones"
-        question = f"On {target}, do frozen filters of {source} beat {what}?"
-        asked.append((question, (own, condition_name(target, kind, source))))
-    mixing = condition_name(target, POINTWISE, source)
-    random = condition_name(target, f"{POINTWISE} random")
-    asked.append(
-        (f"On {target}, do frozen pointwise filters of {source} match?", (mixing, learned))
-    )
-    asked.append(
-        (
-            f"On {target}, do frozen pointwise filters of {source} beat random ones?",
-            (mixing, random),
-        )
-    )
-    return asked
-
-
-def _growing(sources: Sequence[str]) -> list[tuple[str, str]]:
-    """Pairs (smaller, next larger) of sources that differ in their samples only."""
-    families: dict[str, list[tuple[float, str]]] = {}
-    for source in filter(trained_here, sources):
-        name, options = parse(source)
-        samples = options.pop("samples", 0) or inf  # all
-        families.setdefault(f"{name} {options}", []).append((samples, source))
-    pairs = []
-    for family in families.values():
-        ordered = [source for _, source in sorted(family)]
-        pairs += list(pairwise(ordered))
-    return pairs

@@ -72,13 +72,17 @@ class Setup:
         """All values as JSON knows them."""
         return asdict(self)
 
-    def recipe(self, seed: int, **sections: Any) -> Recipe:
-        """Return the recipe of one run."""
+    def recipe(self, seed: int, steps: int = 0, **sections: Any) -> Recipe:
+        """Return the recipe of one run; `steps`, unless 0, replaces the epochs."""
         return Recipe.from_dict(
             {
                 "seed": seed,
                 "optimiser": {"name": "adamw", "lr": self.lr, "weight_decay": self.weight_decay},
-                "schedule": {"epochs": self.epochs, "warmup_epochs": min(1.0, self.epochs / 4)},
+                "schedule": {
+                    "epochs": self.epochs,
+                    "steps": steps,
+                    "warmup_epochs": min(1.0, self.epochs / 4),
+                },
                 "batch": {"size": self.batch},
                 "checkpoint": {"steps": 1000},
                 "channels_last": True,  # on a CPU twice as fast
@@ -99,6 +103,8 @@ def load(asked: str, setup: Setup, seed: int) -> Data:
         if option not in OFFERED:
             known = f"{asked!r}: a data set has the options {', '.join(OFFERED)}, not {option!r}"
             raise KeyFiltersError(known + nearest(option, OFFERED))
+    if not isinstance(options.get("samples", 0), int):
+        raise KeyFiltersError(f"{asked!r}: samples is no whole number")
     classes = options.pop("classes", [])
     options["classes"] = classes if isinstance(classes, list) else [classes]
     return load_data(
@@ -142,9 +148,17 @@ def _kernel(setup: Setup) -> dict[str, Any]:
 
 
 def train_and_measure(
-    setup: Setup, network: nn.Module, data: Data, seed: int, folder: Path
+    setup: Setup, network: nn.Module, data: Data, seed: int, folder: Path, *, steps: int = 0
 ) -> dict[str, Any]:
     """Train a network in its folder and return what is compared.
+
+    Args:
+        setup: of the experiment.
+        network: prepared; trained in place.
+        data: to train with and to test on.
+        seed: of the order of the images.
+        folder: for checkpoints and the trained weights; an interrupted run goes on there.
+        steps: replaces the setup's epochs, unless 0.
 
     Returns:
         top1 (%) and loss (nats) on all test images, train_loss, parameters and trainable (numbers
@@ -156,7 +170,7 @@ def train_and_measure(
     counts = [x.numel() for x in network.parameters()]
     free = [x.numel() for x in network.parameters() if x.requires_grad]
     device = setup.device or None
-    trained = train(setup.recipe(seed), folder, model=network, data=watched, device=device)
+    trained = train(setup.recipe(seed, steps), folder, model=network, data=watched, device=device)
     batches = (
         (normalise(x, data.mean, data.std), y)
         for x, y in zip(

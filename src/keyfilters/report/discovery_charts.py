@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import cycle
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -33,7 +34,7 @@ BARS = 24  # models in one chart
 def elimination(one: Discovery) -> str:
     """Value against the number of candidates left, round by round, beside chance."""
     figure, axes = single_axes(6.2, 3.9)
-    for number, style in zip(one.curve["round"].unique(), ("-", "--", "-.", ":"), strict=False):
+    for number, style in zip(one.curve["round"].unique(), cycle(("-", "--", "-.")), strict=False):
         part = one.curve[one.curve["round"] == number]
         colour = "#2f66b0" if number == 1 else "#2a9d6f"
         axes.plot(part["keys"], part["value"], style, color=colour, label=f"round {number}")

@@ -67,13 +67,12 @@ def write_discovery_report(
 
 
 def _section(name: str, one: Discovery) -> dict[str, Any]:
-    first = one.curve[one.curve["round"] == 1].set_index("keys")
     r2, chance = one.served["r2"], one.served["chance"]
     return {
         "name": name,
         "count": len(one.served),
         "value": one.value,
-        "chance": float(first["chance"].get(len(one.keys), np.nan)),
+        "chance": one.chance,
         "elbow": one.elbow,
         "asked": len(one.keys) != one.elbow,
         "measure": MEASURES.get(one.options["criterion"], MEASURES["variance"]),

@@ -1,0 +1,164 @@
+"""What the experiment on initialisation supports, in sentences."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from math import nan
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from keyfilters.experiments.asked import parse
+from keyfilters.experiments.findings import Findings, Question, answered, in_short
+from keyfilters.experiments.initialization import condition_name
+from keyfilters.experiments.results import read_curves
+from keyfilters.experiments.statistics import compare, epochs_to_reach, sentence, summarise
+
+__all__ = ["initialization_findings"]
+
+EXPLANATION = (
+    "A network of depthwise convolutions starts from random filters and learns edges, centres and "
+    "bars. Does it learn better or faster if it starts from filters like those of the retina, "
+    "bright centres with dark surrounds and the opposite (babaiee2024echos)? The same network is "
+    "trained from several first filters; all else, the first weights of the other layers, the "
+    "images and their order, is the same for runs of one seed. The schemes differ in the size of "
+    "their filters too, so with std=keep each is also tried at the root mean square of the "
+    "network's own first filters: these are compared among each other, and with the default."
+)
+REFERENCES = ("default", "kaiming", "trunc-normal", "covariance")  # what a gain must exceed
+REACHED = 0.95  # of the final accuracy of the default
+
+
+def initialization_findings(table: pd.DataFrame, out: str | os.PathLike[str]) -> Findings:
+    """Say what a table of `keyfilters.experiments.initialization` supports.
+
+    For each kernel size and each scheme that is no reference: does it beat the references of like
+    scale in final accuracy, and in epochs until 95 % of the default's final accuracy; and does its
+    gain over the default grow with the kernel?
+
+    Args:
+        table: as returned.
+        out: the folder of its runs, for the learning curves.
+
+    Raises:
+        KeyFiltersError: nothing that can be compared has run.
+    """
+    sizes = sorted({int(size) for size in table["options.size"]})
+    asked = list(dict.fromkeys(table["options.initialization"]))
+    new = [name for name in asked if parse(name)[0] not in REFERENCES]
+    questions = [
+        Question(
+            f"Does {name} beat other first filters at {size}×{size}?",
+            [
+                (condition_name(size, name), condition_name(size, other))
+                for other in _references(name, asked)
+            ],
+        )
+        for size in sizes
+        for name in new
+    ]
+    comparisons, found = answered(table, "top1", questions)
+    curves = read_curves(table, out, "curve")
+    marks, needed = _epochs_needed(table, curves)
+    table = table.assign(epochs_needed=needed)
+    answers = []
+    for question, answer in found:
+        sooner = [_sooner(table, pair, marks) for pair in question.pairs]
+        answers.append((question.words, " ".join([answer, *filter(None, sooner)])))
+    for name in new if len(sizes) > 1 and "default" in asked else ():
+        words = f"Does the gain of {name} over the default grow with the kernel?"
+        answers.append((words, _slope(table, sizes, name)))
+    return Findings(
+        title="Does starting from biological filters help?",
+        explanation=EXPLANATION,
+        short=in_short(comparisons),
+        answers=answers,
+        measure="top-1 accuracy on the test images, %",
+        table=table,
+        conditions=summarise(table, "top1"),
+        comparisons=comparisons,
+        curves=curves,
+        matrices=[
+            (_by_size(table, "top1"), "Mean accuracy in %, by first filters and kernel size"),
+            (_by_size(table, "rms"), "Root mean square of the first filters, median over layers"),
+        ],
+    )
+
+
+def _references(name: str, asked: Sequence[str]) -> list[str]:
+    """References of like scale: the default, and those with the same std."""
+    std = parse(name)[1].get("std")
+    return [
+        other
+        for other in asked
+        if parse(other)[0] in REFERENCES
+        and (other == "default" or parse(other)[1].get("std") == std)
+    ]
+
+
+def _by_size(table: pd.DataFrame, value: str) -> pd.DataFrame:
+    means = table.pivot_table(
+        value, "options.initialization", "options.size", aggfunc="mean", sort=False
+    )
+    means.columns = [f"{size}×{size}" for size in means.columns]
+    return means.rename_axis(index="first filters")
+
+
+def _epochs_needed(
+    table: pd.DataFrame, curves: Mapping[str, NDArray[np.float64]]
+) -> tuple[dict[int, float], NDArray[np.float64]]:
+    """The mark of every kernel size, and the epochs of every run until it; infinite if never."""
+    marks: dict[int, float] = {}
+    needed = np.full(len(table), nan)
+    for size in sorted(set(table["options.size"])):
+        default = curves.get(condition_name(size, "default"))
+        if default is None:
+            continue
+        marks[size] = REACHED * float(np.nanmean(default[:, -1]))
+        for condition, runs in curves.items():
+            rows = (table["condition"] == condition) & (table["options.size"] == size)
+            rows &= table["status"] == "done"
+            if rows.any():
+                epochs = epochs_to_reach(runs, marks[size])
+                needed[rows.to_numpy()] = np.where(np.isnan(epochs), np.inf, epochs)
+    return marks, needed
+
+
+def _sooner(table: pd.DataFrame, pair: tuple[str, str], marks: Mapping[int, float]) -> str:
+    """Say which of two conditions reached the mark sooner, or that not all runs reached it."""
+    part = table[table["condition"].isin(pair) & (table["status"] == "done")]
+    mark = marks.get(int(part["options.size"].iloc[0]))
+    if mark is None:
+        return ""
+    if np.isfinite(part["epochs_needed"]).all():
+        row = compare(part, "epochs_needed", pairs=[pair]).iloc[0]
+        return f"Epochs to {mark:.1f} %: {sentence(row, unit='epochs', higher_is_better=False)}"
+    told = []
+    for condition in pair:
+        epochs = part[part["condition"] == condition]["epochs_needed"]
+        told.append(f"{condition} in {np.isfinite(epochs).sum()} of {len(epochs)} seeds")
+    return f"{mark:.1f} % was reached by {told[0]}, by {told[1]}."
+
+
+def _slope(table: pd.DataFrame, sizes: Sequence[int], name: str) -> str:
+    """Say how the gain over the default changes with the kernel size."""
+    wide = table.pivot(index="seed", columns="condition", values="top1")
+    pairs = [(condition_name(k, name), condition_name(k, "default")) for k in sizes]
+    if not {condition for pair in pairs for condition in pair} <= set(wide):
+        return "Not all kernel sizes have run."
+    gains = pd.concat([wide[one] - wide[other] for one, other in pairs], axis=1).dropna()
+    if len(gains) < 3:
+        return f"Too few seeds to say ({len(gains)}, at least 3 are needed)."
+    slopes = np.polyfit(sizes, gains.to_numpy().T, 1)[0]
+    frame = pd.DataFrame({"condition": "slope", "seed": range(len(slopes)), "value": slopes})
+    row = summarise(frame, "value").iloc[0]
+    told = (
+        f"by {row['mean']:+.2f} points a tap (95 % interval {row['low']:+.2f} to "
+        f"{row['high']:+.2f}, {len(slopes)} seeds)"
+    ).replace("-", "−")
+    if row["low"] > 0 or row["high"] < 0:
+        trend = "" if len(slopes) >= 5 else "Trend: "
+        return f"{trend}The gain {'grows' if row['mean'] > 0 else 'falls'} {told}."
+    return f"No such change found: it changes {told}."
