@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from keyfilters.cli.common import progress_bar
 from keyfilters.training import Recipe
 from tests.cli.test_cli import run
 
@@ -48,7 +49,7 @@ def test_train_writes_all_that_counts(
     assert run(capsys, *arguments)[:2] == (0, text)
     assert (out / "model.safetensors").stat().st_mtime_ns == before
     code, _, error = run(capsys, *arguments, "--set", "batch.size=32")
-    assert code == 2 and "batch.size: 64 there, 32 here" in error
+    assert code == 2 and "batch.size (there 64, asked 32)" in error
 
 
 @pytest.mark.parametrize(
@@ -65,6 +66,17 @@ def test_what_the_user_can_mend(
 ) -> None:
     code, _, error = run(capsys, "train", str(recipe), *arguments)
     assert code == 2 and message in error
+
+
+def test_the_bar_shows_steps_that_are_passed_over(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich: a terminal
+    with progress_bar() as step:
+        step("epoch 1", 0, 40)
+        step("epoch 3", 40, 40)
+    shown = capsys.readouterr().err
+    assert "epoch 3" in shown and "0:00:00" in shown, "all steps are done: no time remains"
 
 
 def test_a_recipe_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -16,7 +17,8 @@ from PIL import Image
 
 from keyfilters.errors import KeyFiltersError, MissingExtraError
 from keyfilters.training import Data, load_data, photographs
-from keyfilters.training.readers import DEBIAN, stratified
+from keyfilters.training.readers import DEBIAN
+from keyfilters.training.splits import stratified
 from tests.conftest import require
 
 
@@ -74,6 +76,8 @@ def test_photos_are_labelled_by_photograph() -> None:
     assert data.labels.bincount().tolist() == [10] * 7
     two = load_data("photos", classes=["chelsea", "coffee"], samples=30, resolution=16)
     assert two.labels.bincount().tolist() == [15, 15]
+    three = load_data("photos", classes=[4, 5, 6], samples=10, resolution=16)
+    assert sorted(three.labels.bincount().tolist()) == [3, 3, 4]
 
 
 def write_idx(path: Path, array: np.ndarray) -> None:
@@ -144,6 +148,37 @@ def test_image_folder_without_a_test_half_is_split(tmp_path: Path) -> None:
     assert data.test_labels.bincount().tolist() == [2, 1]
 
 
+@pytest.mark.parametrize("name", ["val", "valid", "validation", "test"])
+def test_image_folders_of_test_images_have_several_names(tmp_path: Path, name: str) -> None:
+    pictures(tmp_path / "train", {"a": 10, "b": 5})
+    pictures(tmp_path / name, {"b": 1, "c": 2})
+    data = load_data(f"imagefolder:{tmp_path}", resolution=4)
+    assert data.classes == ("a", "b", "c") and data.labels.bincount().tolist() == [10, 5]
+    assert data.test_labels.tolist() == [1, 2, 2]
+
+
+def test_an_image_folder_with_train_alone_is_split(tmp_path: Path) -> None:
+    pictures(tmp_path / "train", {"a": 10, "b": 5})
+    (tmp_path / "notes").mkdir()
+    data = load_data(f"imagefolder:{tmp_path}", resolution=4)
+    assert data.classes == ("a", "b") and data.labels.bincount().tolist() == [8, 4]
+    assert data.test_labels.bincount().tolist() == [2, 1]
+
+
+def test_train_may_be_a_class(tmp_path: Path) -> None:
+    pictures(tmp_path, {"car": 5, "train": 5})
+    assert load_data(f"imagefolder:{tmp_path}", resolution=4).classes == ("car", "train")
+
+
+def test_no_seed_trains_on_what_another_is_tested_on(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    for i in range(20):
+        Image.new("RGB", (4, 4), (10 * i, 0, 0)).save(tmp_path / "a" / f"{i}.png")
+    first, other = (load_data(f"imagefolder:{tmp_path}", resolution=4, seed=s) for s in (0, 1))
+    tested, trained = (set(x[:, 0, 0, 0].tolist()) for x in (first.test_images, other.images))
+    assert len(tested) == 4 and len(trained) == 16 and not tested & trained
+
+
 def test_unreadable_images_are_named_or_stop(tmp_path: Path) -> None:
     pictures(tmp_path, {"a": 10, "b": 10})
     for name in ("a/3.png", "b/0.png", "b/7.png"):
@@ -193,6 +228,9 @@ def test_torchvision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         load_data("torchvision:MNIST", root=tmp_path)
     with pytest.raises(KeyFiltersError, match=r"no data set 'MNISTT'; the nearest .*MNIST"):
         load_data("torchvision:MNISTT")
+    message = r"EMNIST cannot be asked for halves by .*byclass.*; take another, or save its images"
+    with pytest.raises(KeyFiltersError, match=message):
+        load_data("torchvision:EMNIST", root=tmp_path)
 
 
 class ClassLabel:
@@ -202,14 +240,15 @@ class ClassLabel:
 class Rows:
     """As much of a Hugging Face data set as is used."""
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, *more: str, labels: list[int | None] | None = None) -> None:
         self.features: dict[str, Any] = {"picture": type("Image", (), {})(), "y": ClassLabel()}
-        self.labels = [i % 2 for i in range(count)]
+        self.features |= {name: ClassLabel() for name in more}
+        self.labels = labels or [i % 2 for i in range(count)]
 
     def __getitem__(self, key: str | int) -> Any:
         if isinstance(key, str):
-            return self.labels
-        return {"picture": Image.new("L", (9, 9), 100 * self.labels[key]), "y": self.labels[key]}
+            return self.labels if key == "y" else [1 - (x or 0) for x in self.labels]
+        return {"picture": Image.new("L", (9, 9), 100 * (self.labels[key] or 0))}
 
 
 def test_hugging_face_on_a_stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -226,6 +265,26 @@ def test_hugging_face_on_a_stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
     assert data.classes == ("no", "yes") and data.images.shape == (8, 3, 4, 4)
     assert torch.equal(data.images[:, 1, 2, 2].long(), 100 * data.labels)
     assert len(load_data("hf:one", resolution=4).test_images) == 2
+    secret: list[int | None] = [-1, -1, None]
+    fake.load_dataset = {
+        "next": {"train": Rows(8), "test": Rows(3, labels=secret), "validation": Rows(5)},
+        "none": {"train": Rows(10), "test": Rows(3, labels=secret)},
+        "some": {"train": Rows(9, labels=[0, 1, 0, 1, -1, -1, None, 0, 1]), "test": Rows(4)},
+        "two": {"train": Rows(8, "coarse"), "test": Rows(4, "coarse")},
+    }.get
+    assert len(load_data("hf:next", resolution=4).test_images) == 5
+    data = load_data("hf:none", resolution=4)
+    assert data.labels.bincount().tolist() == [4, 4] and len(data.test_images) == 2
+    data = load_data("hf:some", resolution=4)
+    assert data.labels.tolist() == [0, 1, 0, 1, 0, 1], "below 0 is no class, not the last one"
+    assert torch.equal(data.images[:, 0, 0, 0].long(), 100 * data.labels)
+    message = "has the ClassLabel columns y, coarse; choose one with hf:two#y"
+    with pytest.raises(KeyFiltersError, match=message):
+        load_data("hf:two")
+    fine, coarse = (load_data(f"hf:two#{column}", resolution=4) for column in ("y", "coarse"))
+    assert torch.equal(fine.images, coarse.images) and torch.equal(fine.labels, 1 - coarse.labels)
+    with pytest.raises(KeyFiltersError, match=r"no column 'coarsely' .*nearest names are: coarse"):
+        load_data("hf:two#coarsely")
     fake.load_dataset = {"odd": {"all": Rows(4)}}.get
     with pytest.raises(KeyFiltersError, match="has all; train is expected"):
         load_data("hf:odd")
@@ -250,6 +309,14 @@ def test_hugging_face_on_a_stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_the_user_can_mend(options: dict[str, Any], message: str) -> None:
     with pytest.raises(KeyFiltersError, match=message):
         load_data(**options)
+
+
+@pytest.mark.parametrize("field", ["images", "labels", "test_images", "test_labels"])
+def test_every_byte_tells_one_data_set_from_another(field: str) -> None:
+    data = load_data("digits", samples=100)
+    other = replace(data, **{field: getattr(data, field).flip(-1)})
+    differ = {key for key, value in data.describe().items() if value != other.describe()[key]}
+    assert differ == {f"{field}_crc32"}
 
 
 @pytest.mark.parametrize(

@@ -20,10 +20,10 @@ from torch.nn import functional
 from keyfilters.errors import KeyFiltersError, MissingExtraError
 from keyfilters.training import Data, Recipe, Trained, load_data, make_model, normalise, train
 from keyfilters.training.batches import Batches
-from keyfilters.training.devices import accelerator_for
+from keyfilters.training.devices import accelerator_for, own_threads
 from keyfilters.training.optimise import learning_rate
+from tests.test_files import full_disk
 from tests.training.networks import network, recipe
-from tests.training.test_checkpoints import full_disk
 
 EVERYTHING = {
     "augmentation": {"crop": 1, "flip": True, "mixup": 0.2, "cutmix": 1.0, "erasing": 0.2,
@@ -79,7 +79,8 @@ def test_it_learns_the_digits(tmp_path: Path) -> None:
     weights = load_file(tmp_path / "model.safetensors")
     assert all(torch.equal(weights[k], v) for k, v in trained.model.state_dict().items())
     summary = json.loads((tmp_path / "summary.json").read_text())
-    assert summary["versions"]["torch"] == version("torch") and summary["processes"] == 1
+    assert summary["environment"]["torch"] == version("torch") and summary["processes"] == 1
+    assert summary["environment"]["threads"] == torch.get_num_threads()
     assert summary["data"]["name"] == "digits" and summary["trainable"] == summary["parameters"]
     assert all(count == 132 and what.startswith("epoch ") for _, count, what in seen)
 
@@ -204,6 +205,30 @@ def test_interrupted_is_as_if_it_never_was(
     )  # fmt: skip
 
 
+def test_a_run_goes_on_with_its_number_of_threads(
+    digits: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, seen = recipe(checkpoint={"steps": 4}), []
+    original = Batches.part
+
+    def part(self: Batches, step: int, which: int) -> Any:
+        seen.append(torch.get_num_threads())
+        return original(self, step, which)
+
+    with own_threads(1):
+        whole = run(made, digits)
+        with monkeypatch.context() as patch:
+            stop_at(7, patch)
+            with pytest.raises(StopError):
+                run(made, digits, tmp_path)
+    with own_threads(2):
+        monkeypatch.setattr(Batches, "part", part)
+        resumed = run(made, digits, tmp_path)
+        assert torch.get_num_threads() == 2
+    assert seen == [1] * 8 and resumed.summary["environment"]["threads"] == 1
+    assert same(whole.model, resumed.model)
+
+
 def test_a_finished_run_is_only_read(
     digits: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -221,12 +246,15 @@ def test_a_finished_run_is_only_read(
 def test_a_folder_of_another_run_is_refused(digits: Data, tmp_path: Path) -> None:
     made = recipe(schedule={"steps": 2})
     run(made, digits, tmp_path)
-    with pytest.raises(KeyFiltersError, match=r"schedule.steps: 2 there, 3 here"):
+    with pytest.raises(KeyFiltersError, match=r"schedule.steps \(there 2, asked 3\)"):
         run(recipe(schedule={"steps": 3}), digits, tmp_path)
-    with pytest.raises(KeyFiltersError, match=r"first_weights: "):
+    with pytest.raises(KeyFiltersError, match=r"first_weights \(there "):
         run(made, digits, tmp_path, model=network(seed=1))
-    with pytest.raises(KeyFiltersError, match=r"images.images: \[400, 1, 8, 8\] there"):
+    with pytest.raises(KeyFiltersError, match=r"images.images \(there \[400, 1, 8, 8\]"):
         run(made, load_data("digits", samples=399), tmp_path)
+    exchanged = replace(digits, test_images=digits.test_images.flip(3))
+    with pytest.raises(KeyFiltersError, match=r"differs in images.test_images_crc32 \(there \d+, "):
+        run(made, exchanged, tmp_path)
 
 
 def test_a_full_disk_keeps_the_last_checkpoint(
@@ -244,7 +272,7 @@ def test_a_full_disk_keeps_the_last_checkpoint(
     with monkeypatch.context() as patch:
         patch.setattr(Batches, "part", part)
         with pytest.raises(
-            KeyFiltersError, match=r"checkpoint.pt: No space left .*last one is kept"
+            KeyFiltersError, match=r"checkpoint.pt: No space left .*last good file stays"
         ):
             run(made, digits, tmp_path)
     state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
@@ -352,6 +380,8 @@ def test_what_the_user_can_mend(digits: Data, monkeypatch: pytest.MonkeyPatch) -
         train(recipe(precision="fp16"), model=network(), data=digits, device="cpu")
     with pytest.raises(KeyFiltersError, match="there is no xpu; accelerate offers cpu"):
         train(recipe(), model=network(), data=digits, device="xpu")
+    with pytest.raises(KeyFiltersError, match=r"there is no cuda:99 \(.*\); type cpu"):
+        train(recipe(), model=network(), data=digits, device="cuda:99")
     monkeypatch.setitem(__import__("sys").modules, "accelerate", None)
     with pytest.raises(MissingExtraError, match=r"training needs an extra .*keyfilters\[train\]"):
         train(recipe(), model=network(), data=digits)

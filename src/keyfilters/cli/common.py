@@ -56,28 +56,32 @@ def check_device(device: str) -> None:
 
 
 @contextmanager
-def progress_bar(total: int | None = None) -> Iterator[Callable[[str], None]]:
+def progress_bar(total: int | None = None) -> Iterator[Callable[..., None]]:
     """Show a bar on standard error; yield a function to call with each step's name.
+
+    Where steps are passed over, it takes the number of those done and of all of them as well.
 
     Args:
         total: number of steps, if known.
     """
     from rich.console import Console
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import TimeRemainingColumn as Remaining
 
     text = TextColumn("{task.description}")
-    columns = (SpinnerColumn(), BarColumn(24), TimeElapsedColumn(), text)
+    columns = (SpinnerColumn(), BarColumn(24), TimeElapsedColumn(), Remaining(), text)
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield lambda name: None
+        yield lambda *_: None
         return
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task("starting", total=total)
         started = False
 
-        def step(name: str) -> None:
+        def step(name: str, done: int | None = None, total: int | None = None) -> None:
             nonlocal started
-            progress.update(task, description=name, advance=1 if started else 0)
+            one = 1 if started and done is None else None
+            progress.update(task, description=name, completed=done, total=total, advance=one)
             started = True
 
         yield step

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from keyfilters.cli.common import Out, check_device, check_out
+from keyfilters.cli.common import Out, check_device, check_out, progress_bar
 from keyfilters.cli.tables import show
 from keyfilters.errors import KeyFiltersError
 
@@ -54,8 +52,13 @@ def train(
         check_device(device)
     changes = [*(change or []), *([] if seed is None else [f"seed={seed}"])]
     asked = Recipe.load(recipe, *changes)
-    with _bar() as step:
-        trained = run(asked, out, device=None if device == "auto" else device, progress=step)
+    where = None if device == "auto" else device
+    with progress_bar() as step:
+
+        def tell(done: int, steps: int, what: str) -> None:
+            step(what, done, steps)
+
+        trained = run(asked, out, device=where, progress=tell)
     distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
     main = not distributed or torch.distributed.get_rank() == 0
     if distributed:
@@ -73,23 +76,3 @@ def train(
         except OSError as error:
             raise KeyFiltersError(f"cannot write to {out}: {error.strerror or error}") from error
         typer.echo(f"The model: {(out / 'model.safetensors').resolve()}")
-
-
-@contextmanager
-def _bar() -> Iterator[Callable[[int, int, str], None]]:
-    """Show a bar of all steps on standard error, where that is a terminal."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-    from rich.progress import TimeRemainingColumn as Remaining
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Remaining())
-    console = Console(stderr=True)
-    with Progress(
-        *columns, console=console, transient=True, disable=not console.is_terminal
-    ) as progress:
-        task = progress.add_task("starting", total=None)
-
-        def step(done: int, steps: int, what: str) -> None:
-            progress.update(task, completed=done, total=steps, description=what)
-
-        yield step

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,32 +12,13 @@ import torch
 from torch import nn
 
 from keyfilters.errors import KeyFiltersError
+from keyfilters.files import write_whole
+from keyfilters.options import differing
 from keyfilters.training.recipe import Recipe
 
-__all__ = ["digest", "identity", "read_state", "write_state", "write_whole"]
+__all__ = ["digest", "identity", "read_state", "write_state"]
 
 NAME = "checkpoint.pt"
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file so that it is at any moment the old or the new one, never a part.
-
-    Raises:
-        KeyFiltersError: it cannot be written; the old one is still there.
-    """
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with unfinished.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(unfinished, path)  # noqa: PTH105
-    except OSError as error:
-        with suppress(OSError):
-            unfinished.unlink()
-        kept = "; the last one is kept, and the same command goes on from it" * path.exists()
-        raise KeyFiltersError(f"cannot write {path}: {error.strerror or error}{kept}") from error
 
 
 def write_state(out: Path, state: Mapping[str, Any]) -> None:
@@ -68,14 +47,8 @@ def read_state(out: Path, own: Mapping[str, Any]) -> dict[str, Any] | None:
     except Exception as error:  # damaged files make pickle and zip raise nearly anything
         message = f"{path} is no checkpoint of this version ({type(error).__name__})"
         raise KeyFiltersError(f"{message}; delete it or choose another folder") from error
-    ours, theirs = _flat(own), _flat(there)
-    differ = [
-        f"{key}: {theirs.get(key)!r} there, {ours.get(key)!r} here"
-        for key in dict.fromkeys([*theirs, *ours])
-        if ours.get(key) != theirs.get(key)
-    ]
-    if differ:
-        message = f"{path} is of another run ({'; '.join(differ)})"
+    if changed := differing(there, own):
+        message = f"{path} is of another run, which differs in {'; '.join(changed)}"
         raise KeyFiltersError(f"{message}; choose another folder, or delete it")
     return state
 
@@ -100,13 +73,3 @@ def digest(model: nn.Module) -> str:
     frozen = [name for name, value in model.named_parameters() if not value.requires_grad]
     found.update(repr(frozen).encode())
     return found.hexdigest()[:16]
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            found |= _flat(value, f"{prefix}{key}.")
-        else:
-            found[prefix + key] = list(value) if isinstance(value, tuple) else value
-    return found

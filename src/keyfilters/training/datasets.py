@@ -20,7 +20,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from keyfilters.errors import KeyFiltersError, nearest
-from keyfilters.training.readers import READERS, Request, Split, stratified
+from keyfilters.training.readers import READERS
+from keyfilters.training.splits import Request, Split, stratified
 
 __all__ = ["Data", "load_data"]
 
@@ -84,12 +85,18 @@ class Data:
 
     def describe(self) -> dict[str, Any]:
         """Return what tells one data set from another, to write beside a result."""
+        tensors = {
+            "images": self.images,
+            "labels": self.labels,
+            "test_images": self.test_images,
+            "test_labels": self.test_labels,
+        }
         return {
             "name": self.name,
             "images": list(self.images.shape),
             "test_images": list(self.test_images.shape),
             "classes": list(self.classes),
-            "labels_crc32": crc32(self.labels.numpy().tobytes()),
+            **{f"{what}_crc32": crc32(x.contiguous().numpy().data) for what, x in tensors.items()},
             "mean": [round(x, 6) for x in self.mean],
             "std": [round(x, 6) for x in self.std],
             "skipped": [list(one) for one in self.skipped],
@@ -114,12 +121,15 @@ def load_data(
       a folder with the IDX files, packed or not, as torchvision leaves them.
     - ``photos``: crops of seven photographs, whose label is the photograph; training crops come
       from the left halves, test crops from the right halves.
-    - ``imagefolder:FOLDER``: FOLDER/train/CLASS/… and FOLDER/val or test/CLASS/…, or
-      FOLDER/CLASS/… of which a fifth is kept for testing.
+    - ``imagefolder:FOLDER``: FOLDER/train/CLASS/… and, where there is one, FOLDER/val/CLASS/…
+      (or valid, validation, test); or FOLDER/CLASS/….
     - ``torchvision:NAME``: a class of torchvision.datasets, already downloaded below `root`.
-    - ``hf:NAME``: a data set of the Hugging Face hub, or its folder; needs the extra hf.
+    - ``hf:NAME``: a data set of the Hugging Face hub, or its folder; needs the extra hf. Where it
+      has several columns of labels, ``hf:NAME#COLUMN`` chooses. Images without a label are left
+      out.
 
-    Where a source has no test images, a fifth of each class is kept for them, by `seed`.
+    Where a source has no labelled test images, a fifth of each class is kept for them: the same
+    with every seed, so that no network was trained on what another is tested on.
 
     Args:
         name: as above.
@@ -131,7 +141,7 @@ def load_data(
             images of unequal size, which are cut to their middle square.
         root: folder of torchvision's data sets.
         unreadable: "skip" names damaged images in `Data.skipped`, "stop" refuses them.
-        seed: of samples, crops and splits.
+        seed: of samples and crops.
 
     Raises:
         KeyFiltersError: an unknown name or class, missing files, an option out of range, images
@@ -189,7 +199,7 @@ def _rows(
     """Return the positions of the images to read, and their labels among the chosen."""
     new = np.full(max(int(split.labels.max(initial=0)), *chosen) + 1, -1)
     new[list(chosen)] = np.arange(len(chosen))
-    labels = new[split.labels]
+    labels = np.where(split.labels < 0, -1, new[split.labels])  # below 0: of no class
     rows = np.flatnonzero(labels >= 0)
     if not len(rows):
         raise KeyFiltersError(f"{name} has no image of these classes")
@@ -222,11 +232,11 @@ def _shaped(images: Tensor, channels: int, resolution: int) -> Tensor:
 
 def _moments(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return mean and standard deviation of every channel on the scale from 0 to 1."""
-    count = images.numel() / images.shape[1]
-    sums = torch.zeros(2, images.shape[1], dtype=torch.float64)
+    count = images.numel() // images.shape[1]
+    sums = torch.zeros(2, images.shape[1], dtype=torch.int64)  # exact, in any order
     for part in images.split(1024):
-        x = part.double() / 255
+        x = part.long()
         sums += torch.stack([x.sum((0, 2, 3)), x.square().sum((0, 2, 3))])
-    mean = sums[0] / count
-    std = (sums[1] / count - mean.square()).clamp(min=0).sqrt()
+    mean = sums[0].double() / (255 * count)
+    std = (sums[1].double() / (255**2 * count) - mean.square()).clamp(min=0).sqrt()
     return tuple(mean.tolist()), tuple(x if x > 1e-6 else 1.0 for x in std.tolist())

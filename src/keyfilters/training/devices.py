@@ -13,7 +13,7 @@ import torch
 from keyfilters.errors import KeyFiltersError, MissingExtraError
 from keyfilters.training.recipe import Recipe
 
-__all__ = ["accelerator_for", "own_randomness"]
+__all__ = ["accelerator_for", "own_randomness", "own_threads"]
 
 COMPILER = "inductor"
 
@@ -38,7 +38,11 @@ def accelerator_for(recipe: Recipe, device: str | None) -> Any:
     except ImportError as error:
         raise MissingExtraError("training", "train") from error
     if device is not None and device.startswith("cuda:"):
-        torch.cuda.set_device(device)
+        try:
+            torch.cuda.set_device(device)
+        except (RuntimeError, AssertionError, AttributeError) as error:
+            reason = str(error).splitlines()[0]
+            raise KeyFiltersError(f"there is no {device} ({reason}); type cpu") from error
     # Its state is global and keeps the first run's device and precision. There is no public way.
     AcceleratorState._reset_state(reset_partial_state=True)
     try:
@@ -66,3 +70,14 @@ def own_randomness(device: torch.device) -> Iterator[None]:
         finally:
             random.setstate(python)
             np.random.set_state(numpy)  # noqa: NPY002
+
+
+@contextmanager
+def own_threads(count: int) -> Iterator[None]:
+    """Let torch compute with so many threads, on whose number the last bits of sums depend."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

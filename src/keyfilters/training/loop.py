@@ -20,10 +20,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from keyfilters.errors import KeyFiltersError
+from keyfilters.files import write_whole
 from keyfilters.training.batches import Batches
-from keyfilters.training.checkpoints import digest, identity, read_state, write_state, write_whole
+from keyfilters.training.checkpoints import digest, identity, read_state, write_state
 from keyfilters.training.datasets import Data, load_data
-from keyfilters.training.devices import accelerator_for, own_randomness
+from keyfilters.training.devices import accelerator_for, own_randomness, own_threads
 from keyfilters.training.evaluate import accuracy
 from keyfilters.training.models import make_model, try_model
 from keyfilters.training.optimise import learning_rate, make_optimiser
@@ -50,7 +51,8 @@ def train(
     """Train a model by a recipe; with `out`, go on where an interrupted run was.
 
     Started by torchrun or ``accelerate launch``, every process takes its share of each batch. The
-    last images of an epoch that fill no batch are left out; the next epoch has another order.
+    last images of an epoch that fill no batch are left out; the next epoch has another order. A run
+    goes on with the number of threads that it began with: the last bits of sums depend on it.
 
     Args:
         recipe: what to do.
@@ -76,12 +78,13 @@ def train(
     """
     accelerator = accelerator_for(recipe, device)
     data = load_data(**recipe.to_dict()["data"]) if data is None else data
-    first = "" if model is None else digest(model)
+    first = "by the recipe" if model is None else digest(model)
     model = make_model(recipe, data) if model is None else model
     own = identity(recipe, data.describe(), first)
     state = None if out is None else read_state(Path(out), own)
     main = accelerator.is_main_process
-    with own_randomness(accelerator.device):
+    threads = state["threads"] if state else torch.get_num_threads()
+    with own_randomness(accelerator.device), own_threads(threads):
         run = _Run(recipe, model, data, accelerator, own, Path(out) if out and main else None)
         return run.go(state, progress if main else None)
 
@@ -124,7 +127,7 @@ class _Run:
             if state["finished"]:
                 return self._trained(state["summary"])
         if self.out is not None:
-            write_whole(self.out / "recipe.toml", self.recipe.to_toml().encode())
+            write_whole(self.out / "recipe.toml", self.recipe.to_toml())
         plain = "forward" not in vars(self.model)
         runner = self.accelerator.prepare_model(self.model)
         optimiser: Any = self.optimiser
@@ -142,7 +145,7 @@ class _Run:
             **summarise(self.model, self.history[-1], self.step * self.recipe.batch.size),
             "device": str(self.accelerator.device),
             "processes": self.accelerator.num_processes,
-            "data": self.data.describe(),
+            "data": self.identity["images"],
         }
         trained = self._trained(summary)
         if self.out is not None:
@@ -240,6 +243,7 @@ class _Run:
             "identity": self.identity,
             "finished": finished,
             "summary": summary,
+            "threads": torch.get_num_threads(),
             "step": self.step,
             "seconds": self.seconds,
             "history": self.history,

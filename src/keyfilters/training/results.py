@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import json
-import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 from torch import nn
 
-from keyfilters.training.checkpoints import write_whole
+from keyfilters.environment import environment
+from keyfilters.files import write_whole
 
 __all__ = ["Trained", "summarise", "write_history", "write_results"]
-
-PACKAGES = ("keyfilters", "torch", "timm", "accelerate", "numpy")
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +27,8 @@ class Trained:
         ema: the same with the running mean of the weights, if the recipe asked for one.
         history: one row an epoch: epoch, step, lr, train_loss, test_loss and test_top1, of `ema`
             ema_loss and ema_top1, and the seconds of training so far, without testing.
-        summary: the last row, and what ran: device, versions, parameters, data, images a second.
+        summary: the last row, and what ran: device, environment (threads of torch, versions,
+            machine), parameters, data, images a second.
     """
 
     model: nn.Module
@@ -52,14 +51,13 @@ def summarise(model: nn.Module, row: Mapping[str, Any], images: int) -> dict[str
         "images_per_second": round(images / max(row["seconds"], 1e-9), 1),
         "parameters": sum(n for n, _ in sizes),
         "trainable": sum(n for n, free in sizes if free),
-        "python": platform.python_version(),
-        "versions": {name: version(name) for name in PACKAGES},
+        "environment": {"threads": torch.get_num_threads(), **environment()},
     }
 
 
 def write_history(out: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write ``metrics.jsonl``, one line an epoch; raises as `write_whole`."""
-    write_whole(out / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
+    write_whole(out / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def write_results(out: Path, trained: Trained) -> None:
@@ -75,4 +73,4 @@ def write_results(out: Path, trained: Trained) -> None:
             tensors = {key: x.detach().contiguous().clone() for key, x in net.state_dict().items()}
             write_whole(out / f"{name}.safetensors", save(tensors))
     text = json.dumps(trained.summary, indent=1, ensure_ascii=False)
-    write_whole(out / "summary.json", f"{text}\n".encode())
+    write_whole(out / "summary.json", f"{text}\n")

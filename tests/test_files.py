@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from keyfilters.errors import KeyFiltersError
+from keyfilters.files import write_whole
+
+
+def full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("keyfilters.files.os.fsync", refuse)
+
+
+def test_a_full_disk_leaves_the_last_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_whole(tmp_path / "new" / "x", "ω")
+    full_disk(monkeypatch)
+    message = r"cannot write .*x: No space left on device; the last good file stays; mend that and"
+    with pytest.raises(KeyFiltersError, match=message):
+        write_whole(tmp_path / "new" / "x", b"new")
+    assert [p.name for p in (tmp_path / "new").iterdir()] == ["x"]
+    assert (tmp_path / "new" / "x").read_text(encoding="utf-8") == "ω"
+    with pytest.raises(KeyFiltersError, match=r"y: No space left on device; mend that"):
+        write_whole(tmp_path / "new" / "y", b"new")
+    with pytest.raises(KeyFiltersError, match=r"cannot write .*z"):
+        write_whole(tmp_path / "new" / "x" / "z", b"new")
+
+
+def test_two_processes_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "x"
+    other = "from pathlib import Path\nfrom keyfilters.files import write_whole\n"
+    other += f"write_whole(Path({str(path)!r}), b'other')"
+    fsync, seen = os.fsync, []
+
+    def meanwhile(file: int) -> None:
+        subprocess.run([sys.executable, "-c", other], check=True)
+        seen.append(path.read_bytes())
+        fsync(file)
+
+    monkeypatch.setattr("keyfilters.files.os.fsync", meanwhile)
+    write_whole(path, b"own")
+    assert seen == [b"other"] and path.read_bytes() == b"own"
+    assert [p.name for p in tmp_path.iterdir()] == ["x"]
