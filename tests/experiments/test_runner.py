@@ -122,12 +122,12 @@ def test_what_fits_no_table_fails(tmp_path: Path, manner: str, message: str) -> 
     assert again["status"].tolist() == ["failed", "done"] and again["attempts"].tolist() == [3, 1]
 
 
-def test_threads_are_limited_before_torch_loads(tmp_path: Path) -> None:
+def test_threads_are_limited(tmp_path: Path) -> None:
     before = dict(os.environ)
     table = run_grid([Run("A", 0)], workers.surroundings, tmp_path, threads=1)
     assert dict(os.environ) == before
     assert table["threads"][0] == 1 and table["policy"][0] == "passive"
-    assert table["method"][0] == "spawn", "a forked process has torch's threads already"
+    assert table["method"][0] in ("forkserver", "spawn"), "a forked process has torch's threads"
 
 
 def test_interrupted_grid_goes_on(tmp_path: Path) -> None:
