@@ -94,7 +94,10 @@ def main() -> None:
     data = {
         "setup": SETUP.to_dict(),
         "runs": found.table.drop(columns=["folder", "error"]).to_dict("records"),
-        "curves": {name: curve.tolist() for name, curve in found.curves.items()},
+        "curves": {
+            panel: {name: curve.round(2).tolist() for name, curve in curves.items()}
+            for panel, curves in found.curves.items()
+        },
         "comparisons": found.comparisons.to_dict("records"),
     }
     write(asked.name, found.title, environment(asked.seeds), data, parts)

@@ -55,7 +55,7 @@ def example() -> ExperimentReport:
         runs=runs,
         conditions=summarise(runs, "value"),
         comparisons=comparisons,
-        curves=curves,
+        curves={"": curves},
         matrices=[Matrix(gain, "Gain over training from scratch, in points.", middle=0.0)],
         options={"network": "small", "epochs": 20, "learning rate": 0.001},
         failures=["all impulses, seed 4, failed in 2 of 2 attempts: the loss is not finite"],

@@ -24,8 +24,8 @@ app = typer.Typer(
 )
 
 DATA_HELP = (
-    "digits, photos, fashion-mnist, imagefolder:FOLDER, torchvision:NAME or hf:NAME, with options "
-    "such as fashion-mnist?samples=5000&classes=0,1."
+    "digits, photos, fashion-mnist, imagefolder:FOLDER, torchvision:NAME or hf:NAME; also a part, "
+    "such as digits?samples=500&classes=0,1."
 )
 Seeds = Annotated[int, typer.Option(help="Number of seeds; 3 for a trend, 5 for a claim.", min=1)]
 First = Annotated[int, typer.Option("--seed", help="The first seed.", min=0)]
@@ -59,7 +59,7 @@ def initialization(
     ] = "",
     seeds: Seeds = 5,
     network: Network = "convmixer",
-    width: Width = 48,
+    width: Width = 32,
     depth: Depth = 4,
     epochs: Epochs = 10,
     lr: Rate = 0.01,
@@ -128,7 +128,7 @@ def transfer(
     size: Annotated[int, typer.Option(help="Kernel size.", min=2)] = 5,
     seeds: Seeds = 3,
     network: Network = "convmixer",
-    width: Width = 48,
+    width: Width = 32,
     depth: Depth = 4,
     epochs: Epochs = 6,
     lr: Rate = 0.01,

@@ -37,7 +37,7 @@ class Findings:
         table: one row a run, as of `keyfilters.experiments.run_grid`.
         conditions: mean and interval of each condition, as of `summarise`.
         comparisons: as of `compare`, each with its question, within which p is corrected.
-        curves: condition → ``(seeds, epochs)``.
+        curves: panel → name of a condition there → ``(seeds, epochs)``.
         matrices: (table of numbers, what a cell says), …
     """
 
@@ -49,7 +49,7 @@ class Findings:
     table: pd.DataFrame
     conditions: pd.DataFrame
     comparisons: pd.DataFrame
-    curves: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
+    curves: Mapping[str, Mapping[str, NDArray[np.float64]]] = field(default_factory=dict)
     matrices: Sequence[tuple[pd.DataFrame, str]] = ()
 
 

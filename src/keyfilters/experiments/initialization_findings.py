@@ -79,7 +79,14 @@ def initialization_findings(table: pd.DataFrame, out: str | os.PathLike[str]) ->
         table=table,
         conditions=summarise(table, "top1"),
         comparisons=comparisons,
-        curves=curves,
+        curves={
+            f"{size}×{size}": {
+                name: curves[condition_name(size, name)]
+                for name in asked
+                if condition_name(size, name) in curves
+            }
+            for size in sizes
+        },
         matrices=[
             (_by_size(table, "top1"), "Mean accuracy in %, by first filters and kernel size"),
             (_by_size(table, "rms"), "Root mean square of the first filters, median over layers"),

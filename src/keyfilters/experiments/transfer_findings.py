@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from math import inf, nan
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from keyfilters.experiments.asked import parse
 from keyfilters.experiments.findings import Findings, Question, answered, in_short
@@ -76,6 +78,7 @@ def transfer_findings(
             questions.append(Question(words, [pair]))
     comparisons, answers = answered(table, "top1", questions)
     conditions = summarise(table, "top1")
+    curves = read_curves(table, out, "curve")
     return Findings(
         title="Do the filters of other networks serve?",
         explanation=EXPLANATION,
@@ -85,7 +88,7 @@ def transfer_findings(
         table=table,
         conditions=conditions,
         comparisons=comparisons,
-        curves=read_curves(table, out, "curve"),
+        curves={target: _curves(target, sources, curves) for target in targets},
         matrices=[
             (_matrix(conditions, targets, sources), "Mean accuracy in %, by filters and target")
         ],
@@ -149,6 +152,16 @@ def _shapes(comparisons: pd.DataFrame, targets: Sequence[str], sources: Sequence
     if tested.empty or ((tested["p_holm"] < LEVEL) & (tested["difference"] > 0)).any():
         return ""
     return "Nowhere were trained filters found to beat random ones: no sign that shapes count here."
+
+
+def _curves(
+    target: str, sources: Sequence[str], curves: Mapping[str, NDArray[np.float64]]
+) -> dict[str, NDArray[np.float64]]:
+    """Learning curves without the controls of single sources, which would hide the rest."""
+    rows = {"learned": ("learned", ""), "own first, frozen": (OWN, "")}
+    rows |= {f"of {source}, frozen": (AS_IS, source) for source in sources}
+    names = {label: condition_name(target, *row) for label, row in rows.items()}
+    return {label: curves[name] for label, name in names.items() if name in curves}
 
 
 def _matrix(

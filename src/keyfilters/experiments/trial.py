@@ -46,7 +46,7 @@ class Setup:
     """
 
     network: str = OWN
-    width: int = 48
+    width: int = 32
     depth: int = 4
     size: int = 5
     epochs: float = 15

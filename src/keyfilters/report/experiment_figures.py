@@ -52,16 +52,17 @@ def dot_plot(runs: pd.DataFrame, conditions: pd.DataFrame, measure: str) -> str:
     return to_svg(figure)
 
 
-def learning_curves(curves: Mapping[str, NDArray[np.float64]], measure: str) -> str:
+def learning_curves(title: str, curves: Mapping[str, NDArray[np.float64]], measure: str) -> str:
     """Draw the mean over the seeds after every epoch, and a band from lowest to highest.
 
     Args:
+        title: above the chart; may be empty.
         curves: condition → ``(seeds, epochs)``; NaN where a run had stopped.
         measure: name of the axis.
     """
     from matplotlib.ticker import MaxNLocator
 
-    figure, axes = single_axes(6.2, 4.2)
+    figure, axes = single_axes(6.2, 3.6 + 0.12 * len(curves))
     for i, (name, values) in enumerate(curves.items()):
         table = pd.DataFrame(np.asarray(values, dtype=np.float64))
         epochs = np.arange(1, table.shape[1] + 1)
@@ -73,6 +74,7 @@ def learning_curves(curves: Mapping[str, NDArray[np.float64]], measure: str) -> 
     axes.grid(axis="y", color="#e1e4ea", linewidth=0.8)
     axes.set_xlabel("epoch", color=MUTED)
     axes.set_ylabel(measure)
+    axes.set_title(title)
     legend_below(figure, axes, columns=2)
     return to_svg(figure)
 

@@ -59,7 +59,7 @@ class ExperimentReport:
         conditions: one row a condition: condition, seeds, missing, mean, sd, low, high (95 %).
         comparisons: one row a comparison: condition, reference, seeds, missing, difference, low,
             high, p_holm, effect; None where nothing is compared.
-        curves: condition → ``(seeds, epochs)``.
+        curves: panel → condition → ``(seeds, epochs)``; a panel is best read with up to 8 of them.
         curves_measure: what the curves show; `measure` if empty.
         matrices: further tables of numbers.
         options: the recipe: name → value.
@@ -78,7 +78,7 @@ class ExperimentReport:
     conditions: pd.DataFrame
     comparisons: pd.DataFrame | None = None
     unit: str = "points"
-    curves: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
+    curves: Mapping[str, Mapping[str, NDArray[np.float64]]] = field(default_factory=dict)
     curves_measure: str = ""
     matrices: Sequence[Matrix] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -125,9 +125,10 @@ def render_experiment(report: ExperimentReport) -> str:
         conditions=[_condition(row, report.digits) for row in _records(report.conditions)],
         comparisons=[_comparison(row, report.digits) for row in _records(comparisons)],
         dots=dot_plot(report.runs, report.conditions, report.measure),
-        curves=learning_curves(report.curves, report.curves_measure or report.measure)
-        if report.curves
-        else "",
+        curves=[
+            learning_curves(panel, curves, report.curves_measure or report.measure)
+            for panel, curves in report.curves.items()
+        ],
         matrices=[_matrix(matrix, report.digits) for matrix in report.matrices],
         options=dict(report.options),
         environment=dict(report.environment),
