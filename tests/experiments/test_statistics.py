@@ -206,7 +206,7 @@ def test_an_interval_without_zero_that_many_comparisons_do_not_support_is_told()
     assert told.startswith("new lies above old by 1.3 points (95 % interval 0.6 to 2.0, 5 seeds)")
     assert "but 28 comparisons together do not support it (p = 0.056 after Holm)" in told
     below = sentence({**row, "difference": -1.3, "low": -2.0, "high": -0.6})
-    assert below.startswith("old lies above new by 1.3 points")
+    assert below.startswith("old lies above new by 1.3 points (95 % interval 0.6 to 2.0, 5 seeds)")
 
 
 @pytest.mark.parametrize(

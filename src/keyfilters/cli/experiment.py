@@ -235,7 +235,10 @@ def _report(
         conditions=found.conditions,
         comparisons=found.comparisons,
         curves=found.curves,
-        matrices=[Matrix(values, caption) for values, caption in found.matrices],
+        matrices=[
+            Matrix(values, caption, values.map(lambda x: f"{x:.3g}"))
+            for values, caption in found.matrices
+        ],
         options=options,
         failures=failures(found.table),
         environment=environment(),

@@ -35,8 +35,8 @@ def initialization_findings(table: pd.DataFrame, out: str | os.PathLike[str]) ->
     """Say what a table of `keyfilters.experiments.initialization` supports.
 
     For each kernel size and each scheme that is no reference: does it beat the references of like
-    scale in final accuracy, and in epochs until 95 % of the default's final accuracy; and does its
-    gain over the default grow with the kernel?
+    scale in final accuracy, and in epochs until 95 % of the default's final accuracy; do the
+    references differ from the default; and does a scheme's gain over it grow with the kernel?
 
     Args:
         table: as returned.
@@ -59,14 +59,23 @@ def initialization_findings(table: pd.DataFrame, out: str | os.PathLike[str]) ->
         for size in sizes
         for name in new
     ]
+    others = [name for name in asked if name not in (*new, "default")]
+    questions += [
+        Question(
+            f"Do other first filters differ from the default at {size}×{size}?",
+            [(condition_name(size, name), condition_name(size, "default")) for name in others],
+        )
+        for size in sizes
+    ]
     comparisons, found = answered(table, "top1", questions)
     curves = read_curves(table, out, "curve")
     marks, needed = _epochs_needed(table, curves)
     table = table.assign(epochs_needed=needed)
     answers = []
     for question, answer in found:
-        sooner = [_sooner(table, pair, marks) for pair in question.pairs]
-        answers.append((question.words, " ".join([answer, *filter(None, sooner)])))
+        answers.append(
+            (question.words, f"{answer} {_sooner(table, question.pairs, marks)}".strip())
+        )
     for name in new if len(sizes) > 1 and "default" in asked else ():
         words = f"Does the gain of {name} over the default grow with the kernel?"
         answers.append((words, _slope(table, sizes, name)))
@@ -133,20 +142,31 @@ def _epochs_needed(
     return marks, needed
 
 
-def _sooner(table: pd.DataFrame, pair: tuple[str, str], marks: Mapping[int, float]) -> str:
-    """Say which of two conditions reached the mark sooner, or that not all runs reached it."""
-    part = table[table["condition"].isin(pair) & (table["status"] == "done")]
+def _sooner(
+    table: pd.DataFrame, pairs: Sequence[tuple[str, str]], marks: Mapping[int, float]
+) -> str:
+    """Say which conditions of a question reached the mark sooner, or in which not all runs did."""
+    part = table[
+        (table["status"] == "done") & table["condition"].isin({x for p in pairs for x in p})
+    ]
     mark = marks.get(int(part["options.size"].iloc[0]))
     if mark is None:
         return ""
-    if np.isfinite(part["epochs_needed"]).all():
-        row = compare(part, "epochs_needed", pairs=[pair]).iloc[0]
-        return f"Epochs to {mark:.1f} %: {sentence(row, unit='epochs', higher_is_better=False)}"
-    told = []
-    for condition in pair:
-        epochs = part[part["condition"] == condition]["epochs_needed"]
-        told.append(f"{condition} in {np.isfinite(epochs).sum()} of {len(epochs)} seeds")
-    return f"{mark:.1f} % was reached by {told[0]}, by {told[1]}."
+    reached = np.isfinite(part["epochs_needed"]).groupby(part["condition"]).agg(["sum", "size"])
+    late = [
+        f"{condition} in {row['sum']} of {row['size']} seeds"
+        for condition, row in reached.iterrows()
+        if row["sum"] < row["size"]
+    ]
+    told = [f"{mark:.1f} % was reached by {', by '.join(late)} only."] if late else []
+    tested = [pair for pair in pairs if all(reached["sum"][x] == reached["size"][x] for x in pair)]
+    if tested:
+        found = compare(part, "epochs_needed", pairs=tested)
+        told.append(f"Epochs to {mark:.1f} %:")
+        told += [
+            sentence(row, unit="epochs", higher_is_better=False) for row in found.to_dict("records")
+        ]
+    return " ".join(told)
 
 
 def _slope(table: pd.DataFrame, sizes: Sequence[int], name: str) -> str:

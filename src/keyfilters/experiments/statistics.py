@@ -177,6 +177,8 @@ def sentence(
     found += f" {amount(difference)} ({interval}, {_seeds(n)}, {p} after Holm)"
     if row["p_holm"] >= LEVEL and (low > 0 or high < 0):
         above, below = (one, other) if difference > 0 else (other, one)
+        low, high = (low, high) if difference > 0 else (-high, -low)
+        interval = f"95 % interval {amount(low, '')} to {amount(high, '')}"
         return (
             f"{above} lies above {below} by {amount(abs(difference))} ({interval}, {_seeds(n)}), "
             f"but {int(row['tests'])} comparisons together do not support it "
