@@ -236,7 +236,7 @@ def _report(
         comparisons=found.comparisons,
         curves=found.curves,
         matrices=[
-            Matrix(values, caption, values.map(lambda x: f"{x:.3g}"))
+            Matrix(values, caption, values.map(lambda x: f"{x:#.3g}"))
             for values, caption in found.matrices
         ],
         options=options,
