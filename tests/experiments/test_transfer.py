@@ -110,21 +110,22 @@ def test_findings_say_what_was_planted(tmp_path: Path) -> None:
         ("impulse", large): 70.0,
     }
     found = transfer_findings(planted_table(means, tmp_path), tmp_path)
-    assert "beats digits: filters of photos, random by" in found.short
+    assert "filters of photos beats filters of photos, random by" in found.short
     told = dict(found.answers)
     match = told["On digits, do frozen filters of photos match learned ones?"]
-    assert match.startswith("digits: filters of photos matches digits: learned within 1 points")
+    assert match.startswith("filters of photos matches learned within 1 points")
     beaten = told[f"On digits, do frozen filters of {small} match learned ones?"]
-    assert beaten.startswith("digits: learned beats")
+    assert beaten.startswith("learned beats")
     (beats,) = (told[q] for q in told if "do frozen filters of photos beat" in q)
-    assert re.search(r"beats digits: own first filters by (9\.9|10\.)", beats)
-    assert re.search(r"beats digits: filters of photos, impulse by (19\.9|20\.)", beats)
-    assert re.search("No difference found .* and digits: filters of photos, tap-shuffled", beats)
+    assert re.search(r"beats own first filters by (9\.9|10\.)", beats)
+    assert re.search(r"beats filters of photos, impulse by (19\.9|20\.)", beats)
+    assert re.search("No difference found .* and filters of photos, tap-shuffled", beats)
     channels = told["On digits, does it matter which channel has which filter of photos?"]
     assert channels.startswith("No difference found")
     larger = told[f"On digits, does the larger source photos serve better than {small}?"]
-    assert "beats digits: filters of photos?samples=100 by" in larger
+    assert "beats filters of photos?samples=100 by" in larger
     assert not any("pointwise" in question for question in told)  # these have not run
+    assert set(found.conditions["condition"]) == set(found.table["condition"])
     matrix, _ = found.matrices[0]
     assert matrix.loc["photos, impulse", "digits"] == pytest.approx(70, abs=3)
 

@@ -73,7 +73,7 @@ def transfer(
         progress: called with words as the runs end.
 
     Returns:
-        The table of `keyfilters.experiments.run_grid` of all runs, see `condition_name`.
+        The table of `keyfilters.experiments.run_grid` of all runs on targets, see `condition_name`.
 
     Raises:
         KeyFiltersError: data or a source that cannot be had, or a folder that holds other runs,
@@ -112,8 +112,9 @@ def transfer(
     if failed := failures(first):
         raise KeyFiltersError(f"a network that others depend on failed: {failed[0]}")
     rest = run_grid(frozen, train_frozen, out, workers=workers, progress=progress)
-    wanted = ~first["options.data"].isin(targets) | first["seed"].isin(list(seeds))
-    table = pd.concat([first[wanted], rest], ignore_index=True)
+    own = first["options.data"].isin(targets) & (first["options.steps"] == 0)
+    own &= first["seed"].isin(list(seeds))  # those that only lend have other seeds
+    table = pd.concat([first[own], rest], ignore_index=True)
     table.to_csv(Path(out) / "table.csv", index=False)
     return table
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from math import inf, nan
 
@@ -79,7 +80,7 @@ def transfer_findings(
     comparisons, answers = answered(table, "top1", questions)
     conditions = summarise(table, "top1")
     curves = read_curves(table, out, "curve")
-    return Findings(
+    found = Findings(
         title="Do the filters of other networks serve?",
         explanation=EXPLANATION,
         short=f"{in_short(comparisons)} {_shapes(comparisons, targets, sources)}".strip(),
@@ -92,6 +93,23 @@ def transfer_findings(
         matrices=[
             (_matrix(conditions, targets, sources), "Mean accuracy in %, by filters and target")
         ],
+    )
+    return found if len(targets) > 1 else _without(found, f"{targets[0]}: ")
+
+
+def _without(found: Findings, prefix: str) -> Findings:
+    """Leave out what begins the name of every condition."""
+
+    def shortened(table: pd.DataFrame, *columns: str) -> pd.DataFrame:
+        return table.assign(**{c: table[c].str.replace(prefix, "", regex=False) for c in columns})
+
+    return replace(
+        found,
+        short=found.short.replace(prefix, ""),
+        answers=[(question, answer.replace(prefix, "")) for question, answer in found.answers],
+        table=shortened(found.table, "condition"),
+        conditions=shortened(found.conditions, "condition"),
+        comparisons=shortened(found.comparisons, "condition", "reference"),
     )
 
 
