@@ -26,7 +26,7 @@ from keyfilters.experiments.transfer_findings import transfer_findings
 from keyfilters.experiments.trial import Setup
 
 SETUP = Setup(epochs=8, width=32)
-SIZES = (3, 7, 11)
+SIZES = (3, 5, 7, 9, 11)
 CONDITIONS = (
     *("default", "kaiming", "trunc-normal", "covariance", "covariance?std=keep"),
     *("center-surround", "center-surround?std=keep"),
