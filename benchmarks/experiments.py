@@ -108,7 +108,7 @@ def matrix(values: pd.DataFrame) -> str:
 
 
 def rounded(table: pd.DataFrame) -> pd.DataFrame:
-    return table.round({name: 2 for name in table if name not in ("p_holm",)}).round(4)
+    return table.round({name: 2 for name in table if name != "p_holm"}).round(4)
 
 
 if __name__ == "__main__":

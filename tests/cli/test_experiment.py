@@ -27,7 +27,7 @@ def test_transfer_writes_a_page_and_goes_on(
     html = (out / "report.html").read_text()
     assert "Do the filters of other networks serve?" in html and "own first filters" in html
     record = json.loads((out / "findings.json").read_text())
-    assert record["options"]["width"] == 8 and len(record["answers"]) == 3
+    assert record["options"]["width"] == 8 and len(record["answers"]) == 4
     times = {path: path.stat().st_mtime_ns for path in out.rglob("result.json")}
     assert run(capsys, *given)[0] == 0  # finished runs stay
     assert times == {path: path.stat().st_mtime_ns for path in out.rglob("result.json")}

@@ -122,6 +122,8 @@ def test_findings_say_what_was_planted(tmp_path: Path) -> None:
     assert re.search("No difference found .* and filters of photos, tap-shuffled", beats)
     channels = told["On digits, does it matter which channel has which filter of photos?"]
     assert channels.startswith("No difference found")
+    learning = told["On digits, does learning the filters beat freezing the random first ones?"]
+    assert learning.startswith("learned beats own first filters by")
     larger = told[f"On digits, does the larger source photos serve better than {small}?"]
     assert "beats filters of photos?samples=100 by" in larger
     assert not any("pointwise" in question for question in told)  # these have not run

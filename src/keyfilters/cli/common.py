@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +24,7 @@ __all__ = [
     "Sources",
     "check_device",
     "check_out",
+    "command_line",
     "folder_at_once",
     "progress_bar",
 ]
@@ -85,6 +88,11 @@ def progress_bar(total: int | None = None) -> Iterator[Callable[..., None]]:
             started = True
 
         yield step
+
+
+def command_line() -> str:
+    """Return what was typed, to stand beside what came of it."""
+    return shlex.join(["keyfilters", *sys.argv[1:]])
 
 
 def check_out(out: Path | None) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import shlex
 import shutil
-import sys
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,6 +15,7 @@ from keyfilters.cli.common import (
     Sources,
     check_device,
     check_out,
+    command_line,
     folder_at_once,
     progress_bar,
 )
@@ -127,7 +126,7 @@ def discover(
                 one.models.to_csv(unfinished / f"models_{k}.csv", index=False)
                 one.served.to_parquet(unfinished / f"served_{k}.parquet", index=False)
             named = {f"{k}×{k}": one for k, one in found.items()}
-            write_discovery_report(named, unfinished / "report.html", command=_command())
+            write_discovery_report(named, unfinished / "report.html", command=command_line())
             figure = discovery_figure(named)
             figure.savefig(unfinished / "discovery.png", dpi=150)
         shutil.rmtree(out / JOURNAL, ignore_errors=True)
@@ -151,10 +150,6 @@ def _asked(
         return {"model": model, "images": halves(images, model, count, seed)[0].to(device)}
     found, labels = labelled(images, model)
     return {"model": model, "images": found.to(device), "labels": labels}
-
-
-def _command() -> str:
-    return shlex.join(["keyfilters", *sys.argv[1:]])
 
 
 def _step(step: Callable[[str], None], size: int, name: str) -> None:

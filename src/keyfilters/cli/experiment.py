@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from keyfilters.cli.common import check_device, check_out, progress_bar
+from keyfilters.cli.common import check_device, check_out, command_line, progress_bar
 from keyfilters.cli.tables import show
 from keyfilters.errors import KeyFiltersError
 
@@ -220,7 +218,7 @@ def _report(
     with progress_bar() as step:
         found = go(step)
     seconds = float(found.table["seconds"].sum())
-    command = shlex.join(["keyfilters", *sys.argv[1:]])
+    command = command_line()
     show(found.conditions, found.measure, ("condition", "seeds", "mean", "low", "high"))
     for question, answer in found.answers:
         typer.echo(f"{question}\n  {answer}")

@@ -50,10 +50,10 @@ def transfer_findings(
 ) -> Findings:
     """Say what a table of `keyfilters.experiments.transfer` supports.
 
-    For each target and source: do the frozen filters match learned ones, do they beat random ones,
-    single taps and shuffled taps, and does it matter which channel has which; do pointwise filters
-    match and beat random ones; and does the larger of two sources that differ in their samples
-    only serve better?
+    For each target: does learning the filters beat freezing the random first ones? For each source:
+    do its frozen filters match learned ones, do they beat random ones, single taps and shuffled
+    taps, does it matter which channel has which; do its pointwise filters match and beat random
+    ones; and does the larger of two sources that differ in their samples only serve better?
 
     Args:
         table: as returned.
@@ -73,6 +73,9 @@ def transfer_findings(
         for question in _questions(target, source, margin)
     ]
     for target in targets:
+        pair = (condition_name(target, "learned"), condition_name(target, OWN))
+        words = f"On {target}, does learning the filters beat freezing the random first ones?"
+        questions.append(Question(words, [pair]))
         for small, large in _growing(sources):
             pair = (condition_name(target, AS_IS, large), condition_name(target, AS_IS, small))
             words = f"On {target}, does the larger source {large} serve better than {small}?"
