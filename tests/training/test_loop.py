@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 from dataclasses import replace
@@ -241,6 +242,21 @@ def test_a_finished_run_is_only_read(
     assert again.summary == trained.summary and not again.model.training
     pd.testing.assert_frame_equal(again.history, trained.history)
     assert times == {p.name: p.stat().st_mtime_ns for p in tmp_path.iterdir()}
+
+
+def test_weights_of_single_steps_are_kept(digits: Data, tmp_path: Path) -> None:
+    made = recipe(schedule={"steps": 4}, checkpoint={"steps": 1, "keep": [0, 3, 4, 99]})
+    first = network(dropout=0.2)
+    model = copy.deepcopy(first)
+    trained = run(made, digits, tmp_path, model=model)
+    names = sorted(p.name for p in tmp_path.glob("step-*"))
+    assert names == ["step-0.safetensors", "step-3.safetensors", "step-4.safetensors"]
+    kept = {name: load_file(tmp_path / name) for name in names}
+    for name, net in (("step-0.safetensors", first), ("step-4.safetensors", trained.model)):
+        assert all(torch.equal(kept[name][k], v) for k, v in net.state_dict().items())
+    shorter = recipe(schedule={"steps": 4}, checkpoint={"keep": [3]})
+    other = run(shorter, digits, model=copy.deepcopy(first))
+    assert same(other.model, trained.model), "keeping weights changes nothing"
 
 
 def test_a_folder_of_another_run_is_refused(digits: Data, tmp_path: Path) -> None:

@@ -29,7 +29,13 @@ from keyfilters.training.evaluate import accuracy
 from keyfilters.training.models import make_model, try_model
 from keyfilters.training.optimise import learning_rate, make_optimiser
 from keyfilters.training.recipe import Recipe
-from keyfilters.training.results import Trained, summarise, write_history, write_results
+from keyfilters.training.results import (
+    Trained,
+    summarise,
+    write_history,
+    write_results,
+    write_weights,
+)
 
 __all__ = ["Progress", "train"]
 
@@ -56,9 +62,9 @@ def train(
 
     Args:
         recipe: what to do.
-        out: folder for checkpoint.pt, recipe.toml, metrics.jsonl (one line an epoch), and at the
-            end model.safetensors, ema.safetensors and summary.json. A run that is finished there
-            is only read.
+        out: folder for checkpoint.pt, recipe.toml, metrics.jsonl (one line an epoch), weights of
+            single steps where the recipe keeps some, and at the end model.safetensors,
+            ema.safetensors and summary.json. A run that is finished there is only read.
         model: a module to train, in place, not the recipe's: it maps normalised images
             ``(b, c, h, w)`` to logits ``(b, classes)``. Parameters that require no gradient stay
             as they are.
@@ -128,6 +134,8 @@ class _Run:
                 return self._trained(state["summary"])
         if self.out is not None:
             write_whole(self.out / "recipe.toml", self.recipe.to_toml())
+            if state is None:
+                self._keep()
         plain = "forward" not in vars(self.model)
         runner = self.accelerator.prepare_model(self.model)
         optimiser: Any = self.optimiser
@@ -178,6 +186,7 @@ class _Run:
             self.step += 1
             if self.ema is not None:
                 self.ema.update(self.model, self.step)
+            self._keep()
 
             now = time.perf_counter()
             if progress is not None and now > shown + SHOWN:
@@ -195,6 +204,11 @@ class _Run:
                     write_state(self.out, self._state(None))
                 runner.train()
                 started = time.perf_counter()
+
+    def _keep(self) -> None:
+        """Write the weights of this step, if they were asked for."""
+        if self.out is not None and self.step in self.recipe.checkpoint.keep:
+            write_weights(self.out / f"step-{self.step}.safetensors", self.model)
 
     def _check(self, done: int) -> float:
         """Return the mean loss of this epoch over all processes; refuse one that is not finite."""

@@ -165,9 +165,21 @@ class Ema(Section):
 
 @dataclass(frozen=True)
 class Checkpoint(Section):
-    """After how many steps the state is written; results do not depend on it."""
+    """What is written on the way; results do not depend on it.
+
+    Attributes:
+        steps: after how many steps the state is written, from which a run goes on.
+        keep: steps whose weights are kept, in ``step-N.safetensors``; 0 is before the first.
+    """
 
     steps: int = number(500, least=1)
+    keep: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if any(type(step) is not int or step < 0 for step in self.keep):
+            got = f"checkpoint.keep is {list(self.keep)}"
+            raise KeyFiltersError(f"{got}; numbers of steps, 0 or more, are expected")
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from torch import nn
 from keyfilters.environment import environment
 from keyfilters.files import write_whole
 
-__all__ = ["Trained", "summarise", "write_history", "write_results"]
+__all__ = ["Trained", "summarise", "write_history", "write_results", "write_weights"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,17 +60,22 @@ def write_history(out: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     write_whole(out / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
 
 
+def write_weights(path: Path, model: nn.Module) -> None:
+    """Write the state of a module as safetensors; raises as `write_whole`."""
+    from safetensors.torch import save
+
+    state = model.state_dict()
+    write_whole(path, save({k: x.detach().cpu().contiguous().clone() for k, x in state.items()}))
+
+
 def write_results(out: Path, trained: Trained) -> None:
     """Write ``model.safetensors``, ``ema.safetensors`` if there is one, and ``summary.json``.
 
     Raises:
         KeyFiltersError: the folder cannot be written to.
     """
-    from safetensors.torch import save
-
     for name, net in (("model", trained.model), ("ema", trained.ema)):
         if net is not None:
-            tensors = {key: x.detach().contiguous().clone() for key, x in net.state_dict().items()}
-            write_whole(out / f"{name}.safetensors", save(tensors))
+            write_weights(out / f"{name}.safetensors", net)
     text = json.dumps(trained.summary, indent=1, ensure_ascii=False)
     write_whole(out / "summary.json", f"{text}\n")

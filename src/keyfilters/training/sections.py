@@ -22,6 +22,7 @@ KINDS: dict[Any, tuple[type, ...]] = {
     str: (str,),
     dict[str, Any]: (dict,),
     tuple[str | int, ...]: (tuple, list),
+    tuple[int, ...]: (tuple, list),
 }
 WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
 
