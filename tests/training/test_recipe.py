@@ -93,7 +93,7 @@ def test_steps() -> None:
         ({"batch": {"size": 9, "accumulation": 2}}, "batch.size 9 in 2 parts; a multiple"),
         ({"data": {"classes": "ab"}}, "data.classes is 'ab'; a list"),
         ({"model": {"options": "x"}}, "model.options is 'x'; a section"),
-        ({"checkpoint": {"keep": [3, -1]}}, "checkpoint.keep is [3, -1]; numbers of steps"),
+        ({"checkpoint": {"keep": [3, -1]}}, r"checkpoint.keep is \[3, -1\]; numbers of steps"),
         ({"augmentation": {"erasing": 2}}, "augmentation.erasing is 2; 1 or less"),
     ],
 )
