@@ -18,6 +18,10 @@ class NoFiltersError(SourceError):
     """A source was read but holds no depthwise filter."""
 
 
+class UnreadableError(KeyFiltersError):
+    """A damaged image was met when its turn came, long after the work began."""
+
+
 class MissingExtraError(KeyFiltersError):
     """An optional dependency is needed; the message names the extra to install."""
 

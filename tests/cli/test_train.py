@@ -2,11 +2,19 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
+import pandas as pd
 import pytest
+import timm
+from safetensors.torch import load_file
 
 from keyfilters.cli.common import progress_bar
+from keyfilters.keyset import KeySet
+from keyfilters.surgery.filter_recipe import FilterRecipe
+from keyfilters.surgery.sites import find_sites
 from keyfilters.training import Recipe
+from keyfilters.training.batches import Batches
 from tests.cli.test_cli import run
 
 RECIPE = """
@@ -66,6 +74,84 @@ def test_what_the_user_can_mend(
 ) -> None:
     code, _, error = run(capsys, "train", str(recipe), *arguments)
     assert code == 2 and message in error
+
+
+FILTERS = """
+[filters]
+keys = "lindeberg2026-B"
+learn = ["bias"]
+"""
+
+
+def test_filters_on_keys_are_plain_in_the_end(
+    capsys: pytest.CaptureFixture[str], recipe: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    recipe.write_text(RECIPE + FILTERS)
+    arguments = ("train", str(recipe), "--out", str(out), "--device", "cpu")
+    code, text, error = run(capsys, *arguments)
+    assert (code, error) == (0, "")
+    assert "9 of 9 layers on the keys lindeberg2026-B" in text and "bias learned (" in text
+    model = timm.create_model("test_convnext", patch_size=1, num_classes=10, in_chans=1)
+    files = [out / f"{name}.safetensors" for name in ("model", "ema")]
+    for file in files:
+        model.load_state_dict(load_file(file))
+    sites, _ = find_sites(model)
+    keys = KeySet.published("lindeberg2026-B")
+    for site in sites:
+        assert float(keys.assign(site.filters).residual.max()) < 1e-6
+    assert pd.read_csv(out / "filters.csv")["parameters"].gt(0).all()
+    before = [file.read_bytes() for file in files]
+    assert run(capsys, *arguments)[:2] == (0, text), "a finished run is only read"
+    assert [file.read_bytes() for file in files] == before
+    assert FilterRecipe.load(out / "recipe.toml") == FilterRecipe.load(recipe)
+    code, _, error = run(capsys, *arguments, "--set", "filters.learn=[]")
+    assert code == 2 and "filters.learn" in error
+
+
+class StopError(Exception):
+    pass
+
+
+def test_scales_that_learn_survive_an_interruption(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    recipe: Path,
+    tmp_path: Path,
+) -> None:
+    arguments = ["train", str(recipe), "--device", "cpu", "--set", "schedule.steps=4"]
+    arguments += ["--set", 'filters={keys="lindeberg2026-B", learn=["sigma"], unit_norm=true}']
+    arguments += ["--set", "optimiser={base_lr=0.004, layer_decay=0.9}"]
+    arguments += ["--set", "checkpoint.steps=2"]
+    original = Batches.part
+
+    def part(self: Batches, step: int, which: int) -> Any:
+        if step == 3:
+            raise StopError
+        return original(self, step, which)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Batches, "part", part)
+        with pytest.raises(StopError):
+            run(capsys, *arguments, "--out", str(tmp_path / "cut"))
+    for name in ("cut", "whole"):
+        code, text, _ = run(capsys, *arguments, "--out", str(tmp_path / name))
+        assert code == 0 and "0.001 = 0.004 × 64 / 256" in text and "unit norm" in text
+    for name in ("model.safetensors", "ema.safetensors"):
+        cut, whole = ((tmp_path / out / name).read_bytes() for out in ("cut", "whole"))
+        assert cut == whole
+
+
+def test_a_dry_run_says_and_does_nothing(
+    capsys: pytest.CaptureFixture[str], recipe: Path, tmp_path: Path
+) -> None:
+    arguments = ("train", str(recipe), "--out", str(tmp_path / "out"), "--processes", "4")
+    code, text, error = run(capsys, *arguments, "--dry-run")
+    assert (code, error) == (0, "") and not (tmp_path / "out").exists()
+    assert "batch:          64 = 4 processes × 1 part × 16 images" in text
+    assert "filters:        as the model has them" in text
+    code, _, error = run(capsys, *arguments)
+    assert code == 2 and "--processes is for --dry-run" in error
 
 
 def test_the_bar_shows_steps_that_are_passed_over(

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from keyfilters.errors import KeyFiltersError
+from keyfilters.surgery.filter_recipe import FilterRecipe
 from keyfilters.training import Recipe
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.toml"))
@@ -32,7 +33,7 @@ def test_a_recipe_survives_its_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_the_recipes_that_come_along(path: Path) -> None:
-    Recipe.load(path)
+    FilterRecipe.load(path)
 
 
 def test_changes_count_before_the_file(tmp_path: Path) -> None:
@@ -66,6 +67,13 @@ def test_replace_keeps_the_rest_and_is_checked() -> None:
         replace(recipe.optimiser, lr=-1)
 
 
+def test_the_learning_rate_of_256_images() -> None:
+    recipe = Recipe.from_dict({"optimiser": {"base_lr": 8e-4}, "batch": {"size": 1024}})
+    assert recipe.peak_lr == pytest.approx(3.2e-3)
+    assert replace(recipe, batch=replace(recipe.batch, size=64)).peak_lr == pytest.approx(2e-4)
+    assert Recipe.from_dict({"optimiser": {"lr": 0.5}}).peak_lr == 0.5 and Recipe().peak_lr == 1e-3
+
+
 def test_steps() -> None:
     def steps(count: int, **schedule: Any) -> int:
         return Recipe.from_dict({"batch": {"size": 10}, "schedule": schedule}).steps(count)
@@ -87,6 +95,10 @@ def test_steps() -> None:
         ({"precision": "fp15"}, "'fp15'; one of no, fp16, bf16 is expected; the nearest"),
         ({"optimiser": {"lr": 0}}, "optimiser.lr is 0; more than 0"),
         ({"optimiser": {"lr": float("nan")}}, "optimiser.lr is nan; a finite number"),
+        (
+            {"optimiser": {"lr": 0.1, "base_lr": 8e-4}},
+            "lr is 0.1 and .*base_lr is 0.0008; give one",
+        ),
         ({"optimiser": {"layer_decay": 1.1}}, "layer_decay is 1.1; 1 or less"),
         ({"schedule": {"epochs": "ten"}}, "schedule.epochs is 'ten'; a number"),
         ({"batch": {"size": 0}}, "batch.size is 0; 1 or more"),

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from keyfilters.cli.common import Out, check_device, check_out, progress_bar
 from keyfilters.cli.tables import show
 from keyfilters.errors import KeyFiltersError
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from torch import nn
+
+    from keyfilters.surgery.filter_recipe import FilterRecipe
+    from keyfilters.training import Data, Trained
 
 SHOWN = 12  # rows of the table: the last epochs
 
@@ -33,46 +41,106 @@ def train(
         str,
         typer.Option(help="Where to compute: auto (the best), cpu, cuda, cuda:1, mps."),
     ] = "auto",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would run, and stop.", show_default=False)
+    ] = False,
+    processes: Annotated[
+        int | None,
+        typer.Option(
+            help="For --dry-run: processes to reckon with; default those started.",
+            min=1,
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Train a model on labelled images by a recipe.
 
-    With --out, writes checkpoint.pt now and then, from which the same command goes on; recipe.toml
-    (all that counts), metrics.jsonl (one line an epoch), and at the end model.safetensors,
-    ema.safetensors, summary.json and curves.png. On several devices: torchrun --nproc-per-node 2
-    -m keyfilters train …
+    Says first what will run. With --out, writes checkpoint.pt now and then, from which the same
+    command goes on; recipe.toml (all that counts), metrics.jsonl (one line an epoch), and at the
+    end model.safetensors, ema.safetensors, summary.json and curves.png, and filters.csv where a
+    recipe has a section [filters]. On several devices: torchrun --nproc-per-node 2 -m keyfilters
+    train …
     """
-    import torch
-
-    from keyfilters.report.training_figure import training_figure
-    from keyfilters.training import Recipe
-    from keyfilters.training import train as run
+    from keyfilters.surgery.filter_recipe import FilterRecipe, apply_filters_, describe
+    from keyfilters.training import load_data, make_model, plan
 
     check_out(out)
     if device != "auto":
         check_device(device)
     changes = [*(change or []), *([] if seed is None else [f"seed={seed}"])]
-    asked = Recipe.load(recipe, *changes)
-    where = None if device == "auto" else device
+    asked = FilterRecipe.load(recipe, *changes)
+    started = int(os.environ.get("WORLD_SIZE", "1"))  # torchrun and accelerate launch say so
+    if processes is not None and not dry_run:
+        raise KeyFiltersError("--processes is for --dry-run; torchrun starts processes")
+    data = load_data(**asked.to_dict()["data"])
+    model = make_model(asked, data)
+    table = apply_filters_(model, asked.filters, asked.seed)
+    facts = plan(asked, model, data, processes or started)
+    if os.environ.get("RANK", "0") == "0":
+        for subject, words in {**facts, "filters": describe(asked.filters, table)}.items():
+            typer.echo(f"{subject + ':':<15} {words}")
+    if not dry_run:
+        _run(asked, model, data, out, None if device == "auto" else device, table)
+
+
+def _run(
+    asked: FilterRecipe,
+    model: nn.Module,
+    data: Data,
+    out: Path | None,
+    device: str | None,
+    table: pd.DataFrame | None,
+) -> None:
+    """Train, and let the main process show and write what came of it."""
+    import torch
+
+    from keyfilters.surgery import bake_filters_
+    from keyfilters.training import train as run
+    from keyfilters.training.loop import BY_RECIPE
+
     with progress_bar() as step:
 
         def tell(done: int, steps: int, what: str) -> None:
             step(what, done, steps)
 
-        trained = run(asked, out, device=where, progress=tell)
+        trained = run(
+            asked,
+            out,
+            model=model,
+            first_weights=BY_RECIPE,
+            data=data,
+            device=device,
+            progress=tell,
+        )
     distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
     main = not distributed or torch.distributed.get_rank() == 0
     if distributed:
         torch.distributed.destroy_process_group()
     if not main:
         return
+    if asked.filters.keys:
+        for net in (trained.model, trained.ema):
+            if net is not None:
+                bake_filters_(net)
     name = f"{asked.model.name} on {trained.summary['data']['name']}"
     columns = [x for x in trained.history if x != "step" and x != "lr"]
     show(trained.history[columns].tail(SHOWN), name)
     for image, reason in trained.summary["data"]["skipped"]:
         typer.echo(f"left out {image}: {reason}", err=True)
     if out is not None:
-        try:
-            training_figure(trained.history, name).savefig(out / "curves.png", dpi=150)
-        except OSError as error:
-            raise KeyFiltersError(f"cannot write to {out}: {error.strerror or error}") from error
-        typer.echo(f"The model: {(out / 'model.safetensors').resolve()}")
+        _write(out, trained, table, name, bool(asked.filters.keys))
+
+
+def _write(out: Path, trained: Trained, table: pd.DataFrame | None, name: str, baked: bool) -> None:
+    from keyfilters.report.training_figure import training_figure
+    from keyfilters.training.results import write_results
+
+    if baked:
+        write_results(out, trained)  # anew, under the names that plain filters have
+    try:
+        if table is not None:
+            table.to_csv(out / "filters.csv", index=False)
+        training_figure(trained.history, name).savefig(out / "curves.png", dpi=150)
+    except OSError as error:
+        raise KeyFiltersError(f"cannot write to {out}: {error.strerror or error}") from error
+    typer.echo(f"The model: {(out / 'model.safetensors').resolve()}")

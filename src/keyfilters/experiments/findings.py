@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -19,9 +20,23 @@ from keyfilters.experiments.statistics import (
     sentence,
 )
 
-__all__ = ["Findings", "Question", "answered", "in_short"]
+__all__ = ["Axis", "Findings", "Question", "answered", "in_short"]
 
 SHOWN = 6  # differences named in short
+
+
+class Axis(NamedTuple):
+    """What a chart is drawn over.
+
+    Attributes:
+        name: of the axis.
+        at: places of the points on it.
+        measure: what is drawn; that of the findings if empty.
+    """
+
+    name: str
+    at: Sequence[float]
+    measure: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +52,8 @@ class Findings:
         table: one row a run, as of `keyfilters.experiments.run_grid`.
         conditions: mean and interval of each condition, as of `summarise`.
         comparisons: as of `compare`, each with its question, within which p is corrected.
-        curves: panel → name of a condition there → ``(seeds, epochs)``.
+        curves: panel → name of a condition there → ``(seeds, epochs)``, or places on its axis.
+        axes: panel → what it is drawn over, where that is not the epochs.
         matrices: (table of numbers, what a cell says), …
     """
 
@@ -50,6 +66,7 @@ class Findings:
     conditions: pd.DataFrame
     comparisons: pd.DataFrame
     curves: Mapping[str, Mapping[str, NDArray[np.float64]]] = field(default_factory=dict)
+    axes: Mapping[str, Axis] = field(default_factory=dict)
     matrices: Sequence[tuple[pd.DataFrame, str]] = ()
 
 

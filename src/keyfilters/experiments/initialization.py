@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import pandas as pd
 
+from keyfilters.asked import parse
 from keyfilters.bank import FilterBank
 from keyfilters.errors import KeyFiltersError
-from keyfilters.experiments.asked import parse
-from keyfilters.experiments.runner import run_grid
 from keyfilters.experiments.runs import grid
+from keyfilters.experiments.stages import How, run_stages
 from keyfilters.experiments.trial import Setup, build_network, load, train_and_measure
 from keyfilters.sources import read
 from keyfilters.surgery import initialize_filters_
@@ -45,8 +45,7 @@ def initialization(
     seeds: Sequence[int] = range(5),
     setup: Setup | None = None,
     bank: str = "",
-    workers: int | None = None,
-    progress: Callable[[str], object] | None = None,
+    **how: Unpack[How],
 ) -> pd.DataFrame:
     """Train a network from different first depthwise filters, everything else alike.
 
@@ -62,11 +61,10 @@ def initialization(
         seeds: of the runs; those that share one are compared in pairs.
         setup: what all runs share; its size does not count.
         bank: source of trained filters, for the condition ``"idealized"``.
-        workers: runs at a time.
-        progress: called with words as the runs end.
+        how: workers, progress and executor of `keyfilters.experiments.run_grid`.
 
     Returns:
-        The table of `keyfilters.experiments.run_grid`, with conditions such as
+        The table of `run_grid`, with conditions such as
         ``"7×7 center-surround"``.
 
     Raises:
@@ -90,7 +88,7 @@ def initialization(
         },
         seeds,
     )
-    return run_grid(runs, train_from, out, workers=workers, progress=progress)
+    return run_stages([(runs, train_from)], out, how)[-1]
 
 
 def condition_name(size: int, condition: str) -> str:

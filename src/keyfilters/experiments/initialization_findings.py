@@ -10,11 +10,17 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from keyfilters.experiments.asked import parse
+from keyfilters.asked import parse
 from keyfilters.experiments.findings import Findings, Question, answered, in_short
 from keyfilters.experiments.initialization import condition_name
 from keyfilters.experiments.results import read_curves
-from keyfilters.experiments.statistics import compare, epochs_to_reach, sentence, summarise
+from keyfilters.experiments.statistics import (
+    compare,
+    epochs_to_reach,
+    sentence,
+    slope_sentence,
+    summarise,
+)
 
 __all__ = ["initialization_findings"]
 
@@ -78,7 +84,8 @@ def initialization_findings(table: pd.DataFrame, out: str | os.PathLike[str]) ->
         )
     for name in new if len(sizes) > 1 and "default" in asked else ():
         words = f"Does the gain of {name} over the default grow with the kernel?"
-        answers.append((words, _slope(table, sizes, name)))
+        pairs = [(condition_name(k, name), condition_name(k, "default")) for k in sizes]
+        answers.append((words, slope_sentence(table, "top1", pairs, sizes, "a tap")))
     return Findings(
         title="Does starting from biological filters help?",
         explanation=EXPLANATION,
@@ -167,25 +174,3 @@ def _sooner(
             sentence(row, unit="epochs", higher_is_better=False) for row in found.to_dict("records")
         ]
     return " ".join(told)
-
-
-def _slope(table: pd.DataFrame, sizes: Sequence[int], name: str) -> str:
-    """Say how the gain over the default changes with the kernel size."""
-    wide = table.pivot(index="seed", columns="condition", values="top1")
-    pairs = [(condition_name(k, name), condition_name(k, "default")) for k in sizes]
-    if not {condition for pair in pairs for condition in pair} <= set(wide):
-        return "Not all kernel sizes have run."
-    gains = pd.concat([wide[one] - wide[other] for one, other in pairs], axis=1).dropna()
-    if len(gains) < 3:
-        return f"Too few seeds to say ({len(gains)}, at least 3 are needed)."
-    slopes = np.polyfit(sizes, gains.to_numpy().T, 1)[0]
-    frame = pd.DataFrame({"condition": "slope", "seed": range(len(slopes)), "value": slopes})
-    row = summarise(frame, "value").iloc[0]
-    told = (
-        f"by {row['mean']:+.2f} points a tap (95 % interval {row['low']:+.2f} to "
-        f"{row['high']:+.2f}, {len(slopes)} seeds)"
-    ).replace("-", "−")
-    if row["low"] > 0 or row["high"] < 0:
-        trend = "" if len(slopes) >= 5 else "Trend: "
-        return f"{trend}The gain {'grows' if row['mean'] > 0 else 'falls'} {told}."
-    return f"No such change found: it changes {told}."

@@ -1,6 +1,6 @@
 """One run in a process of its own, and many of them at a time.
 
-Another executor (of a cluster, say) is another function like `in_processes` that calls `perform`
+Another executor (see `ray_cluster`) is another function like `in_processes` that calls `perform`
 where it likes; what is asked and what is found lie in the run's folder, which both sides must see.
 """
 
@@ -20,12 +20,23 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from pkgutil import resolve_name
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from keyfilters.errors import KeyFiltersError, MissingExtraError
 from keyfilters.files import write_whole
 
-__all__ = ["RESERVED", "Executor", "Function", "Task", "in_processes", "perform"]
+__all__ = [
+    "RESERVED",
+    "Cluster",
+    "Ended",
+    "Executor",
+    "Function",
+    "Task",
+    "in_processes",
+    "perform",
+    "thread_environment",
+    "words",
+]
 
 Function = Callable[[dict[str, Any], int, Path], dict[str, Any]]
 RESERVED = ("condition", "seed", "seconds", "attempts", "status", "error", "folder")
@@ -61,6 +72,15 @@ class Executor(Protocol):
         """Yield every task when it has ended, with None, or the text of its failure."""
 
 
+@runtime_checkable
+class Cluster(Executor, Protocol):
+    """An executor with room of its own, whatever the cores of this machine are."""
+
+    @property
+    def threads(self) -> int:
+        """Threads of a run, unless the caller says otherwise."""
+
+
 def perform(task: Task) -> str | None:
     """Call the function of a task and write ``result.json``: what a worker process does.
 
@@ -78,7 +98,7 @@ def perform(task: Task) -> str | None:
         record = {"result": found, "seconds": seconds, "attempts": task.attempt}
         write_whole(task.folder / "result.json", json.dumps(record, indent=1, default=_plain))
     except (Exception, SystemExit) as error:  # whatever a run raises fails that run alone
-        return f"{_words(error)}\n\n{traceback.format_exc()}"
+        return f"{words(error)}\n\n{traceback.format_exc()}"
     return None
 
 
@@ -152,11 +172,16 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
+def thread_environment(threads: int) -> dict[str, str]:
+    """Return what the libraries of a new process read when they load, before code of ours runs."""
+    counts = {f"{name}_NUM_THREADS": str(threads) for name in ("OMP", "MKL", "OPENBLAS")}
+    return {"OMP_WAIT_POLICY": "passive", **counts}
+
+
 @contextmanager
 def _environment(threads: int) -> Iterator[None]:
-    """Set what the libraries of a new process read when they load, before any code of ours runs."""
-    wanted = {"OMP_WAIT_POLICY": "passive"}
-    wanted |= {f"{name}_NUM_THREADS": str(threads) for name in ("OMP", "MKL", "OPENBLAS")}
+    """Set the variables of `thread_environment` while new processes start."""
+    wanted = thread_environment(threads)
     before = {name: os.environ.get(name) for name in wanted}
     os.environ.update(wanted)
     try:
@@ -177,7 +202,7 @@ def _plain(value: Any) -> Any:
     raise KeyFiltersError(f"the result holds a {type(value).__name__}; {expected}")
 
 
-def _words(error: BaseException) -> str:
+def words(error: BaseException) -> str:
     """Return the last line of an error; its type too, unless the message was written for users."""
     line = " ".join(str(error).split())
     if isinstance(error, KeyFiltersError):
@@ -189,7 +214,7 @@ def _ending(problem: BaseException) -> str:
     """Say how a process ended that gave no answer."""
     code = getattr(problem, "exitcode", None)
     if not isinstance(code, int):
-        return _words(problem)
+        return words(problem)
     if code >= 0:
         hint = '; a script needs  if __name__ == "__main__":  around run_grid' if code == 1 else ""
         return f"the process ended with exit code {code} before its run was done{hint}"

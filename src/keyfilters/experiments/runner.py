@@ -23,7 +23,7 @@ import pandas as pd
 
 from keyfilters.environment import environment
 from keyfilters.errors import KeyFiltersError
-from keyfilters.experiments.processes import Executor, Function, Task, in_processes
+from keyfilters.experiments.processes import Cluster, Executor, Function, Task, in_processes
 from keyfilters.experiments.results import collect, failures, read_record
 from keyfilters.experiments.runs import Run
 from keyfilters.files import write_whole
@@ -56,12 +56,14 @@ def run_grid(
         function: ``function(options, seed, folder) -> {name: number, text or list}`` at the top of
             a module; it runs in a process of its own and may write into its folder.
         out: folder of the grid.
-        workers: processes at a time; by default as many as there are cores, or runs.
-        threads: of torch and BLAS in each worker; by default cores // workers.
+        workers: processes at a time; by default as many as there are cores, or runs; on a cluster
+            as many as it has room for.
+        threads: of torch and BLAS in each worker; by default cores // workers; on a cluster as many
+            as CPUs were asked for a run.
         attempts: how often a run is tried.
         progress: called with words once at the start, and then once for every run that was
             finished before, is done or has failed.
-        executor: what performs the runs; here processes of this machine.
+        executor: what performs the runs: processes of this machine, or a `RayCluster`.
 
     Returns:
         One row a run, in the order of `runs`, also written to ``out/table.csv``: condition, seed,
@@ -71,9 +73,9 @@ def run_grid(
 
     Raises:
         KeyFiltersError: two runs share a folder, a folder holds another request, `function` is
-            not at the top of a module, an option is out of its range, or `out` cannot be written
-            to.
-        MissingExtraError: pebble is not installed.
+            not at the top of a module, an option is out of its range, `out` cannot be written
+            to, or the executor cannot start.
+        MissingExtraError: pebble, or what else the executor needs, is not installed.
     """
     out = Path(out)
     for name, value in (("workers", workers), ("threads", threads), ("attempts", attempts)):
@@ -81,9 +83,7 @@ def run_grid(
             raise KeyFiltersError(f"{name} is {value}; 1 or more is expected")
     requests = _requests(runs, _reference(function))
     todo = _unfinished(runs, requests, out)
-    cores = _cores()
-    workers = workers or min(cores, len(runs))  # of all, so that a second call has as many
-    threads = threads or max(1, cores // workers)
+    workers, threads, manner = _shares(executor, workers, threads, len(runs))
     count = 0
 
     def tell(words: str) -> None:
@@ -93,7 +93,7 @@ def run_grid(
             progress(f"{count} of {len(runs)}: {words}")
 
     if progress:
-        progress(f"{len(todo)} of {len(runs)} runs to do, {workers} at a time")
+        progress(f"{len(todo)} of {len(runs)} runs to do, {manner}")
     tasks, by_folder = [], {}
     about = {"threads": threads, **environment()}
     for run, request in zip(runs, requests, strict=True):
@@ -191,6 +191,18 @@ def _reference(function: Function) -> str:
     except (ValueError, ImportError, AttributeError):
         pass
     raise KeyFiltersError(f"cannot import {reference}; a function at the top of a module expected")
+
+
+def _shares(
+    executor: Executor, workers: int | None, threads: int | None, runs: int
+) -> tuple[int, int, str]:
+    """Return how many of all runs go on at a time, the threads of each, and the former in words."""
+    if isinstance(executor, Cluster):
+        manner = f"at most {workers} at a time" if workers else "as many at a time as find room"
+        return workers or runs, threads or executor.threads, manner
+    cores = _cores()
+    workers = workers or min(cores, runs)  # of all, so that a second call has as many
+    return workers, threads or max(1, cores // workers), f"{workers} at a time"
 
 
 def _cores() -> int:

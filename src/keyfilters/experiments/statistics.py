@@ -18,7 +18,16 @@ from scipy.special import gammaln, stdtr, stdtrit
 
 from keyfilters.errors import KeyFiltersError, nearest
 
-__all__ = ["compare", "epochs_to_reach", "holm", "match_sentence", "sentence", "summarise"]
+__all__ = [
+    "by_seed",
+    "compare",
+    "epochs_to_reach",
+    "holm",
+    "match_sentence",
+    "sentence",
+    "slope_sentence",
+    "summarise",
+]
 
 TREND, CLAIM = 3, 5  # seeds
 LEVEL = 0.05
@@ -47,7 +56,7 @@ def summarise(table: pd.DataFrame, value: str) -> pd.DataFrame:
     [{'condition': 'A', 'seeds': 3, 'missing': 0, 'mean': 71.0, 'sd': 1.0, 'low': 68.52,
       'high': 73.48}]
     """
-    wide = _wide(table, value)
+    wide = by_seed(table, value)
     rows = []
     for condition, values in wide.items():
         known = values.dropna().to_numpy()
@@ -87,7 +96,7 @@ def compare(
     Raises:
         KeyFiltersError: as `summarise`; an unknown condition, or not one of `reference`, `pairs`.
     """
-    wide = _wide(table, value)
+    wide = by_seed(table, value)
     if (reference is None) == (pairs is None):
         raise KeyFiltersError("give one of reference='NAME' and pairs=[('NAME', 'OTHER'), …]")
     chosen = [(name, reference) for name in wide if name != reference] if pairs is None else pairs
@@ -219,6 +228,38 @@ def match_sentence(comparison: Mapping[Any, Any] | pd.Series, margin: float) -> 
     return f"Not decided whether {one} matches {other} within {margin:g} points: {told}."
 
 
+def slope_sentence(
+    table: pd.DataFrame,
+    value: str,
+    pairs: Sequence[tuple[str, str]],
+    at: Sequence[float],
+    per: str,
+) -> str:
+    """Say whether the difference of two conditions changes along a scale.
+
+    Args:
+        table: as for `summarise`.
+        value: name of the column, in points.
+        pairs: (condition, reference) at each place of the scale.
+        at: the places; the slope of a straight line is fitted seed by seed.
+        per: unit of the scale, such as ``"a tap"``.
+    """
+    wide = by_seed(table, value)
+    if not {condition for pair in pairs for condition in pair} <= set(wide):
+        return "Not all of it has run."
+    gains = pd.concat([wide[one] - wide[other] for one, other in pairs], axis=1).dropna()
+    if len(gains) < TREND:
+        return f"Too few seeds to say ({len(gains)}, at least {TREND} are needed)."
+    slopes = np.polyfit(at, gains.to_numpy().T, 1)[0]
+    mean, _, low, high = _interval(slopes)
+    interval = f"(95 % interval {low:+.2f} to {high:+.2f}, {_seeds(len(slopes))})"
+    told = f"by {mean:+.2f} points {per} {interval}".replace("-", "−")
+    if low > 0 or high < 0:
+        trend = "" if len(slopes) >= CLAIM else "Trend: "
+        return f"{trend}The gain {'grows' if mean > 0 else 'falls'} {told}."
+    return f"No such change found: it changes {told}."
+
+
 def holm(p: ArrayLike) -> NDArray[np.float64]:
     """Return p-values corrected by Holm's method; NaN stands for no test and stays.
 
@@ -255,8 +296,12 @@ def epochs_to_reach(curves: ArrayLike, level: float) -> NDArray[np.float64]:
     return np.where(above.any(-1), above.argmax(-1) + 1.0, nan)
 
 
-def _wide(table: pd.DataFrame, value: str) -> pd.DataFrame:
-    """Return values ``(seeds, conditions)``; infinite and unfinished ones are NaN."""
+def by_seed(table: pd.DataFrame, value: str) -> pd.DataFrame:
+    """Return a column as ``(seeds, conditions)``; infinite and unfinished values are NaN.
+
+    Raises:
+        KeyFiltersError: as `summarise`.
+    """
     for name in ("condition", "seed", value):
         if name not in table:
             known = ", ".join(map(str, table))

@@ -8,20 +8,19 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import pandas as pd
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from keyfilters.asked import parse
 from keyfilters.errors import KeyFiltersError
-from keyfilters.experiments.asked import parse
-from keyfilters.experiments.results import failures
-from keyfilters.experiments.runner import check_grid, run_grid
 from keyfilters.experiments.runs import Run
+from keyfilters.experiments.stages import How, run_stages
 from keyfilters.experiments.trial import Setup, build_network, load, train_and_measure
 from keyfilters.sources import read
 from keyfilters.surgery import freeze_filters_, transfer_filters_
@@ -42,8 +41,7 @@ def transfer(
     seeds: Sequence[int] = range(5),
     pointwise: bool = True,
     setup: Setup | None = None,
-    workers: int | None = None,
-    progress: Callable[[str], object] | None = None,
+    **how: Unpack[How],
 ) -> pd.DataFrame:
     """Train networks on frozen depthwise filters of others, and on what controls for it.
 
@@ -69,11 +67,10 @@ def transfer(
         seeds: of the runs; those that share one are compared in pairs.
         pointwise: whether to run the contrast.
         setup: what all runs share.
-        workers: runs at a time.
-        progress: called with words as the runs end.
+        how: workers, progress and executor of `keyfilters.experiments.run_grid`.
 
     Returns:
-        The table of `keyfilters.experiments.run_grid` of all runs on targets, see `condition_name`.
+        The table of `run_grid` of all runs on targets, see `condition_name`.
 
     Raises:
         KeyFiltersError: data or a source that cannot be had, or a folder that holds other runs,
@@ -98,7 +95,6 @@ def transfer(
 
     learned = [learning(target, seed, 0) for seed in seeds for target in targets]
     lenders = {(s, seed): learning(s, seed + 1, steps[s]) for seed in seeds for s in counts}
-    learned = list({run.folder: run for run in (*learned, *lenders.values())}.values())
     frozen = []
     for seed in seeds:
         for target in targets:
@@ -107,11 +103,8 @@ def transfer(
                 options = {**shared, "data": target, "kind": kind, "source": source}
                 options["lender"] = source if lender is None else str(lender.folder)
                 frozen.append(Run(condition_name(target, kind, source), seed, options))
-    check_grid(frozen, train_frozen, out)
-    first = run_grid(learned, train_learned, out, workers=workers, progress=progress)
-    if failed := failures(first):
-        raise KeyFiltersError(f"a network that others depend on failed: {failed[0]}")
-    rest = run_grid(frozen, train_frozen, out, workers=workers, progress=progress)
+    stages = [([*learned, *lenders.values()], train_learned), (frozen, train_frozen)]
+    first, rest = run_stages(stages, out, how)
     own = first["options.data"].isin(targets) & (first["options.steps"] == 0)
     own &= first["seed"].isin(list(seeds))  # those that only lend have other seeds
     table = pd.concat([first[own], rest], ignore_index=True)

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from keyfilters.experiments.asked import parse
+from keyfilters.asked import parse
 from keyfilters.experiments.findings import Findings, Question, answered, in_short
 from keyfilters.experiments.results import read_curves
 from keyfilters.experiments.statistics import LEVEL, summarise

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from math import floor, log2
 from pathlib import Path
@@ -11,11 +11,11 @@ from typing import Any, Self
 import torch
 from torch import nn
 
+from keyfilters.asked import parse
 from keyfilters.errors import KeyFiltersError, nearest
-from keyfilters.experiments.asked import parse
 from keyfilters.training import Data, Recipe, accuracy, load_data, make_model, normalise, train
 
-__all__ = ["Setup", "build_network", "load", "train_and_measure"]
+__all__ = ["Setup", "build_network", "load", "measure", "train_and_measure", "watched"]
 
 OWN = "convmixer"  # the one network whose kernel size, width and depth can all be chosen
 TEST_BATCH = 250
@@ -148,7 +148,14 @@ def _kernel(setup: Setup) -> dict[str, Any]:
 
 
 def train_and_measure(
-    setup: Setup, network: nn.Module, data: Data, seed: int, folder: Path, *, steps: int = 0
+    setup: Setup,
+    network: nn.Module,
+    data: Data,
+    seed: int,
+    folder: Path,
+    *,
+    steps: int = 0,
+    keep: Sequence[int] = (),
 ) -> dict[str, Any]:
     """Train a network in its folder and return what is compared.
 
@@ -159,31 +166,41 @@ def train_and_measure(
         seed: of the order of the images.
         folder: for checkpoints and the trained weights; an interrupted run goes on there.
         steps: replaces the setup's epochs, unless 0.
+        keep: steps whose weights stay in the folder.
 
     Returns:
         top1 (%) and loss (nats) on all test images, train_loss, parameters and trainable (numbers
         of), curve (top1 in % on the watched test images after each epoch) and seconds_training.
     """
-    some = torch.randperm(len(data.test_images), generator=torch.Generator().manual_seed(0))
-    some = some[: setup.watched].sort().values
-    watched = replace(data, test_images=data.test_images[some], test_labels=data.test_labels[some])
     counts = [x.numel() for x in network.parameters()]
     free = [x.numel() for x in network.parameters() if x.requires_grad]
+    recipe = setup.recipe(seed, steps, checkpoint={"steps": 1000, "keep": list(keep)})
     device = setup.device or None
-    trained = train(setup.recipe(seed, steps), folder, model=network, data=watched, device=device)
-    batches = (
-        (normalise(x, data.mean, data.std), y)
-        for x, y in zip(
-            data.test_images.split(TEST_BATCH), data.test_labels.split(TEST_BATCH), strict=True
-        )
-    )
-    found = accuracy(trained.model, batches, topk=(1,))
+    trained = train(recipe, folder, model=network, data=watched(data, setup), device=device)
     return {
-        "top1": 100 * found["top1"],
-        "loss": found["loss"],
+        **measure(trained.model, data),
         "train_loss": float(trained.history["train_loss"].iloc[-1]),
         "parameters": sum(counts),
         "trainable": sum(free),
         "curve": (100 * trained.history["test_top1"]).tolist(),
         "seconds_training": float(trained.history["seconds"].iloc[-1]),
     }
+
+
+def watched(data: Data, setup: Setup) -> Data:
+    """Leave as many test images as a setup watches, the same ones for every seed."""
+    some = torch.randperm(len(data.test_images), generator=torch.Generator().manual_seed(0))
+    some = some[: setup.watched].sort().values
+    return replace(data, test_images=data.test_images[some], test_labels=data.test_labels[some])
+
+
+def measure(network: nn.Module, data: Data) -> dict[str, float]:
+    """Return top1 (%) and loss (nats) of a network on the CPU over all test images."""
+    batches = (
+        (normalise(x, data.mean, data.std), y)
+        for x, y in zip(
+            data.test_images.split(TEST_BATCH), data.test_labels.split(TEST_BATCH), strict=True
+        )
+    )
+    found = accuracy(network, batches, topk=(1,))
+    return {"top1": 100 * found["top1"], "loss": found["loss"]}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -22,6 +22,8 @@ from keyfilters.report.drawing import (
 __all__ = ["dot_plot", "learning_curves", "shade"]
 
 COLOURS = list(KIND_COLOURS.values())[:8]
+FEW = 6  # points that are marked one by one
+FAR = 4  # as many times further than there are points
 STYLES = ("-", "--", ":")  # after eight conditions the colours come again
 
 
@@ -52,27 +54,40 @@ def dot_plot(runs: pd.DataFrame, conditions: pd.DataFrame, measure: str) -> str:
     return to_svg(figure)
 
 
-def learning_curves(title: str, curves: Mapping[str, NDArray[np.float64]], measure: str) -> str:
+def learning_curves(
+    title: str,
+    curves: Mapping[str, NDArray[np.float64]],
+    measure: str,
+    across: str = "epoch",
+    at: Sequence[float] = (),
+) -> str:
     """Draw the mean over the seeds after every epoch, and a band from lowest to highest.
 
     Args:
         title: above the chart; may be empty.
         curves: condition → ``(seeds, epochs)``; NaN where a run had stopped.
-        measure: name of the axis.
+        measure: name of the upright axis.
+        across: name of the other.
+        at: places of the points on it, by default 1, 2, …; drawn logarithmic where they spread far.
     """
-    from matplotlib.ticker import MaxNLocator
+    from matplotlib.ticker import MaxNLocator, ScalarFormatter
 
     figure, axes = single_axes(6.2, 3.6 + 0.12 * len(curves))
     for i, (name, values) in enumerate(curves.items()):
         table = pd.DataFrame(np.asarray(values, dtype=np.float64))
-        epochs = np.arange(1, table.shape[1] + 1)
+        places = np.asarray(at) if len(at) else np.arange(1, table.shape[1] + 1)
         colour = COLOURS[i % len(COLOURS)]
-        axes.fill_between(epochs, table.min(), table.max(), color=colour, alpha=0.14, linewidth=0)
-        axes.plot(epochs, table.mean(), STYLES[i // len(COLOURS) % len(STYLES)], color=colour,
-                  marker="o" if len(epochs) == 1 else None, label=shorten(name, 30))  # fmt: skip
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.fill_between(places, table.min(), table.max(), color=colour, alpha=0.14, linewidth=0)
+        axes.plot(places, table.mean(), STYLES[i // len(COLOURS) % len(STYLES)], color=colour,
+                  marker="o" if len(places) <= FEW else None, markersize=4,
+                  label=shorten(name, 30))  # fmt: skip
+    if len(at) and max(at) > FAR * len(at):
+        axes.set_xscale("symlog", linthresh=1)
+        axes.xaxis.set_major_formatter(ScalarFormatter())
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(axis="y", color="#e1e4ea", linewidth=0.8)
-    axes.set_xlabel("epoch", color=MUTED)
+    axes.set_xlabel(across, color=MUTED)
     axes.set_ylabel(measure)
     axes.set_title(title)
     legend_below(figure, axes, columns=2)

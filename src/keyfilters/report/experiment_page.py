@@ -60,6 +60,8 @@ class ExperimentReport:
         comparisons: one row a comparison: condition, reference, seeds, missing, difference, low,
             high, p_holm, effect; None where nothing is compared.
         curves: panel → condition → ``(seeds, epochs)``; a panel is best read with up to 8 of them.
+        axes: panel → (name of its axis, places on it, what is drawn or empty), where that is not
+            the epochs.
         curves_measure: what the curves show; `measure` if empty.
         matrices: further tables of numbers.
         options: the recipe: name → value.
@@ -79,6 +81,7 @@ class ExperimentReport:
     comparisons: pd.DataFrame | None = None
     unit: str = "points"
     curves: Mapping[str, Mapping[str, NDArray[np.float64]]] = field(default_factory=dict)
+    axes: Mapping[str, tuple[str, Sequence[float], str]] = field(default_factory=dict)
     curves_measure: str = ""
     matrices: Sequence[Matrix] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -125,15 +128,18 @@ def render_experiment(report: ExperimentReport) -> str:
         conditions=[_condition(row, report.digits) for row in _records(report.conditions)],
         comparisons=[_comparison(row, report.digits) for row in _records(comparisons)],
         dots=dot_plot(report.runs, report.conditions, report.measure),
-        curves=[
-            learning_curves(panel, curves, report.curves_measure or report.measure)
-            for panel, curves in report.curves.items()
-        ],
+        curves=[_chart(report, panel, curves) for panel, curves in report.curves.items() if curves],
         matrices=[_matrix(matrix, report.digits) for matrix in report.matrices],
         options=dict(report.options),
         environment=dict(report.environment),
         duration=_duration(report.seconds),
     )
+
+
+def _chart(report: ExperimentReport, panel: str, curves: Mapping[str, NDArray[np.float64]]) -> str:
+    name, at, measure = report.axes.get(panel, ("epoch", (), ""))
+    measure = measure or report.curves_measure or report.measure
+    return learning_curves(panel, curves, measure, across=name, at=at)
 
 
 def _condition(row: Mapping[str, Any], digits: int) -> dict[str, Any]:

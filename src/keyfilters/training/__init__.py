@@ -11,6 +11,7 @@ from keyfilters.training.datasets import Data, load_data
 from keyfilters.training.evaluate import Agreement, accuracy, agreement, logits
 from keyfilters.training.loop import train
 from keyfilters.training.models import make_model
+from keyfilters.training.plan import plan
 from keyfilters.training.recipe import Recipe
 from keyfilters.training.results import Trained
 
@@ -28,6 +29,7 @@ __all__ = [
     "make_model",
     "normalise",
     "photographs",
+    "plan",
     "random_crops",
     "train",
 ]

@@ -56,6 +56,7 @@ def read_state(out: Path, own: Mapping[str, Any]) -> dict[str, Any] | None:
 def identity(recipe: Recipe, data: Mapping[str, Any], first: str) -> dict[str, Any]:
     """Return all on which the result depends: recipe, data and a digest of the first weights."""
     values = {key: value for key, value in recipe.to_dict().items() if key != "checkpoint"}
+    values["data"].pop("workers")
     return {**values, "images": dict(data), "first_weights": first}
 
 

@@ -10,6 +10,7 @@ import os
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -17,6 +18,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from keyfilters.errors import KeyFiltersError, MissingExtraError, nearest
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as PillowImage
 
 __all__ = ["centre_crop", "image_folder", "normalise", "photographs", "random_crops"]
 
@@ -204,10 +208,15 @@ def normalise(
 
 def read_image(path: Path) -> NDArray[np.uint8]:
     """Read a file as ``(h, w, 3)``, turned as its camera says, over white where transparent."""
+    return np.array(open_image(path))
+
+
+def open_image(path: Path) -> PillowImage:
+    """Read a file as `read_image` does, for Pillow."""
     from PIL import Image, ImageOps
 
-    if path.suffix.lower() not in SUFFIXES:
-        raise KeyFiltersError(f"not a {' '.join(SUFFIXES)} file")
+    if reason := refusal(path.suffix):
+        raise KeyFiltersError(reason)
     with path.open("rb") as file, Image.open(file) as stored:
         if stored.mode.startswith(("I", "F")):  # converting would clip 16 bits to white
             raise KeyFiltersError(f"mode {stored.mode} has more than 8 bits a channel")
@@ -215,7 +224,12 @@ def read_image(path: Path) -> NDArray[np.uint8]:
         if image.has_transparency_data:
             white = Image.new("RGBA", image.size, "white")
             image = Image.alpha_composite(white, image.convert("RGBA"))
-        return np.array(image.convert("RGB"))
+        return image.convert("RGB")
+
+
+def refusal(suffix: str) -> str:
+    """Return why a file of such a name is not read, or nothing."""
+    return "" if suffix.lower() in SUFFIXES else f"not a {' '.join(SUFFIXES)} file"
 
 
 def _checked(image: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -1,17 +1,15 @@
-"""Labelled images to train with, by name, as tensors in memory.
+"""Labelled images to train with, by name.
 
-One representation serves every source: uint8 ``(n, c, h, w)`` and integer labels. It fits what
-this package trains on (60,000 images of 28×28 are 47 MB, 60,000 of 224×224 in colour 9 GB); what
-does not fit is refused with its size, not streamed.
+They are held in memory, which fits what this package mostly trains on (60,000 images of 28×28 are
+47 MB, 60,000 of 224×224 in colour 9 GB); what does not fit is refused with its size. Folders of
+images can be streamed instead.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
-from zlib import crc32
+from pathlib import PurePath
 
 import numpy as np
 import torch
@@ -20,87 +18,15 @@ from torch import Tensor
 from torch.nn import functional
 
 from keyfilters.errors import KeyFiltersError, nearest
+from keyfilters.training.data import refusal
+from keyfilters.training.labelled import Data, StreamedData
 from keyfilters.training.readers import READERS
 from keyfilters.training.splits import Request, Split, stratified
 
 __all__ = ["Data", "load_data"]
 
-
-@dataclass(frozen=True, eq=False)
-class Data:
-    """Images and labels to train with and to test on.
-
-    Attributes:
-        name: where they come from, such as ``"digits"``.
-        images: to train with, ``(n, c, h, w)`` uint8.
-        labels: of `images`, ``(n,)`` int64 from 0 on.
-        test_images: to test on, ``(m, c, h, w)`` uint8.
-        test_labels: of `test_images`, ``(m,)`` int64.
-        classes: the name of every label.
-        mean: of `images`, one number a channel, on the scale from 0 to 1; computed if empty.
-        std: likewise; 1 for a channel that is constant.
-        skipped: (name, reason) of every image that could not be read.
-
-    Raises:
-        KeyFiltersError: tensors of another type or shape, or a label without a class.
-
-    >>> zeros = torch.zeros(4, 1, 2, 2, dtype=torch.uint8)
-    >>> data = Data("made", zeros, torch.tensor([0, 1, 0, 1]), zeros, torch.zeros(4).long(), "ab")
-    >>> data.mean, data.std
-    ((0.0,), (1.0,))
-    """
-
-    name: str
-    images: Tensor = field(repr=False)
-    labels: Tensor = field(repr=False)
-    test_images: Tensor = field(repr=False)
-    test_labels: Tensor = field(repr=False)
-    classes: Sequence[str]
-    mean: tuple[float, ...] = ()
-    std: tuple[float, ...] = ()
-    skipped: tuple[tuple[str, str], ...] = ()
-
-    def __post_init__(self) -> None:
-        for what, images, labels in (
-            ("training", self.images, self.labels),
-            ("test", self.test_images, self.test_labels),
-        ):
-            if images.dtype != torch.uint8 or images.ndim != 4 or not images.numel():
-                got = f"{images.dtype} of shape {tuple(images.shape)}"
-                raise KeyFiltersError(f"{what} images are {got}; uint8 (n, c, h, w) is expected")
-            if labels.dtype != torch.int64 or labels.shape != (len(images),):
-                got = f"{labels.dtype} of shape {tuple(labels.shape)}"
-                raise KeyFiltersError(f"{what} labels are {got}; int64 ({len(images)},) expected")
-            if int(labels.min()) < 0 or int(labels.max()) >= len(self.classes):
-                got = f"from {int(labels.min())} to {int(labels.max())}"
-                expected = f"0 to {len(self.classes) - 1} are expected"
-                raise KeyFiltersError(f"{what} labels go {got}; {expected}, one a class")
-        if self.images.shape[1:] != self.test_images.shape[1:]:
-            got = f"{tuple(self.images.shape[1:])} and {tuple(self.test_images.shape[1:])}"
-            raise KeyFiltersError(f"training and test images are {got}; one shape is expected")
-        if not self.mean or not self.std:
-            mean, std = _moments(self.images)
-            object.__setattr__(self, "mean", self.mean or mean)
-            object.__setattr__(self, "std", self.std or std)
-
-    def describe(self) -> dict[str, Any]:
-        """Return what tells one data set from another, to write beside a result."""
-        tensors = {
-            "images": self.images,
-            "labels": self.labels,
-            "test_images": self.test_images,
-            "test_labels": self.test_labels,
-        }
-        return {
-            "name": self.name,
-            "images": list(self.images.shape),
-            "test_images": list(self.test_images.shape),
-            "classes": list(self.classes),
-            **{f"{what}_crc32": crc32(x.contiguous().numpy().data) for what, x in tensors.items()},
-            "mean": [round(x, 6) for x in self.mean],
-            "std": [round(x, 6) for x in self.std],
-            "skipped": [list(one) for one in self.skipped],
-        }
+SIDE = 224  # of streamed images in pixels, where none is asked for
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as timm has them
 
 
 def load_data(
@@ -113,6 +39,10 @@ def load_data(
     root: str | os.PathLike[str] = "",
     unreadable: str = "skip",
     seed: int = 0,
+    mean: Sequence[float] = (),
+    std: Sequence[float] = (),
+    stream: bool = False,
+    workers: int = 4,
 ) -> Data:
     """Load a data set by name.
 
@@ -142,6 +72,13 @@ def load_data(
         root: folder of torchvision's data sets.
         unreadable: "skip" names damaged images in `Data.skipped`, "stop" refuses them.
         seed: of samples and crops.
+        mean: with which images are normalised, one number a channel on the scale from 0 to 1; empty
+            computes that of the training images, or where they are streamed takes ImageNet's.
+        std: likewise.
+        stream: leave the images of a folder in their files until a batch needs them; damaged ones
+            are met in training. Returns `StreamedData`.
+        workers: number of processes that decode streamed images, for each that trains; 0 decodes
+            in the process itself.
 
     Raises:
         KeyFiltersError: an unknown name or class, missing files, an option out of range, images
@@ -161,19 +98,52 @@ def load_data(
         raise KeyFiltersError(f"{got}; 0 or more, 0 or more and 0, 1 or 3 are expected")
     if unreadable not in ("skip", "stop"):
         raise KeyFiltersError(f"unreadable is {unreadable!r}; skip or stop is expected")
+    if workers < 0:
+        raise KeyFiltersError(f"workers is {workers}; 0 or more is expected")
+    if stream and (kind != "imagefolder" or channels == 1):
+        got = f"stream is true for {name} with {channels or 3} channels"
+        raise KeyFiltersError(f"{got}; only imagefolder:FOLDER in colour can be streamed")
     request = Request(argument, samples, len(classes), resolution, str(root), seed)
     train, test, names = READERS[kind](request)
     chosen = _chosen(classes, names, name)
+    own = tuple(names[i] for i in chosen)
     skipped: list[tuple[str, str]] = []
     parts: list[Tensor] = []
+    files: list[NDArray[np.bytes_]] = []
     for split, count in ((train, samples), (test, 0)):
         rows, labels = _rows(split, chosen, count, name, seed)
-        images, kept = split.read(rows, skipped)
+        if stream:
+            images, kept = _unread(argument, split.files[rows], resolution or SIDE, skipped)
+            files.append(split.files[rows[kept]])
+        else:
+            images, kept = split.read(rows, skipped)
         if skipped and unreadable == "stop":
             raise KeyFiltersError(f"{name}: {skipped[0][0]} cannot be read ({skipped[0][1]})")
-        parts += [_shaped(images, channels, resolution), torch.from_numpy(labels[kept])]
-    own = tuple(names[i] for i in chosen)
-    return Data(name, parts[0], parts[1], parts[2], parts[3], own, skipped=tuple(skipped))
+        images = images if stream else _shaped(images, channels, resolution)
+        parts += [images, torch.from_numpy(labels[kept])]
+    left, moments = tuple(skipped), (tuple(mean), tuple(std))
+    if not stream:
+        return Data(name, parts[0], parts[1], parts[2], parts[3], own, *moments, left)
+    return StreamedData(
+        name, parts[0], parts[1], parts[2], parts[3], own,
+        moments[0] or MEAN, moments[1] or STD, left,
+        argument, files[0], files[1], unreadable, workers,
+    )  # fmt: skip
+
+
+def _unread(
+    folder: str, files: NDArray[np.bytes_], side: int, skipped: list[tuple[str, str]]
+) -> tuple[Tensor, NDArray[np.int64]]:
+    """Return the shape of the images of some files, and which of the files are images by name."""
+    kept = []
+    for i, file in enumerate(files.tolist()):
+        path = PurePath(folder, os.fsdecode(file))
+        if reason := refusal(path.suffix):
+            skipped.append((str(path), reason))
+        else:
+            kept.append(i)
+    images = torch.empty(len(kept), 3, side, side, dtype=torch.uint8, device="meta")
+    return images, np.array(kept, dtype=np.int64)
 
 
 def _chosen(classes: Sequence[str | int], names: Sequence[str], name: str) -> list[int]:
@@ -228,15 +198,3 @@ def _shaped(images: Tensor, channels: int, resolution: int) -> Tensor:
     if change(images[:1]).shape == images[:1].shape:
         return images  # not copied: it may fill half of the memory
     return torch.cat([change(part) for part in images.split(1024)])
-
-
-def _moments(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return mean and standard deviation of every channel on the scale from 0 to 1."""
-    count = images.numel() // images.shape[1]
-    sums = torch.zeros(2, images.shape[1], dtype=torch.int64)  # exact, in any order
-    for part in images.split(1024):
-        x = part.long()
-        sums += torch.stack([x.sum((0, 2, 3)), x.square().sum((0, 2, 3))])
-    mean = sums[0].double() / (255 * count)
-    std = (sums[1].double() / (255**2 * count) - mean.square()).clamp(min=0).sqrt()
-    return tuple(mean.tolist()), tuple(x if x > 1e-6 else 1.0 for x in std.tolist())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 from keyfilters.errors import KeyFiltersError, MissingExtraError
 from keyfilters.training.recipe import Recipe
 
-__all__ = ["accelerator_for", "own_randomness", "own_threads"]
+__all__ = ["accelerator_for", "gathered", "own_randomness", "own_threads"]
 
 COMPILER = "inductor"
 
@@ -58,6 +58,13 @@ def accelerator_for(recipe: Recipe, device: str | None) -> Any:
     if device is not None and accelerator.device.type != device.partition(":")[0]:
         raise KeyFiltersError(f"there is no {device}; accelerate offers {accelerator.device}")
     return accelerator
+
+
+def gathered(accelerator: Any, found: Mapping[str, str]) -> dict[str, str]:
+    """Return what all processes have found; every one of them must ask."""
+    from accelerate.utils import gather_object
+
+    return dict(gather_object(list(found.items()))) if accelerator.num_processes > 1 else {**found}
 
 
 @contextmanager

@@ -19,12 +19,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from keyfilters.errors import KeyFiltersError
+from keyfilters.errors import KeyFiltersError, UnreadableError
 from keyfilters.files import write_whole
 from keyfilters.training.batches import Batches
 from keyfilters.training.checkpoints import digest, identity, read_state, write_state
 from keyfilters.training.datasets import Data, load_data
-from keyfilters.training.devices import accelerator_for, own_randomness, own_threads
+from keyfilters.training.devices import accelerator_for, gathered, own_randomness, own_threads
 from keyfilters.training.evaluate import accuracy
 from keyfilters.training.models import make_model, try_model
 from keyfilters.training.optimise import learning_rate, make_optimiser
@@ -37,10 +37,11 @@ from keyfilters.training.results import (
     write_weights,
 )
 
-__all__ = ["Progress", "train"]
+__all__ = ["BY_RECIPE", "Progress", "train"]
 
 Progress = Callable[[int, int, str], object]
 
+BY_RECIPE = "by the recipe"
 CHECKED = 100  # steps after which the losses are looked at, which waits for the device
 SHOWN = 0.5  # seconds between two calls of progress
 
@@ -50,6 +51,7 @@ def train(
     out: str | os.PathLike[str] | None = None,
     *,
     model: nn.Module | None = None,
+    first_weights: str = "",
     data: Data | None = None,
     device: str | None = None,
     progress: Progress | None = None,
@@ -68,6 +70,8 @@ def train(
         model: a module to train, in place, not the recipe's: it maps normalised images
             ``(b, c, h, w)`` to logits ``(b, classes)``. Parameters that require no gradient stay
             as they are.
+        first_weights: what tells the first weights of `model` from others, where a run goes on;
+            by default a digest of them. Say `BY_RECIPE` of a model that the recipe determines.
         data: images to train with, not the recipe's.
         device: "cpu", "cuda", "cuda:1", "mps"; None takes the best there is.
         progress: called now and then with the steps done, the number of all and what happens.
@@ -84,7 +88,7 @@ def train(
     """
     accelerator = accelerator_for(recipe, device)
     data = load_data(**recipe.to_dict()["data"]) if data is None else data
-    first = "by the recipe" if model is None else digest(model)
+    first = BY_RECIPE if model is None else first_weights or digest(model)
     model = make_model(recipe, data) if model is None else model
     own = identity(recipe, data.describe(), first)
     state = None if out is None else read_state(Path(out), own)
@@ -149,11 +153,11 @@ class _Run:
             self.accelerator.unwrap_model(runner, keep_fp32_wrapper=False)
             if plain:  # accelerate puts the method back as an attribute
                 vars(self.model).pop("forward", None)
+        count, data = self.step * self.recipe.batch.size, self.identity["images"]
         summary = {
-            **summarise(self.model, self.history[-1], self.step * self.recipe.batch.size),
+            **summarise(self.model, self.history[-1], count, data, self.batches.skipped),
             "device": str(self.accelerator.device),
             "processes": self.accelerator.num_processes,
-            "data": self.identity["images"],
         }
         trained = self._trained(summary)
         if self.out is not None:
@@ -200,6 +204,7 @@ class _Run:
                 self.seconds += time.perf_counter() - started
                 if last:
                     self._close_epoch(lr, train_loss)
+                self.batches.skipped.update(gathered(self.accelerator, self.batches.skipped))
                 if save and self.out is not None:
                     write_state(self.out, self._state(None))
                 runner.train()
@@ -236,6 +241,8 @@ class _Run:
             with self.accelerator.autocast():
                 found = accuracy(model, self.batches.test(), topk=(1,), device=device)
             sums = [found["loss"] * found["count"], found["top1"] * found["count"], found["count"]]
+        except UnreadableError:
+            raise
         except KeyFiltersError:  # logits that are not finite; every process must learn of it
             sums = [float("nan")] * 3
         summed = self.accelerator.reduce(torch.tensor(sums, device=device), "sum").tolist()
@@ -246,7 +253,7 @@ class _Run:
     def _diverged(self, what: str) -> KeyFiltersError:
         recipe = self.recipe
         which = f"{recipe.model.name} on {self.data.name}, {recipe.optimiser.name}"
-        setting = f"lr {recipe.optimiser.lr:g}, precision {recipe.precision}, seed {recipe.seed}"
+        setting = f"lr {recipe.peak_lr:g}, precision {recipe.precision}, seed {recipe.seed}"
         mend = "lower optimiser.lr, or set optimiser.clip or schedule.warmup_epochs"
         return KeyFiltersError(f"{what} of the recipe ({which}, {setting}); {mend}")
 
@@ -261,6 +268,7 @@ class _Run:
             "step": self.step,
             "seconds": self.seconds,
             "history": self.history,
+            "skipped": self.batches.skipped,
             "model": self.model.state_dict(),
             "ema": None if self.ema is None else self.ema.module.state_dict(),
             "losses": None if finished else self.losses,
@@ -275,8 +283,8 @@ class _Run:
         if not state["finished"]:
             self.optimiser.load_state_dict(state["optimiser"])
             self.losses.copy_(state["losses"])
-        self.step, self.seconds = state["step"], state["seconds"]
-        self.history = state["history"]
+        self.step, self.seconds, self.history = state["step"], state["seconds"], state["history"]
+        self.batches.skipped.update(state["skipped"])
 
     def _trained(self, summary: dict[str, Any]) -> Trained:
         ema = None if self.ema is None else self.ema.module

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -16,8 +18,12 @@ __all__ = ["make_model", "try_model"]
 def make_model(recipe: Recipe, data: Data) -> nn.Module:
     """Make the recipe's timm model for the classes and channels of the data, by the seed.
 
+    A file of first weights is named in its options: ``{pretrained = true, pretrained_cfg_overlay =
+    {file = "PATH"}}``. The head starts anew where the file has none or other classes.
+
     Raises:
-        KeyFiltersError: timm has no such model, or it does not take the options.
+        KeyFiltersError: timm has no such model, it does not take the options, or its pretrained
+            weights cannot be had or are those of another network.
 
     >>> from keyfilters.training.datasets import load_data
     >>> recipe = Recipe.from_dict({"model": {"name": "test_convnext"}})
@@ -31,14 +37,46 @@ def make_model(recipe: Recipe, data: Data) -> nn.Module:
         message = f"timm has no model {name!r}{nearest(name, timm.list_models())}"
         raise KeyFiltersError(f"{message}; set model.name")
     sizes = {"num_classes": len(data.classes), "in_chans": data.images.shape[1]}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.seed)
-        try:
-            model: nn.Module = timm.create_model(name, **{**sizes, **options})
-        except (TypeError, RuntimeError, ValueError) as error:
-            message = f"{name} does not take model.options {options}: {error}"
-            raise KeyFiltersError(message) from error
+
+    def create(**changes: Any) -> nn.Module:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(recipe.seed)
+            made: nn.Module = timm.create_model(name, **{**sizes, **options, **changes})
+        return made
+
+    try:
+        model = create()
+    except OSError as error:  # of a file, or of the hub
+        reason = str(error) or "there is no such file"
+        mend = 'name a file by model.options.pretrained_cfg_overlay={file = "PATH"}'
+        message = f"the pretrained weights of {name} cannot be had: {reason}"
+        raise KeyFiltersError(f"{message}; {mend}") from error
+    except (TypeError, RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split("\n\t")[:2])  # torch names every mismatch of a file
+        message = f"{name} does not take model.options {options}: {reason}"
+        raise KeyFiltersError(message) from error
+    if options.get("pretrained"):
+        _require_read(model, create(pretrained=False), name)
     return model
+
+
+def _require_read(model: nn.Module, untrained: nn.Module, name: str) -> None:
+    """Refuse pretrained weights that leave more than the head as it was drawn.
+
+    Where the classes differ timm takes what a file happens to have, and says nothing of the rest.
+    """
+    heads = getattr(model, "pretrained_cfg", {}).get("classifier") or ()
+    heads = (heads,) if isinstance(heads, str) else tuple(heads)
+    drawn = dict(untrained.named_parameters())
+    missing = [
+        key
+        for key, x in model.named_parameters()
+        if x.ndim > 1 and x.any() and torch.equal(x, drawn[key]) and not key.startswith(heads)
+    ]
+    if missing:
+        message = f"the pretrained weights have no {missing[0]} of {name}"
+        more = f" and lack {len(missing) - 1} more of its weights" if len(missing) > 1 else ""
+        raise KeyFiltersError(f"{message}{more}; name a file of the same architecture")
 
 
 def try_model(model: nn.Module, images: Tensor, classes: int) -> None:

@@ -17,17 +17,14 @@ What a file leaves out has the default below. Where a value can be switched off,
 
 from __future__ import annotations
 
-import json
 import os
-import tomllib
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import ceil
-from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from keyfilters.errors import KeyFiltersError
 from keyfilters.training.sections import Section, choice, number
+from keyfilters.training.toml_files import read_toml, toml_text
 
 __all__ = [
     "Augmentation",
@@ -40,6 +37,8 @@ __all__ = [
     "Recipe",
     "Schedule",
 ]
+
+LR = 1e-3  # where a recipe names none
 
 
 @dataclass(frozen=True)
@@ -70,6 +69,10 @@ class DataSource(Section):
     root: str = ""
     unreadable: str = choice("skip", "stop")
     seed: int = number(0, least=0)
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    stream: bool = False
+    workers: int = number(4, least=0)
 
 
 @dataclass(frozen=True)
@@ -79,18 +82,28 @@ class Optimiser(Section):
     Attributes:
         name: as in ``timm.optim.list_optimizers()``.
         lr: largest learning rate, reached after the warm-up.
+        base_lr: the same for 256 images a step, in place of `lr`: it is multiplied by
+            ``batch.size / 256``; 0 is none.
         weight_decay: none is applied to biases and other vectors.
-        layer_decay: factor of the learning rate from one layer to the one before; 1 is none.
+        layer_decay: factor of the learning rate from one layer to the one before, see
+            `keyfilters.training.layer_decay`; 1 is none.
         clip: largest norm of the whole gradient; 0 does not clip.
         options: further arguments of the optimiser, such as ``{betas = [0.9, 0.95]}``.
     """
 
     name: str = "adamw"
-    lr: float = number(1e-3, above=0)
+    lr: float = number(LR, above=0)
+    base_lr: float = number(0.0, least=0)
     weight_decay: float = number(0.05, least=0)
     layer_decay: float = number(1.0, above=0, most=1)
     clip: float = number(0.0, least=0)
     options: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.base_lr and self.lr != LR:
+            got = f"optimiser.lr is {self.lr:g} and optimiser.base_lr is {self.base_lr:g}"
+            raise KeyFiltersError(f"{got}; give one of them (base_lr=0 is none)")
 
 
 @dataclass(frozen=True)
@@ -135,6 +148,11 @@ class Augmentation(Section):
 
     Attributes:
         crop: pixels of black border from which images are cut anew; 0 is none.
+        scale: smallest share of its area to which a streamed image is cut at random before it is
+            resized, such as 0.08; 0 cuts the largest square from the middle.
+        auto_augment: one of timm's policies for streamed images, such as
+            ``"rand-m9-mstd0.5-inc1"``; empty is none.
+        interpolation: how streamed images are resized; "random" is in training bilinear or bicubic.
         flip: whether half of the images are mirrored.
         mixup: parameter α of timm's Mixup; 0 is none.
         cutmix: parameter α of CutMix; with both, each batch draws one of them.
@@ -143,11 +161,20 @@ class Augmentation(Section):
     """
 
     crop: int = number(0, least=0)
+    scale: float = number(0.0, least=0, most=1)
+    auto_augment: str = ""
+    interpolation: str = choice("bicubic", "bilinear", "random")
     flip: bool = False
     mixup: float = number(0.0, least=0)
     cutmix: float = number(0.0, least=0)
     erasing: float = number(0.0, least=0, most=1)
     label_smoothing: float = number(0.0, least=0, most=0.999)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.crop and self.scale:
+            got = f"augmentation.crop is {self.crop} and augmentation.scale {self.scale:g}"
+            raise KeyFiltersError(f"{got}; both cut at random: set one of them to 0")
 
 
 @dataclass(frozen=True)
@@ -227,53 +254,23 @@ class Recipe(Section):
         Raises:
             KeyFiltersError: no such file, no TOML, or a key or value as in `from_dict`.
         """
-        try:
-            values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise KeyFiltersError(f"cannot read {path}: {error.strerror or error}") from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise KeyFiltersError(f"{path} is no TOML file: {error}") from error
-        for change in changes:
-            _change(values, change)
-        return cls.from_dict(values)
+        return cls.from_dict(read_toml(path, changes))
+
+    @property
+    def peak_lr(self) -> float:
+        """The largest learning rate, ``lr``, or ``base_lr * batch.size / 256`` where that is set.
+
+        >>> recipe = {"optimiser": {"base_lr": 8e-4}, "batch": {"size": 1024}}
+        >>> Recipe.from_dict(recipe).peak_lr
+        0.0032
+        """
+        return self.optimiser.base_lr * self.batch.size / 256 or self.optimiser.lr
 
     def to_toml(self) -> str:
         """Return the text of a file that `load` reads as an equal recipe."""
-        values = self.to_dict()
-        sections = {key: value for key, value in values.items() if isinstance(value, dict)}
-        lines = [f"{key} = {_toml(values[key])}" for key in values if key not in sections]
-        for name, section in sections.items():
-            lines += ["", f"[{name}]"]
-            lines += [f"{key} = {_toml(value)}" for key, value in section.items()]
-        return "\n".join(lines) + "\n"
+        return toml_text(self.to_dict())
 
     def steps(self, images: int) -> int:
         """Return the number of optimiser steps on so many training images."""
         per_epoch = images // self.batch.size
         return self.schedule.steps or max(1, ceil(self.schedule.epochs * per_epoch))
-
-
-def _change(values: dict[str, Any], change: str) -> None:
-    name, equals, text = change.partition("=")
-    *sections, key = name.strip().split(".")
-    if not equals or not key or len(sections) > 2:
-        raise KeyFiltersError(f"{change!r} changes no recipe; type section.key=value")
-    try:
-        value = tomllib.loads(f"x = {text}")["x"]
-    except tomllib.TOMLDecodeError:
-        value = text.strip()  # a word needs no quotes
-    for section in sections:
-        values = values.setdefault(section, {})
-        if not isinstance(values, dict):
-            raise KeyFiltersError(f"{change!r}: {section} is no section")
-    values[key] = value
-
-
-def _toml(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{json.dumps(k)} = {_toml(v)}" for k, v in value.items()) + "}"
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(map(_toml, value)) + "]"
-    if isinstance(value, bool | str):
-        return json.dumps(value, ensure_ascii=False)
-    return repr(value)

@@ -37,13 +37,21 @@ class Trained:
     summary: dict[str, Any]
 
 
-def summarise(model: nn.Module, row: Mapping[str, Any], images: int) -> dict[str, Any]:
+def summarise(
+    model: nn.Module,
+    row: Mapping[str, Any],
+    images: int,
+    data: Mapping[str, Any],
+    skipped: Mapping[str, str],
+) -> dict[str, Any]:
     """Return the last row of the history, and what ran.
 
     Args:
         model: as trained.
         row: the last of the history.
         images: number of images trained with, counted anew in every epoch.
+        data: as the data describe themselves.
+        skipped: name → reason of the images that could not be read when their turn came.
     """
     sizes = [(x.numel(), x.requires_grad) for x in model.parameters()]
     return {
@@ -51,6 +59,7 @@ def summarise(model: nn.Module, row: Mapping[str, Any], images: int) -> dict[str
         "images_per_second": round(images / max(row["seconds"], 1e-9), 1),
         "parameters": sum(n for n, _ in sizes),
         "trainable": sum(n for n, free in sizes if free),
+        "data": {**data, "skipped": [*data["skipped"], *map(list, sorted(skipped.items()))]},
         "environment": {"threads": torch.get_num_threads(), **environment()},
     }
 

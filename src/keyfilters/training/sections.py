@@ -21,8 +21,10 @@ KINDS: dict[Any, tuple[type, ...]] = {
     float: (int, float),
     str: (str,),
     dict[str, Any]: (dict,),
+    tuple[str, ...]: (tuple, list),
     tuple[str | int, ...]: (tuple, list),
     tuple[int, ...]: (tuple, list),
+    tuple[float, ...]: (tuple, list),
 }
 WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
 

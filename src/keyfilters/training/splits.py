@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -41,10 +41,13 @@ class Split:
         labels: ``(n,)`` integers; below 0 where an image has no label.
         read: maps positions ``(m,)`` to uint8 images ``(k, c, h, w)`` and to those of the m that
             could be read ``(k,)``; the others are appended to its second argument.
+        files: ``(n,)`` names below the folder that was asked for, in bytes; empty where images are
+            no files of their own.
     """
 
     labels: NDArray[np.int64]
     read: Callable[[NDArray[np.int64], Skipped], tuple[Tensor, NDArray[np.int64]]]
+    files: NDArray[np.bytes_] = field(default_factory=lambda: np.array([], "S1"))
 
 
 Halves: TypeAlias = tuple[Split, Split, Sequence[str]]
@@ -123,6 +126,7 @@ def held_out(split: Split) -> tuple[Split, Split]:
     train = np.setdiff1d(np.arange(len(split.labels)), test)
 
     def part(own: NDArray[np.int64]) -> Split:
-        return Split(split.labels[own], lambda rows, skipped: split.read(own[rows], skipped))
+        files = split.files[own] if len(split.files) else split.files
+        return Split(split.labels[own], lambda rows, left: split.read(own[rows], left), files)
 
     return part(train), part(test)

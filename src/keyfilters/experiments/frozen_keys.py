@@ -1,0 +1,129 @@
+"""Does a network learn as well with eight frozen keys? The training of babaiee2025quest.
+
+Controls decide what an answer means: filters that are learned, eight random keys used in the same
+way, and the network's own random first filters, frozen.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Unpack
+
+import pandas as pd
+
+from keyfilters.asked import parse
+from keyfilters.errors import KeyFiltersError
+from keyfilters.experiments.on_keys import Treatment
+from keyfilters.experiments.runs import Run
+from keyfilters.experiments.stages import How, run_stages
+from keyfilters.experiments.trial import Setup, build_network, load, train_and_measure
+from keyfilters.sources import read
+from keyfilters.surgery import transfer_filters_
+from keyfilters.training.results import write_weights
+
+__all__ = ["CONDITIONS", "LEARNED", "condition_name", "frozen_keys"]
+
+LEARNED, FIRST, MODEL = "learned", "frozen", "model.safetensors"
+CONDITIONS = (
+    LEARNED,
+    "keys?drawn=1",
+    "keys?drawn=1&learn=bias",
+    "keys",
+    "keys?learn=bias",
+    "keys?keys=random&drawn=1",
+    "keys?keys=random&drawn=1&learn=bias",
+    FIRST,
+)
+
+
+def frozen_keys(
+    out: str | os.PathLike[str],
+    *,
+    data: str = "digits",
+    samples: Sequence[int] = (0,),
+    conditions: Sequence[str] = CONDITIONS,
+    seeds: Sequence[int] = range(5),
+    setup: Setup | None = None,
+    steps: int = 0,
+    **how: Unpack[How],
+) -> pd.DataFrame:
+    """Train networks whose depthwise filters stay on a few keys, and what controls for it.
+
+    A condition is a line as `keyfilters.experiments.on_keys.Treatment` reads it: ``"learned"``,
+    ``"frozen"`` (the network's own random first filters), or ``"keys"`` with options. Keys that are
+    not drawn for each channel at random are those nearest to the filters of a network that learned
+    the same task with the next seed: of it only keys, signs, a and b are taken.
+
+    Args:
+        out: folder of the runs; the same call, also with more seeds, goes on there.
+        data: as `keyfilters.experiments.trial.load` takes it, without a number of samples.
+        samples: numbers of training images; 0 takes all.
+        conditions: as above.
+        seeds: of the runs; those that share one are compared in pairs.
+        setup: what all runs share.
+        steps: of every run, whatever the number of images; 0 takes the setup's epochs.
+        how: workers, progress and executor of `keyfilters.experiments.run_grid`.
+
+    Returns:
+        The table of `run_grid`, with conditions such as ``"500 images: 8 keys, b learned"``.
+
+    Raises:
+        KeyFiltersError: a condition or data that cannot be had, before any run; or a network that
+            others depend on could not be trained.
+    """
+    setup = setup or Setup()
+    if not samples or not conditions:
+        raise KeyFiltersError("give at least one number of training images and one condition")
+    asked = {condition: Treatment.parse(condition) for condition in conditions}
+    for count in samples:
+        images = load(_part(data, count), setup, 0)
+        for treatment in asked.values():
+            treatment.apply_(build_network(setup, images, 0), setup.size, 0)
+    shared = {**setup.to_dict(), "steps": steps}
+
+    def run(count: int, condition: str, seed: int) -> Run:
+        lender = ""
+        if condition in asked and asked[condition].nearest:
+            lender = str(run(count, LEARNED, seed + 1).folder)
+        options = {**shared, "data": _part(data, count), "samples": count, "condition": condition}
+        return Run(condition_name(condition, count), seed, {**options, "lender": lender})
+
+    wanted = [run(n, name, seed) for seed in seeds for n in samples for name in conditions]
+    borrow = [one for one in wanted if one.options["lender"]]
+    lenders = [run(one.options["samples"], LEARNED, one.seed + 1) for one in borrow]
+    return run_stages([(lenders, train_on_keys), (wanted, train_on_keys)], out, how)[-1]
+
+
+def condition_name(condition: str, samples: int) -> str:
+    """Name of a condition in tables.
+
+    >>> condition_name("keys?keys=random&drawn=1&learn=bias", 500)
+    '500 images: 8 random keys, drawn, b learned'
+    """
+    prefix = f"{samples} images: " if samples else ""
+    return f"{prefix}{Treatment.parse(condition)}"
+
+
+def train_on_keys(options: dict[str, Any], seed: int, folder: Path) -> dict[str, Any]:
+    """Perform one run: build, put the filters on keys, train, measure."""
+    setup = Setup.from_dict(options)
+    data = load(options["data"], setup, seed)
+    network = build_network(setup, data, seed)
+    if options["lender"]:
+        transfer_filters_(network, read(folder.parents[2] / options["lender"] / MODEL))
+    finish = Treatment.parse(options["condition"]).apply_(network, setup.size, seed)
+    result = train_and_measure(setup, network, data, seed, folder, steps=options["steps"])
+    finish()
+    write_weights(folder / MODEL, network)  # by their plain names
+    return result
+
+
+def _part(data: str, samples: int) -> str:
+    if not samples:
+        return data
+    options = parse(data)[1]
+    if "samples" in options:
+        raise KeyFiltersError(f"{data!r} says how many images to take; samples says it too")
+    return f"{data}{'&' if options else '?'}samples={samples}"

@@ -1,0 +1,134 @@
+"""What the experiment on frozen keys supports, in sentences."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from math import log2, nan
+
+import pandas as pd
+
+from keyfilters.experiments.findings import Findings, Question, answered, in_short
+from keyfilters.experiments.frozen_keys import FIRST, LEARNED, condition_name
+from keyfilters.experiments.on_keys import RANDOM, Treatment, alike
+from keyfilters.experiments.results import read_curves
+from keyfilters.experiments.statistics import slope_sentence, summarise
+
+__all__ = ["frozen_keys_findings"]
+
+EXPLANATION = (
+    "A depthwise convolution looks at each channel with one small filter. Here these filters do "
+    "not learn: each is one of eight keys times a factor, fixed from the first step to the last, "
+    "plus at most a learned constant b (babaiee2025quest). All else learns. If eight shapes are "
+    "enough, such a network must reach one whose filters learn; if it is these shapes that count, "
+    "eight random ones and the network's own random first filters must be worse. Keys are drawn "
+    "for each channel, or those nearest to the filters of a network that learned the same task."
+)
+MARGIN = 0.5  # points within which two accuracies count as equal
+
+
+def frozen_keys_findings(
+    table: pd.DataFrame, out: str | os.PathLike[str], *, margin: float = MARGIN
+) -> Findings:
+    """Say what a table of `keyfilters.experiments.frozen_keys` supports.
+
+    For each number of training images: do networks on keys match learned filters; do they beat
+    random keys used in the same way and frozen random first filters; does a learned b help; does it
+    help to take the keys of a trained network? And does the gain over learned filters change with
+    the number of images?
+
+    Args:
+        table: as returned.
+        out: the folder of its runs, for the learning curves.
+        margin: points within which two accuracies count as equal.
+
+    Raises:
+        KeyFiltersError: nothing that can be compared has run.
+    """
+    sizes = sorted({int(count) for count in table["options.samples"]})
+    asked = list(dict.fromkeys(table["options.condition"]))
+    on_keys = [name for name in asked if Treatment.parse(name).on_keys]
+    questions = [question for size in sizes for question in _questions(size, asked, margin)]
+    comparisons, found = answered(table, "top1", questions)
+    answers = [(question.words, answer) for question, answer in found]
+    for name in on_keys if len(sizes) > 1 and LEARNED in asked else ():
+        pairs = [(condition_name(name, size), condition_name(LEARNED, size)) for size in sizes]
+        words = f"Does what {Treatment.parse(name)} give over learned ones change with the images?"
+        doublings = [log2(size) for size in sizes]
+        answers.append((words, slope_sentence(table, "top1", pairs, doublings, "a doubling")))
+    curves = read_curves(table, out, "curve")
+    conditions = summarise(table, "top1")
+    return Findings(
+        title="Do eight frozen keys suffice?",
+        explanation=EXPLANATION,
+        short=in_short(comparisons),
+        answers=answers,
+        measure="top-1 accuracy on the test images, %",
+        table=table,
+        conditions=conditions,
+        comparisons=comparisons,
+        curves={
+            _panel(size): {
+                str(Treatment.parse(name)): curves[condition_name(name, size)]
+                for name in asked
+                if condition_name(name, size) in curves
+            }
+            for size in sizes
+        },
+        matrices=[(_by_size(conditions, asked, sizes), "Mean accuracy in %, by training images")],
+    )
+
+
+def _questions(size: int, asked: Sequence[str], margin: float) -> list[Question]:
+    keys = [name for name in asked if Treatment.parse(name).on_keys]
+    learning = [name for name in asked if Treatment.parse(name).learn == ("bias",)]
+    nearest = [name for name in keys if Treatment.parse(name).nearest]
+
+    def pairs(*each: tuple[str, str]) -> list[tuple[str, str]]:
+        return [(condition_name(one, size), condition_name(other, size)) for one, other in each]
+
+    where = f" from {size} images" if size else ""
+    return [
+        Question(
+            f"Do networks on eight frozen keys match learned filters{where}?",
+            pairs(*((name, LEARNED) for name in keys)),
+            margin,
+        ),
+        Question(
+            f"Do the keys beat eight random ones used in the same way{where}?",
+            pairs(*((name, x) for name in keys for x in alike(name, asked, keys=RANDOM))),
+        ),
+        Question(
+            f"Do the keys beat frozen random first filters{where}?",
+            pairs(*((name, FIRST) for name in keys)),
+        ),
+        Question(
+            f"Does a learned b help{where}?",
+            pairs(*((name, x) for name in learning for x in alike(name, asked, learn=()))),
+        ),
+        Question(
+            f"Does it help to take the keys of a trained network{where}?",
+            pairs(*((name, x) for name in nearest for x in alike(name, asked, drawn=True))),
+        ),
+        Question(
+            f"Do learned filters beat frozen random first ones{where}?", pairs((LEARNED, FIRST))
+        ),
+    ]
+
+
+def _panel(size: int) -> str:
+    return f"{size} images" if size else ""
+
+
+def _by_size(conditions: pd.DataFrame, asked: Sequence[str], sizes: Sequence[int]) -> pd.DataFrame:
+    means = conditions.set_index("condition")["mean"]
+    rows = {str(Treatment.parse(name)): name for name in asked}
+    return pd.DataFrame(
+        {
+            _panel(size) or "all images": [
+                means.get(condition_name(name, size), nan) for name in rows.values()
+            ]
+            for size in sizes
+        },
+        index=pd.Index(list(rows), name="filters"),
+    )
