@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -59,6 +60,26 @@ def test_atlas_writes_four_files(
     assert "left out: 1 non-finite filters" in text
 
 
+@pytest.mark.slow
+def test_atlas_of_sources_read_at_once(
+    capsys: pytest.CaptureFixture[str], model_file: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    shutil.copy(model_file, tmp_path / "other.pth")
+    sources = [str(model_file), str(tmp_path / "other.pth")]
+    options = ["--out", str(out), "--seeds", "1", "--executor", "local"]
+    code, _, error = run(capsys, "atlas", *sources, "broken.pth", *options)
+    assert code == 2 and error.count("\n") == 1 and not (out / "report.html").exists()
+    assert "1 of 3 sources cannot be read: broken.pth: there is no file broken.pth" in error
+    code, _, _ = run(capsys, "atlas", *sources, *options)
+    assert code == 0 and (out / "report.html").exists()
+    found, direct = kf.FilterBank.load(out / "bank.safetensors"), kf.read(*sources)
+    assert found.models == direct.models and found.skipped == direct.skipped
+    for size in direct.sizes:
+        np.testing.assert_array_equal(found.stack(size)[0], direct.stack(size)[0])
+    assert len(pd.read_csv(out / "reading" / "table.csv")) == 2
+
+
 def test_read_lists_layers_and_writes_a_bank(
     capsys: pytest.CaptureFixture[str], model_file: Path, tmp_path: Path
 ) -> None:
@@ -94,6 +115,8 @@ def test_sources_lists_what_is_here(capsys: pytest.CaptureFixture[str], tmp_path
         (["MODEL", "--threshold", "3"], "threshold must lie between 0 and 1"),
         (["MODEL", "--device", "cuda:99"], "cannot compute on 'cuda:99'"),
         (["MODEL", "--out", "MODEL"], "is a file; give a folder"),
+        (["MODEL", "--executor", "rai"], "no executor 'rai'; local or ray is expected"),
+        (["MODEL", "--address", "auto"], "type also: --executor ray"),
     ],
 )
 def test_bad_input_is_one_sentence_and_nothing_is_written(

@@ -50,7 +50,13 @@ def surroundings(options: dict[str, Any], seed: int, folder: Path) -> dict[str, 
 
     policy = os.environ.get("OMP_WAIT_POLICY", "")
     method = multiprocessing.get_start_method()
-    return {"threads": torch.get_num_threads(), "policy": policy, "method": method}
+    gpus = os.environ.get("CUDA_VISIBLE_DEVICES", "all")
+    return {
+        "threads": torch.get_num_threads(),
+        "policy": policy,
+        "method": method,
+        "gpus": gpus,
+    }
 
 
 def hold(options: dict[str, Any], seed: int, folder: Path) -> dict[str, Any]:
@@ -59,4 +65,12 @@ def hold(options: dict[str, Any], seed: int, folder: Path) -> dict[str, Any]:
     found = measure(options, seed, folder)
     if seed and not again:
         time.sleep(60)
+    return found
+
+
+def linger(options: dict[str, Any], seed: int, folder: Path) -> dict[str, Any]:
+    """Take a while, in a process whose number lies in the folder."""
+    found = measure(options, seed, folder)
+    (folder / "process.txt").write_text(str(os.getpid()))
+    time.sleep(options["seconds"])
     return found

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from keyfilters.cli.common import (
+    Address,
+    CpusPerRun,
     Device,
     Seed,
     Sources,
@@ -37,6 +39,16 @@ def atlas(
         ),
     ] = None,
     device: Device = "cpu",
+    executor: Annotated[
+        str,
+        typer.Option(
+            help="Read the sources at once, each in a process of its own: local (of this machine) "
+            "or ray (of a cluster). What was read stays, in OUT/reading.",
+            show_default="one after another",
+        ),
+    ] = "",
+    address: Address = "",
+    cpus_per_run: CpusPerRun = 1,
 ) -> None:
     """Cluster and name all filters of one or several models, beside what chance gives.
 
@@ -46,12 +58,18 @@ def atlas(
     from rich.console import Console
 
     from keyfilters import Atlas, read, write_report
+    from keyfilters.experiments.executors import executor_from
+    from keyfilters.experiments.reading import read_sources
 
     check_out(out)
     check_device(device)
     fitted = Atlas(seed=seed, seeds=seeds, threshold=threshold, device=device)
+    where = executor_from(executor or "local", address, cpus_per_run)
     with progress_bar() as step:
-        bank = read(*source, seed=seed, progress=lambda name: step(f"reading {name}"))
+        if executor:
+            bank = read_sources(source, out / "reading", seed=seed, executor=where, progress=step)
+        else:
+            bank = read(*source, seed=seed, progress=lambda name: step(f"reading {name}"))
     with progress_bar(total=fitted.steps(bank)) as step:
         fitted.fit(bank, progress=step)
         step("writing the page")

@@ -18,7 +18,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 __all__ = [
+    "Address",
+    "CpusPerRun",
     "Device",
+    "GpusPerRun",
     "Out",
     "Seed",
     "Sources",
@@ -40,6 +43,15 @@ Sources = Annotated[
 ]
 Seed = Annotated[int, typer.Option(help="Seed of everything random.", min=0)]
 Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, mps.")]
+Address = Annotated[
+    str,
+    typer.Option(
+        help="Ray cluster: auto or HOST:PORT (this machine is in it), ray://HOST:PORT (it is not).",
+        show_default="a Ray on this machine only",
+    ),
+]
+CpusPerRun = Annotated[float, typer.Option(help="CPUs of a run on a cluster.")]
+GpusPerRun = Annotated[float, typer.Option(help="GPUs of a run on a cluster, such as 0.5.")]
 Out = Annotated[Path | None, typer.Option(help="Folder for the results.", show_default=False)]
 
 

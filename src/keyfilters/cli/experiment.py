@@ -2,47 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from keyfilters.cli.common import check_device, check_out, command_line, progress_bar
-from keyfilters.cli.tables import show
-from keyfilters.errors import KeyFiltersError
+from keyfilters.cli.experiment_options import DATA_HELP, Shared, numbers, with_shared
 
 if TYPE_CHECKING:
     from keyfilters.experiments.findings import Findings
-    from keyfilters.experiments.trial import Setup
+    from keyfilters.experiments.stages import How
 
 app = typer.Typer(
     help="Train small networks under several conditions, beside controls, and compare them.",
     no_args_is_help=True,
 )
 
-DATA_HELP = (
-    "digits, photos, fashion-mnist, imagefolder:FOLDER, torchvision:NAME or hf:NAME; also a part, "
-    "such as digits?samples=500&classes=0,1."
+TREATMENT_HELP = (
+    "What is done to the filters: learned, frozen, idealized, or keys?keys=NAME&learn=bias,sigma "
+    "(NAME: lindeberg2026-B, consensus, random or a file); repeatable."
 )
-Seeds = Annotated[int, typer.Option(help="Number of seeds; 3 for a trend, 5 for a claim.", min=1)]
-First = Annotated[int, typer.Option("--seed", help="The first seed.", min=0)]
-Network = Annotated[str, typer.Option(help="convmixer, or a timm model.")]
-Width = Annotated[int, typer.Option(help="Channels of convmixer.", min=1)]
-Depth = Annotated[int, typer.Option(help="Blocks of convmixer.", min=1)]
-Epochs = Annotated[float, typer.Option(help="Passes over the training images.")]
-Rate = Annotated[float, typer.Option(help="Learning rate of AdamW.")]
-Resolution = Annotated[int, typer.Option(help="Side of the images; 0: as they are.", min=0)]
-Channels = Annotated[int, typer.Option(help="1 or 3; 0: as they are.", min=0, max=3)]
-Workers = Annotated[
-    int | None, typer.Option(help="Runs at a time; default: one a core.", show_default=False)
+Data = Annotated[str, typer.Option(help=DATA_HELP)]
+Equal = Annotated[float, typer.Option(help="Points within which two accuracies count as equal.")]
+Pointwise = Annotated[bool, typer.Option(help="Freeze pointwise filters too, as contrast.")]
+Treatments = Annotated[
+    list[str] | None, typer.Option(help=TREATMENT_HELP, show_default="all in the documentation")
 ]
-Where = Annotated[str, typer.Option(help="Where to compute: auto, cpu, cuda, mps.")]
 
 
-@app.command()
+@with_shared(app, leave=["size"])
 def initialization(
-    data: Annotated[str, typer.Option(help=DATA_HELP)] = "digits",
+    shared: Shared,
+    data: Data = "digits",
     sizes: Annotated[str, typer.Option(help="Kernel sizes, with commas.")] = "3,5,7",
     condition: Annotated[
         list[str] | None,
@@ -55,54 +45,31 @@ def initialization(
     bank: Annotated[
         str, typer.Option(help="Trained filters, any source, for the condition idealized.")
     ] = "",
-    seeds: Seeds = 5,
-    network: Network = "convmixer",
-    width: Width = 32,
-    depth: Depth = 4,
-    epochs: Epochs = 10,
-    lr: Rate = 0.01,
-    resolution: Resolution = 0,
-    channels: Channels = 0,
-    workers: Workers = None,
-    out: Annotated[Path, typer.Option(help="Folder for runs and results.")] = Path(
-        "experiment-initialization"
-    ),
-    seed: First = 0,
-    device: Where = "auto",
 ) -> None:
     """Does starting from center-surround filters help, as babaiee2024echos found?
 
-    Trains the same network from different first depthwise filters. Writes report.html (the page),
-    table.csv, conditions.csv, comparisons.csv and findings.json; the same command goes on where it
-    was stopped.
+    Trains the same network from different first depthwise filters.
     """
     from keyfilters.experiments.initialization import CONDITIONS
     from keyfilters.experiments.initialization import initialization as run
     from keyfilters.experiments.initialization_findings import initialization_findings
 
-    setup = _setup(network, width, depth, epochs, lr, resolution, channels, device)
-    asked = _numbers(sizes)
+    asked, setup = numbers("--sizes", sizes, 2), shared.setup()
     conditions = tuple(condition or CONDITIONS)
 
-    def go(tell: Callable[[str], object]) -> Findings:
+    def go(how: How) -> Findings:
         table = run(
-            out,
-            data=data,
-            sizes=asked,
-            conditions=conditions,
-            seeds=range(seed, seed + seeds),
-            setup=setup,
-            bank=bank,
-            workers=workers,
-            progress=tell,
-        )
-        return initialization_findings(table, out)
+            shared.folder, data=data, sizes=asked, conditions=conditions, bank=bank,
+            seeds=shared.all_seeds, setup=setup, **how,
+        )  # fmt: skip
+        return initialization_findings(table, shared.folder)
 
-    _report(go, out, {**setup.to_dict(), "data": data, "size": sizes, "seeds": seeds, "seed": seed})
+    shared.conclude(go, data=data, size=sizes, conditions=conditions)
 
 
-@app.command()
+@with_shared(app, seeds=3, epochs=6, resolution=16, channels=1)
 def transfer(
+    shared: Shared,
     target: Annotated[
         list[str] | None,
         typer.Option(
@@ -117,139 +84,164 @@ def transfer(
             show_default="the targets",
         ),
     ] = None,
-    pointwise: Annotated[
-        bool, typer.Option(help="Freeze pointwise filters too, as contrast.")
-    ] = True,
-    margin: Annotated[
-        float, typer.Option(help="Points within which two accuracies count as equal.")
-    ] = 1.0,
-    size: Annotated[int, typer.Option(help="Kernel size.", min=2)] = 5,
-    seeds: Seeds = 3,
-    network: Network = "convmixer",
-    width: Width = 32,
-    depth: Depth = 4,
-    epochs: Epochs = 6,
-    lr: Rate = 0.01,
-    resolution: Resolution = 16,
-    channels: Channels = 1,
-    workers: Workers = None,
-    out: Annotated[Path, typer.Option(help="Folder for runs and results.")] = Path(
-        "experiment-transfer"
-    ),
-    seed: First = 0,
-    device: Where = "auto",
+    pointwise: Pointwise = True,
+    margin: Equal = 1.0,
 ) -> None:
     """Do frozen filters of other networks serve, as babaiee2025masterkey found?
 
-    Trains networks on frozen depthwise filters of others, on learned ones and on controls. Writes
-    report.html (the page), table.csv, conditions.csv, comparisons.csv and findings.json; the same
-    command goes on where it was stopped.
+    Trains networks on frozen depthwise filters of others, on learned ones and on controls.
     """
     from keyfilters.experiments.transfer import DATA
     from keyfilters.experiments.transfer import transfer as run
     from keyfilters.experiments.transfer_findings import transfer_findings
 
-    setup = _setup(network, width, depth, epochs, lr, resolution, channels, device, size)
     targets, sources = tuple(target or DATA), tuple(source or ())
+    setup = shared.setup()
 
-    def go(tell: Callable[[str], object]) -> Findings:
+    def go(how: How) -> Findings:
         table = run(
-            out,
-            targets=targets,
-            sources=sources,
-            seeds=range(seed, seed + seeds),
-            pointwise=pointwise,
-            setup=setup,
-            workers=workers,
-            progress=tell,
-        )
-        return transfer_findings(table, out, margin=margin)
+            shared.folder, targets=targets, sources=sources, pointwise=pointwise,
+            seeds=shared.all_seeds, setup=setup, **how,
+        )  # fmt: skip
+        return transfer_findings(table, shared.folder, margin=margin)
 
-    asked = {"targets": targets, "sources": sources or targets, "seeds": seeds, "seed": seed}
-    _report(go, out, {**setup.to_dict(), **asked})
+    shared.conclude(go, targets=targets, sources=sources or targets)
 
 
-def _setup(
-    network: str,
-    width: int,
-    depth: int,
-    epochs: float,
-    lr: float,
-    resolution: int,
-    channels: int,
-    device: str,
-    size: int = 5,
-) -> Setup:
-    from keyfilters.experiments.trial import Setup
-
-    if device != "auto":
-        check_device(device)
-    return Setup(
-        network=network,
-        width=width,
-        depth=depth,
-        size=size,
-        epochs=epochs,
-        lr=lr,
-        resolution=resolution,
-        channels=channels,
-        device="" if device == "auto" else device,
-    )
-
-
-def _numbers(sizes: str) -> tuple[int, ...]:
-    parts = [part.strip() for part in sizes.split(",")]
-    if not all(part.isdecimal() and int(part) > 1 for part in parts):
-        raise KeyFiltersError(f"--sizes {sizes}: kernel sizes with commas expected, such as 3,5,7")
-    return tuple(map(int, parts))
-
-
-def _report(
-    go: Callable[[Callable[[str], object]], Findings], out: Path, options: dict[str, Any]
+@with_shared(app, seeds=3, epochs=6, resolution=16, channels=1)
+def depth_curve(
+    shared: Shared,
+    target: Annotated[str, typer.Option(help=f"Data set B. {DATA_HELP}")] = "digits",
+    source: Annotated[str, typer.Option(help="Data set A, likewise.")] = "photos",
+    layers: Annotated[
+        str, typer.Option(help="Numbers n of layers, with commas.", show_default="1 to all")
+    ] = "",
+    pointwise: Pointwise = True,
 ) -> None:
-    """Run an experiment with a progress bar, print the answers, write the results."""
-    import json
+    """From which layer on are filters special to their task (yosinski2014transferable)?
 
-    from keyfilters.environment import environment
-    from keyfilters.experiments import failures
-    from keyfilters.report.experiment_page import ExperimentReport, Matrix, write_experiment
+    Trains networks whose first n depthwise layers come from a network of the same task, of another
+    one, or are random, frozen or trained on; as contrast the first n pointwise layers.
+    """
+    from keyfilters.experiments.depth_curve import depth_curve as run
+    from keyfilters.experiments.depth_curve_findings import depth_curve_findings
 
-    check_out(out)
-    with progress_bar() as step:
-        found = go(step)
-    seconds = float(found.table["seconds"].sum())
-    command = command_line()
-    show(found.conditions, found.measure, ("condition", "seeds", "mean", "low", "high"))
-    for question, answer in found.answers:
-        typer.echo(f"{question}\n  {answer}")
-    typer.echo(f"In short: {found.short}")
-    report = ExperimentReport(
-        title=found.title,
-        explanation=found.explanation,
-        short=found.short,
-        answers=found.answers,
-        measure=found.measure,
-        runs=found.table[["condition", "seed"]].assign(value=found.table["top1"]),
-        conditions=found.conditions,
-        comparisons=found.comparisons,
-        curves=found.curves,
-        matrices=[
-            Matrix(values, caption, values.map(lambda x: f"{x:#.3g}"))
-            for values, caption in found.matrices
-        ],
-        options=options,
-        failures=failures(found.table),
-        environment=environment(),
-        command=command,
-        seconds=seconds,
+    depths = numbers("--layers", layers, 1) if layers else ()
+    setup = shared.setup()
+
+    def go(how: How) -> Findings:
+        table = run(
+            shared.folder, target=target, source=source, depths=depths, pointwise=pointwise,
+            seeds=shared.all_seeds, setup=setup, **how,
+        )  # fmt: skip
+        return depth_curve_findings(table, shared.folder)
+
+    shared.conclude(go, target=target, source=source, layers=layers or "all")
+
+
+@with_shared(app, size=7)
+def replacement(
+    shared: Shared,
+    data: Data = "digits",
+    treatment: Treatments = None,
+    early_treatment: Treatments = None,
+    early: Annotated[
+        float, typer.Option(help="Share of the training before the early checkpoint.")
+    ] = 0.1,
+    tuning_epochs: Annotated[float, typer.Option(help="Passes after the replacement.")] = 3,
+    tuning_lr: Annotated[float, typer.Option(help="Learning rate of these.")] = 0.003,
+    margin: Equal = 0.5,
+) -> None:
+    """What does fine-tuning bring back after filters became keys, as in lindeberg2026modelling?
+
+    Trains networks, replaces their filters by keys, measures, tunes the rest and measures again;
+    and does the same from an early checkpoint.
+    """
+    from keyfilters.experiments.replacement import BEGUN, TREATMENTS
+    from keyfilters.experiments.replacement import replacement as run
+    from keyfilters.experiments.replacement_findings import replacement_findings
+
+    treatments, begun = tuple(treatment or TREATMENTS), tuple(early_treatment or BEGUN)
+    tuning = {"early": early, "tuning_epochs": tuning_epochs, "tuning_lr": tuning_lr}
+    setup = shared.setup()
+
+    def go(how: How) -> Findings:
+        table = run(
+            shared.folder, data=data, treatments=treatments, begun=begun, **tuning,
+            seeds=shared.all_seeds, setup=setup, **how,
+        )  # fmt: skip
+        return replacement_findings(table, shared.folder, margin=margin)
+
+    shared.conclude(go, data=data, treatments=treatments, early_treatments=begun, **tuning)
+
+
+@with_shared(app, size=7)
+def frozen_keys(
+    shared: Shared,
+    data: Data = "digits",
+    samples: Annotated[
+        str, typer.Option(help="Numbers of training images, with commas.", show_default="all")
+    ] = "",
+    condition: Treatments = None,
+    steps: Annotated[
+        int, typer.Option(help="Of every run, however many images; 0: --epochs counts.", min=0)
+    ] = 0,
+    margin: Equal = 0.5,
+) -> None:
+    """Do eight frozen keys suffice to learn, as babaiee2025quest found?
+
+    Trains networks whose filters stay on keys from the first step on, drawn or as in a trained
+    network, and beside them learned filters, random keys and frozen random filters.
+    """
+    from keyfilters.experiments.frozen_keys import CONDITIONS
+    from keyfilters.experiments.frozen_keys import frozen_keys as run
+    from keyfilters.experiments.frozen_keys_findings import frozen_keys_findings
+
+    conditions = tuple(condition or CONDITIONS)
+    counts = numbers("--samples", samples, 1) if samples else (0,)
+    setup = shared.setup()
+
+    def go(how: How) -> Findings:
+        table = run(
+            shared.folder, data=data, samples=counts, conditions=conditions, steps=steps,
+            seeds=shared.all_seeds, setup=setup, **how,
+        )  # fmt: skip
+        return frozen_keys_findings(table, shared.folder, margin=margin)
+
+    shared.conclude(
+        go, data=data, samples=samples or "all", conditions=conditions, steps=steps or "by epochs"
     )
-    for failure in failures(found.table):
-        typer.echo(failure, err=True)
-    found.table.to_csv(out / "table.csv", index=False)
-    found.conditions.to_csv(out / "conditions.csv", index=False)
-    found.comparisons.to_csv(out / "comparisons.csv", index=False)
-    record = {"command": command, "seconds": seconds, "options": options}
-    record |= {"environment": environment(), "short": found.short, "answers": found.answers}
-    text = json.dumps(record, indent=1, ensure_ascii=False)
-    (out / "findings.json").write_text(text + "\n", encoding="utf-8")
-    typer.echo(f"The page: {write_experiment(report, out / 'report.html').resolve()}")
+
+
+@with_shared(app, size=7)
+def emergence(
+    shared: Shared,
+    data: Data = "digits",
+    quality: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="usual, or changes to it such as noise=0.4&steps=0.5 (also width, depth, lr, "
+            "weight_decay, std, samples); repeatable.",
+            show_default="eleven, see the documentation",
+        ),
+    ] = None,
+) -> None:
+    """When in training do the patterns appear, and do they tell good training from bad?
+
+    Trains networks well and badly, and asks of weights kept on the way how many of their filters
+    are explained; makes an atlas of all that were kept.
+    """
+    from keyfilters.experiments.emergence import QUALITIES
+    from keyfilters.experiments.emergence import emergence as run
+    from keyfilters.experiments.emergence_findings import emergence_findings
+
+    qualities, setup = tuple(quality or QUALITIES), shared.setup()
+
+    def go(how: How) -> Findings:
+        table = run(
+            shared.folder, data=data, qualities=qualities,
+            seeds=shared.all_seeds, setup=setup, **how,
+        )  # fmt: skip
+        return emergence_findings(table, shared.folder)
+
+    shared.conclude(go, data=data, qualities=qualities)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from os import PathLike, fspath
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,7 @@ from keyfilters.sources.timm_models import download, is_timm_folder, read_timm, 
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["READERS", "package_files", "read"]
+__all__ = ["READERS", "join", "package_files", "read", "read_one"]
 
 # One reader a file format: (path, name of the model) -> bank.
 READERS: dict[str, Callable[[Path, str], FilterBank]] = {
@@ -69,17 +69,30 @@ def read(
     >>> read(nn.Conv2d(8, 8, 5, groups=8), {"dw.weight": nn.Conv2d(4, 4, 7, groups=4).weight})
     FilterBank(12 filters in 2 layers of 2 models; 5×5: 8, 7×7: 4)
     """
+    return join(sources, (read_one(s, seed, progress or (lambda name: None)) for s in sources))
+
+
+def join(sources: Sequence[Any], banks: Iterable[FilterBank]) -> FilterBank:
+    """Return the banks of several sources as one; see `read`.
+
+    Args:
+        sources: what was read, for the message if there is nothing.
+        banks: one a source, in this order.
+    """
     if not sources:
         raise SourceError("nothing to read; name at least one source, such as timm:convnext_tiny")
     bank = FilterBank([])
-    for source in sources:
-        bank = bank + _read_one(source, seed, progress or (lambda name: None))
+    for one in banks:
+        bank = bank + one
     if not bank.layers:
         raise NoFiltersError(_what_was_seen(sources, bank))
     return bank
 
 
-def _read_one(source: Any, seed: int, progress: Callable[[str], None]) -> FilterBank:
+def read_one(
+    source: Any, seed: int = 0, progress: Callable[[str], None] = lambda name: None
+) -> FilterBank:
+    """Read one source, which may hold no depthwise filter; see `read`."""
     if isinstance(source, Mapping):
         return read_state_dict(source, "state_dict")
     if hasattr(source, "named_modules"):
@@ -181,7 +194,7 @@ def _model_name(path: Path) -> str:
     return re.sub(r"-[0-9a-f]{8}$", "", path.stem)
 
 
-def _what_was_seen(sources: tuple[Any, ...], bank: FilterBank) -> str:
+def _what_was_seen(sources: Sequence[Any], bank: FilterBank) -> str:
     names = ", ".join(s if isinstance(s, str) else type(s).__name__ for s in sources)
     counts = Counter(reason for _, reason in bank.skipped)
     seen = "; ".join(f"{n} × {reason}" for reason, n in counts.most_common(6)) or "no convolution"

@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import keyfilters as kf
+from keyfilters.errors import KeyFiltersError, NoFiltersError, SourceError
+from keyfilters.experiments.processes import Executor, in_processes
+from keyfilters.experiments.ray_cluster import RayCluster
+from keyfilters.experiments.reading import read_sources
+
+
+def equal(one: kf.FilterBank, other: kf.FilterBank) -> None:
+    assert one.skipped == other.skipped and len(one.layers) == len(other.layers)
+    for ours, theirs in zip(one.layers, other.layers, strict=True):
+        np.testing.assert_array_equal(ours.weight, theirs.weight, strict=True)
+        for name in ("model", "name", "stride", "dilation", "depth", "multiplier", "note"):
+            assert getattr(ours, name) == getattr(theirs, name)
+
+
+@pytest.fixture
+def sources(tmp_path: Path, network: nn.Module, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A relative path, a name, a model without depthwise filters, and one of them twice."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models").mkdir()
+    torch.save(network.state_dict(), "models/net.pth")
+    torch.save(nn.Conv2d(3, 4, 3).state_dict(), "dense.pth")
+    return ["models", "timm:test_convnext?pretrained=false", "dense.pth", "models"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("executor", [in_processes, RayCluster()], ids=["local", "ray"])
+def test_as_read_directly(sources: list[str], executor: Executor) -> None:
+    told: list[str] = []
+    found = read_sources(sources, "out", seed=3, executor=executor, progress=told.append)
+    equal(found, kf.read(*sources, seed=3))
+    assert told[0].startswith("3 of 3 runs to do")
+    equal(read_sources(sources, "out", seed=3, executor=executor, progress=told.append), found)
+    assert told[4].startswith("0 of 3 runs to do")
+
+
+@pytest.mark.slow
+def test_what_cannot_be_read_is_told(sources: list[str]) -> None:
+    bad = "timm:convnext_tiy?pretrained=false"
+    with pytest.raises(
+        SourceError, match=r"1 of 2 sources cannot be read: timm:convnext_tiy.*near"
+    ):
+        read_sources([sources[0], bad], "out")
+    assert len(read_sources(sources[:1], "out")) == len(kf.read(sources[0]))
+    with pytest.raises(KeyFiltersError, match=r"there is no file .*nothing.pth"):
+        read_sources(["nothing.pth"], "nothing")
+    with pytest.raises(NoFiltersError, match=r"no depthwise filters in dense.pth; seen instead: 1"):
+        read_sources(["dense.pth"], "dense")
+    with pytest.raises(SourceError, match="nothing to read"):
+        read_sources([], "none")
+
+
+def test_a_file_that_has_changed_is_refused(sources: list[str]) -> None:
+    read_sources(["models"], "out")
+    os.utime("models/net.pth", (1, 1))
+    with pytest.raises(KeyFiltersError, match=r"options.changed .*give another folder"):
+        read_sources(["models"], "out")
