@@ -17,7 +17,7 @@ test: $(VENV)/.dev  ## Style, types, floors, tests.
 	$(BIN)/lint-imports
 	$(BIN)/pytest -W error
 
-benchmarks: $(VENV)/.dev  ## Every figure in benchmarks/results; about five hours on two cores.
+benchmarks: $(VENV)/.dev  ## Every figure in benchmarks/results; about eight hours on two cores.
 	$(BIN)/python benchmarks/coverage.py
 	$(BIN)/python benchmarks/squares.py
 	$(BIN)/python benchmarks/matching.py
@@ -31,6 +31,10 @@ benchmarks: $(VENV)/.dev  ## Every figure in benchmarks/results; about five hour
 	$(BIN)/python benchmarks/throughput.py
 	$(BIN)/python benchmarks/experiments.py initialization
 	$(BIN)/python benchmarks/experiments.py transfer
+	$(BIN)/python benchmarks/experiments.py frozen-keys
+	$(BIN)/python benchmarks/experiments.py replacement
+	$(BIN)/python benchmarks/experiments.py depth-curve
+	$(BIN)/python benchmarks/experiments.py emergence
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit("keyfilters needs Python 3.11 or later" if sys.version_info < (3, 11) else 0)'

@@ -1,10 +1,10 @@
-"""The experiments on initialisation and transfer on Fashion-MNIST, as large as two cores allow.
+"""The experiments on Fashion-MNIST, as large as two cores allow.
 
 Small networks (convmixer, 32 channels, 4 blocks, 14×14 places), a few thousand images, 6 or 8
-epochs: about an hour for each on two cores. Kill it and it goes on where it was. Writes
-results/initialization.md or results/transfer.md, and .json.
+epochs: half an hour to an hour for each on two cores. Kill it and it goes on where it was. Writes
+results/NAME.md and .json.
 
-    python benchmarks/experiments.py initialization|transfer [--seeds 5] [--work out/experiments]
+    python benchmarks/experiments.py NAME [--seeds 5] [--work out/experiments]
 """
 
 from __future__ import annotations
@@ -17,11 +17,19 @@ from pathlib import Path
 import pandas as pd
 from common import environment, markdown, write
 
+from keyfilters.experiments import depth_curve as depth
+from keyfilters.experiments import emergence as emerge
 from keyfilters.experiments import failures
+from keyfilters.experiments import frozen_keys as keys
 from keyfilters.experiments import initialization as start
+from keyfilters.experiments import replacement as replaced
 from keyfilters.experiments import transfer as lend
+from keyfilters.experiments.depth_curve_findings import depth_curve_findings
+from keyfilters.experiments.emergence_findings import emergence_findings
 from keyfilters.experiments.findings import Findings
+from keyfilters.experiments.frozen_keys_findings import frozen_keys_findings
 from keyfilters.experiments.initialization_findings import initialization_findings
+from keyfilters.experiments.replacement_findings import replacement_findings
 from keyfilters.experiments.transfer_findings import transfer_findings
 from keyfilters.experiments.trial import Setup
 
@@ -31,6 +39,10 @@ CONDITIONS = (
     *("default", "kaiming", "trunc-normal", "covariance", "covariance?std=keep"),
     *("center-surround", "center-surround?std=keep"),
 )
+LARGE = replace(SETUP, size=7, resolution=28, channels=1)
+IMAGES = "fashion-mnist?samples=3000"
+SAMPLES = (500, 1500, 4500)  # training images of the frozen keys
+STEPS = 250  # of each of their runs
 TARGET = "fashion-mnist?samples=1500"
 SOURCES = (
     TARGET,
@@ -44,7 +56,7 @@ SOURCES = (
 def initialization(out: Path, seeds: int) -> Findings:
     table = start.initialization(
         out,
-        data="fashion-mnist?samples=3000",
+        data=IMAGES,
         sizes=SIZES,
         conditions=CONDITIONS,
         seeds=range(seeds),
@@ -61,9 +73,36 @@ def transfer(out: Path, seeds: int) -> Findings:
     return transfer_findings(table, out)
 
 
+def frozen_keys(out: Path, seeds: int) -> Findings:
+    options = {"data": "fashion-mnist", "samples": SAMPLES, "steps": STEPS, "setup": LARGE}
+    table = keys.frozen_keys(out, seeds=range(seeds), progress=tell, **options)
+    return frozen_keys_findings(table, out)
+
+
+def replacement(out: Path, seeds: int) -> Findings:
+    table = replaced.replacement(out, data=IMAGES, seeds=range(seeds), setup=LARGE, progress=tell)
+    return replacement_findings(table, out)
+
+
+def depth_curve(out: Path, seeds: int) -> Findings:
+    setup = replace(SETUP, epochs=6, resolution=28, channels=1)
+    options = {"target": TARGET, "source": "digits", "setup": setup}
+    table = depth.depth_curve(out, seeds=range(seeds), progress=tell, **options)
+    return depth_curve_findings(table, out)
+
+
+def emergence(out: Path, seeds: int) -> Findings:
+    table = emerge.emergence(out, data=IMAGES, seeds=range(seeds), setup=LARGE, progress=tell)
+    return emergence_findings(table, out)
+
+
 EXPERIMENTS: dict[str, Callable[[Path, int], Findings]] = {
     "initialization": initialization,
     "transfer": transfer,
+    "frozen-keys": frozen_keys,
+    "replacement": replacement,
+    "depth-curve": depth_curve,
+    "emergence": emergence,
 }
 
 
@@ -92,7 +131,6 @@ def main() -> None:
         ),
     }
     data = {
-        "setup": SETUP.to_dict(),
         "runs": found.table.drop(columns=["folder", "error"]).to_dict("records"),
         "curves": {
             panel: {name: curve.round(2).tolist() for name, curve in curves.items()}

@@ -46,10 +46,64 @@ def test_initialization_writes_a_page(capsys: pytest.CaptureFixture[str], tmp_pa
     assert len(pd.read_csv(out / "conditions.csv")) == 4 and (out / "report.html").exists()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "question", "conditions"),
+    [
+        (
+            ["frozen-keys", "--samples", "100", "--condition", "learned", "--condition", "keys"],
+            "Do networks on eight frozen keys match learned filters from 100 images?",
+            2,
+        ),
+        (
+            ["replacement", "--data", "digits?samples=100", "--treatment", "keys", "--treatment",
+             "frozen", "--early-treatment", "learned"],
+            "After tuning, do networks on keys match those that kept their filters?",
+            4,
+        ),
+        (
+            ["depth-curve", "--target", "digits?samples=100", "--source", "digits?classes=0,1",
+             "--layers", "1", "--no-pointwise", "--resolution", "8"],
+            "Do depthwise layers of another task fall below those of the same?",
+            6,
+        ),
+        (
+            ["emergence", "--data", "digits?samples=100", "--width", "32", "--depth", "2",
+             "--quality", "usual", "--quality", "noise=0.5"],
+            "Does the share explained go with the accuracy?",
+            2,
+        ),
+    ],
+)  # fmt: skip
+def test_every_experiment_answers_and_writes_a_page(
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    arguments: list[str],
+    question: str,
+    conditions: int,
+) -> None:
+    name, *options = arguments
+    given = ["experiment", name, *TINY, "--size", "3", *options, "--out", str(tmp_path)]
+    code, text, error = run(capsys, *given)
+    assert (code, error) == (0, "") and question in text
+    assert len(pd.read_csv(tmp_path / "conditions.csv")) == conditions
+    record = json.loads((tmp_path / "findings.json").read_text())
+    assert record["options"]["size"] == 3 and question in [asked for asked, _ in record["answers"]]
+    html = (tmp_path / "report.html").read_text()
+    assert question in html and html.count("<svg") >= 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["initialization", "--sizes", "3;5"], "--sizes 3;5: kernel sizes with commas expected"),
+        (["frozen-keys", "--samples", "0"], "--samples 0: whole numbers with commas expected"),
+        (["frozen-keys", "--condition", "kees"], "'kees' cannot be done to filters"),
+        (["replacement", "--early", "2"], "early is 2.0; a share between 0 and 1"),
+        (["depth-curve", "--layers", "9"], "convmixer has 4 depthwise layers, asked: (9,)"),
+        (["emergence", "--quality", "nose=1"], "'nose' cannot be changed"),
+        (["transfer", "--executor", "rai"], "there is no executor 'rai'"),
+        (["transfer", "--address", "auto"], "--executor ray"),
+        (["initialization", "--sizes", "3;5"], "--sizes 3;5: whole numbers with commas expected"),
         (["initialization", "--condition", "defalt"], "no initialisation is called 'defalt'"),
         (["transfer", "--target", "digit"], "no data set is called 'digit'"),
         (["transfer", "--device", "warp"], "cannot compute on 'warp'"),

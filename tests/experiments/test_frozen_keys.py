@@ -90,7 +90,7 @@ def test_findings_say_what_was_planted(tmp_path: Path) -> None:
     random = told["Do the keys beat eight random ones used in the same way from 400 images?"]
     assert "drawn, frozen beats 400 images: 8 random keys, drawn, frozen by" in random
     assert "No difference found between 400 images: 8 idealised keys, drawn, b learned" in random
-    helps = told["Does a learned b help from 100 images?"]
+    helps = told["Does a learned b help, or σ from 100 images?"]
     assert "100 images: 8 random keys, drawn, b learned beats" in helps
     (slope,) = (told[q] for q in told if q.startswith("Does what 8 idealised keys, drawn, frozen"))
     assert slope.startswith(("The gain falls by −1.0", "The gain falls by −0.9"))

@@ -43,7 +43,9 @@ def cluster(port: int) -> Iterator[Cluster]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", path)
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        patch.setenv("RAY_CLIENT_SERVER_CHECK_CHANNEL_TIMEOUT_S", "150")  # of a busy machine
+        # Ray's server for clients forks while gRPC runs, and at times what it forks dies at once.
+        patch.setenv("GRPC_ENABLE_FORK_SUPPORT", "0")
+        patch.setenv("RAY_CLIENT_SERVER_CHECK_CHANNEL_TIMEOUT_S", "20")
         head = {"num_cpus": 1, "object_store_memory": STORE, "include_dashboard": False}
         with warnings.catch_warnings():  # Ray leaves two log files open
             warnings.simplefilter("ignore", ResourceWarning)
@@ -140,7 +142,14 @@ def test_closing_ends_what_runs(cluster: Cluster, tmp_path: Path) -> None:
 def test_from_a_machine_that_is_no_node(cluster: Cluster, port: int, tmp_path: Path) -> None:
     address = f"ray://127.0.0.1:{port}"
     runs = grid({"well": {}, "raises": {"manner": "raise"}}, [0])
-    table = run_grid(runs, workers.misbehave, tmp_path, executor=RayCluster(address))
+    for remaining in (2, 1, 0):
+        try:
+            table = run_grid(runs, workers.misbehave, tmp_path, executor=RayCluster(address))
+        except KeyFiltersError as error:
+            if "Starting Ray client server failed" not in str(error) or not remaining:
+                raise
+        else:
+            break
     assert not ray.is_initialized()
     assert table["status"].tolist() == ["done", "done"] and table["attempts"].tolist() == [1, 2]
 

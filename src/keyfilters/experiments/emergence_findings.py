@@ -210,8 +210,8 @@ def _when(
     ):
         values = curves[measure][name]
         gained = values - values[:, :1]
+        gained = gained[gained[:, -1] > 0]
         reached = np.array([_first(row >= row[-1] / 2, steps) for row in gained])
-        reached = reached[gained[:, -1] > 0]
         if len(reached) < TREND:
             told.append(f"too few seeds reach {words}")
             continue

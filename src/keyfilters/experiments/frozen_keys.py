@@ -30,6 +30,7 @@ CONDITIONS = (
     LEARNED,
     "keys?drawn=1",
     "keys?drawn=1&learn=bias",
+    "keys?drawn=1&learn=bias,sigma",
     "keys",
     "keys?learn=bias",
     "keys?keys=random&drawn=1",
@@ -101,9 +102,13 @@ def condition_name(condition: str, samples: int) -> str:
 
     >>> condition_name("keys?keys=random&drawn=1&learn=bias", 500)
     '500 images: 8 random keys, drawn, b learned'
+    >>> condition_name("frozen", 0), condition_name("keys", 0)
+    ('random first filters, frozen', '8 idealised keys, as trained, frozen')
     """
-    prefix = f"{samples} images: " if samples else ""
-    return f"{prefix}{Treatment.parse(condition)}"
+    words = str(Treatment.parse(condition)).replace("nearest", "as trained")
+    if condition == FIRST:
+        words = "random first filters, frozen"
+    return f"{samples} images: {words}" if samples else words
 
 
 def train_on_keys(options: dict[str, Any], seed: int, folder: Path) -> dict[str, Any]:

@@ -53,7 +53,9 @@ def frozen_keys_findings(
     answers = [(question.words, answer) for question, answer in found]
     for name in on_keys if len(sizes) > 1 and LEARNED in asked else ():
         pairs = [(condition_name(name, size), condition_name(LEARNED, size)) for size in sizes]
-        words = f"Does what {Treatment.parse(name)} give over learned ones change with the images?"
+        words = (
+            f"Does what {condition_name(name, 0)} give over learned ones change with the images?"
+        )
         doublings = [log2(size) for size in sizes]
         answers.append((words, slope_sentence(table, "top1", pairs, doublings, "a doubling")))
     curves = read_curves(table, out, "curve")
@@ -61,7 +63,7 @@ def frozen_keys_findings(
     return Findings(
         title="Do eight frozen keys suffice?",
         explanation=EXPLANATION,
-        short=in_short(comparisons),
+        short=" ".join([*_headlines(conditions, asked, sizes), in_short(comparisons)]),
         answers=answers,
         measure="top-1 accuracy on the test images, %",
         table=table,
@@ -69,7 +71,7 @@ def frozen_keys_findings(
         comparisons=comparisons,
         curves={
             _panel(size): {
-                str(Treatment.parse(name)): curves[condition_name(name, size)]
+                condition_name(name, 0): curves[condition_name(name, size)]
                 for name in asked
                 if condition_name(name, size) in curves
             }
@@ -81,7 +83,7 @@ def frozen_keys_findings(
 
 def _questions(size: int, asked: Sequence[str], margin: float) -> list[Question]:
     keys = [name for name in asked if Treatment.parse(name).on_keys]
-    learning = [name for name in asked if Treatment.parse(name).learn == ("bias",)]
+    learning = [name for name in asked if Treatment.parse(name).learn]
     nearest = [name for name in keys if Treatment.parse(name).nearest]
 
     def pairs(*each: tuple[str, str]) -> list[tuple[str, str]]:
@@ -103,7 +105,7 @@ def _questions(size: int, asked: Sequence[str], margin: float) -> list[Question]
             pairs(*((name, FIRST) for name in keys)),
         ),
         Question(
-            f"Does a learned b help{where}?",
+            f"Does a learned b help, or σ{where}?",
             pairs(*((name, x) for name in learning for x in alike(name, asked, learn=()))),
         ),
         Question(
@@ -116,13 +118,34 @@ def _questions(size: int, asked: Sequence[str], margin: float) -> list[Question]
     ]
 
 
+def _headlines(conditions: pd.DataFrame, asked: Sequence[str], sizes: Sequence[int]) -> list[str]:
+    """Tell the mean accuracies of each number of images: learned, on keys, and the controls."""
+    means = conditions.set_index("condition")["mean"]
+    groups = {
+        "learned filters": [LEARNED],
+        "idealised keys": [name for name in asked if Treatment.parse(name).on_keys],
+        "random keys": [name for name in asked if Treatment.parse(name).keys == RANDOM],
+        "random first filters": [FIRST],
+    }
+    told = []
+    for size in sizes:
+        parts = []
+        for words, names in groups.items():
+            known = [means[x] for x in (condition_name(n, size) for n in names) if x in means]
+            if known:
+                low, high = (f"{value:.1f}" for value in (min(known), max(known)))
+                parts.append(f"{words} {low if low == high else f'{low} to {high}'} %")
+        told.append(f"{f'From {size} images' if size else 'Means'}: {', '.join(parts)}.")
+    return told
+
+
 def _panel(size: int) -> str:
     return f"{size} images" if size else ""
 
 
 def _by_size(conditions: pd.DataFrame, asked: Sequence[str], sizes: Sequence[int]) -> pd.DataFrame:
     means = conditions.set_index("condition")["mean"]
-    rows = {str(Treatment.parse(name)): name for name in asked}
+    rows = {condition_name(name, 0): name for name in asked}
     return pd.DataFrame(
         {
             _panel(size) or "all images": [
