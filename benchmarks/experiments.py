@@ -43,6 +43,10 @@ LARGE = replace(SETUP, size=7, resolution=28, channels=1)
 IMAGES = "fashion-mnist?samples=3000"
 SAMPLES = (500, 1500, 4500)  # training images of the frozen keys
 STEPS = 250  # of each of their runs
+SMALL_TREATMENTS = (  # of networks whose first filters were small, so that what they learn shows
+    *("learned", "frozen", "idealized", "keys", "keys?learn=bias", "keys?learn=bias,sigma"),
+    *("keys?keys=random", "keys?keys=random&learn=bias"),
+)
 TARGET = "fashion-mnist?samples=1500"
 SOURCES = (
     TARGET,
@@ -84,6 +88,13 @@ def replacement(out: Path, seeds: int) -> Findings:
     return replacement_findings(table, out)
 
 
+def replacement_small(out: Path, seeds: int) -> Findings:
+    setup = replace(LARGE, std=0.02)
+    options = {"treatments": SMALL_TREATMENTS, "begun": (), "setup": setup}
+    table = replaced.replacement(out, data=IMAGES, seeds=range(seeds), progress=tell, **options)
+    return replacement_findings(table, out)
+
+
 def depth_curve(out: Path, seeds: int) -> Findings:
     setup = replace(SETUP, epochs=6, resolution=28, channels=1)
     options = {"target": TARGET, "source": "digits", "setup": setup}
@@ -101,6 +112,7 @@ EXPERIMENTS: dict[str, Callable[[Path, int], Findings]] = {
     "transfer": transfer,
     "frozen-keys": frozen_keys,
     "replacement": replacement,
+    "replacement-small": replacement_small,
     "depth-curve": depth_curve,
     "emergence": emergence,
 }

@@ -8,7 +8,7 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -63,6 +63,10 @@ def short_grace(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def calls(out: Path, run: Run) -> int:
     return len((out / run.folder / "calls.txt").read_text().splitlines())
+
+
+def age(file: Path) -> float:
+    return time.time() - file.stat().st_mtime
 
 
 def wait_for(condition: Any, seconds: float = 90) -> None:
@@ -219,18 +223,24 @@ def test_a_lost_node_costs_no_attempt(
     cluster: Cluster, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     conditions = {"low": {"gain": 1.0}, "high": {"gain": 2.0}}
-    runs, there = grid(conditions, range(4), seconds=1), tmp_path / "there"
+    runs, there = grid(conditions, range(4), seconds=1.5), tmp_path / "there"
     here = run_grid(runs, workers.linger, tmp_path / "here", workers=8)
 
-    def both_busy() -> bool:
-        started = [there / run.folder for run in runs if (there / run.folder).exists()]
-        busy = [(f / "process.txt").exists() and not (f / "result.json").exists() for f in started]
-        return sum(busy) == 2
+    [node] = cluster.worker_nodes
+    raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
+
+    def has_begun_there() -> bool:
+        started = [there / run.folder / "process.txt" for run in runs]
+        fresh = [file for file in started if file.exists() and age(file) < 0.5]
+        return bool({int(f.read_text() or 0) for f in fresh} & {p.pid for p in raylet.children()})
 
     def lose() -> None:
-        wait_for(both_busy)
-        [node] = cluster.worker_nodes
+        wait_for(has_begun_there)
+        processes = raylet.children(recursive=True)
         cluster.remove_node(node, allow_graceful=False)
+        for process in processes:  # they would live on for a second, and some runs would be done
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
 
     loser = threading.Thread(target=lose)
     loser.start()

@@ -69,3 +69,22 @@ def test_data_that_cannot_be_had(asked: str, message: str) -> None:
         load(asked, SMALL, 0)
     with pytest.raises(kf.KeyFiltersError, match="epochs is 0"):
         Setup(epochs=0)
+
+
+def test_first_filters_of_a_given_size() -> None:
+    data = load(DATA, SMALL, 0)
+    own, small, same, other = (
+        build_network(setup, data, seed)
+        for setup, seed in (
+            (SMALL, 0),
+            (replace(SMALL, std=0.02, width=64), 0),
+            (replace(SMALL, std=0.02, width=64), 0),
+            (replace(SMALL, std=0.02, width=64), 1),
+        )
+    )
+    filters = [kf.read(network).stack(3)[0] for network in (own, small, same, other)]
+    assert filters[1].std() == pytest.approx(0.02, rel=0.15) and filters[0].std() > 0.05
+    assert (filters[1] == filters[2]).all() and not (filters[1] == filters[3]).any()
+    assert "std" not in SMALL.to_dict() and replace(SMALL, std=0.02).to_dict()["std"] == 0.02
+    with pytest.raises(kf.KeyFiltersError, match="std is -1; 0 or more"):
+        replace(SMALL, std=-1)

@@ -10,7 +10,7 @@ import pytest
 
 from keyfilters.errors import KeyFiltersError
 from keyfilters.experiments import compare, sentence, summarise
-from keyfilters.report.experiment_figures import shade
+from keyfilters.report.experiment_figures import learning_curves, shade
 from keyfilters.report.experiment_page import (
     ExperimentReport,
     Matrix,
@@ -124,6 +124,18 @@ def test_dots_show_every_run_and_mean() -> None:
     dots = len(re.findall(r"<use ", svg))
     ticks = svg.count('id="xtick_')
     assert dots == 19 + len(NAMES) + ticks, "runs, means, ticks of the axis"
+
+
+def test_curves_over_something_else_than_epochs() -> None:
+    steps = [0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 375]
+    curves = {"usual": np.linspace(0, 50, 11)[None], "noise": np.linspace(0, 20, 11)[None]}
+    axes = {"shares": ("optimiser step", steps, "explained, %")}
+    html = render_experiment(dataclasses.replace(example(), curves={"shares": curves}, axes=axes))
+    svg = html[html.rindex("<svg") :]
+    for words in ("optimiser step", "explained, %", ">100<", ">10<"):  # a logarithmic axis
+        assert words in svg, words
+    few = learning_curves("", {"depthwise": np.array([[80.0, 79.0]])}, "top-1", "n", [0, 1])
+    assert ">1<" in few and "epoch" not in few
 
 
 def test_cells_are_shaded_in_order_and_legible() -> None:

@@ -29,7 +29,7 @@ Treatments = Annotated[
 ]
 
 
-@with_shared(app, leave=["size"])
+@with_shared(app, leave=["size", "std"])
 def initialization(
     shared: Shared,
     data: Data = "digits",

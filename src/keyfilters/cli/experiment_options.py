@@ -48,6 +48,10 @@ class Shared:
     network: Annotated[str, typer.Option(help="convmixer, or a timm model.")] = "convmixer"
     width: Annotated[int, typer.Option(help="Channels of convmixer.", min=1)] = 32
     depth: Annotated[int, typer.Option(help="Blocks of convmixer.", min=1)] = 4
+    std: Annotated[
+        float,
+        typer.Option(help="Of the first depthwise filters; 0: the network's own.", min=0),
+    ] = 0
     epochs: Annotated[float, typer.Option(help="Passes over the training images.")] = 10
     lr: Annotated[float, typer.Option(help="Learning rate of AdamW.")] = 0.01
     resolution: Annotated[int, typer.Option(help="Side of the images; 0: as they are.", min=0)] = 0

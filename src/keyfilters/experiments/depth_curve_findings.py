@@ -76,7 +76,7 @@ def depth_curve_findings(table: pd.DataFrame, out: str | os.PathLike[str]) -> Fi
     return Findings(
         title="From which layer on are filters special to their task?",
         explanation=EXPLANATION,
-        short=" ".join([*_in_words(answers), in_short(comparisons)]),
+        short=" ".join([*_in_words(answers), in_short(comparisons, named=0)]),
         answers=answers,
         measure=MEASURE,
         table=table,

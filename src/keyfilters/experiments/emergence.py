@@ -40,7 +40,6 @@ from keyfilters.experiments.trial import (
 )
 from keyfilters.receptive_fields import match
 from keyfilters.sources import read
-from keyfilters.surgery import initialize_filters_
 from keyfilters.training import Data
 
 __all__ = ["QUALITIES", "USUAL", "atlas_name", "emergence", "kept_steps", "shares"]
@@ -140,7 +139,7 @@ def changes(quality: str) -> dict[str, float]:
 
 def changed(setup: Setup, asked: dict[str, float]) -> Setup:
     """Return the setup with those changes that concern it."""
-    own: dict[str, Any] = {k: x for k, x in asked.items() if k in CHANGES[:4]}
+    own: dict[str, Any] = {k: x for k, x in asked.items() if k in CHANGES[:5]}
     return replace(setup, **own)
 
 
@@ -152,8 +151,6 @@ def train_and_look(options: dict[str, Any], seed: int, folder: Path) -> dict[str
     steps = max(1, round(setup.recipe(seed).steps(len(whole.images)) * asked.get("steps", 1)))
     data = spoiled(whole, asked.get("samples", 1), asked.get("noise", 0), seed)
     network = build_network(setup, data, seed)
-    if "std" in asked:
-        initialize_filters_(network, "trunc-normal", std=asked["std"], seed=seed)
     kept = kept_steps(steps)
     result = train_and_measure(setup, network, data, seed, folder, steps=steps, keep=kept)
     rows = [

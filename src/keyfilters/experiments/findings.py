@@ -117,8 +117,12 @@ def answered(
     return pd.concat(tables, ignore_index=True), answers
 
 
-def in_short(comparisons: pd.DataFrame) -> str:
+def in_short(comparisons: pd.DataFrame, named: int = SHOWN) -> str:
     """Say how many comparisons of accuracies show a difference, and which ones.
+
+    Args:
+        comparisons: as of `compare`.
+        named: how many are named at most.
 
     >>> row = {"condition": "new", "reference": "old", "seeds": 5, "difference": -2.0}
     >>> in_short(pd.DataFrame([{**row, "p_holm": 0.01}, {**row, "p_holm": 0.4}]))
@@ -136,8 +140,6 @@ def in_short(comparisons: pd.DataFrame) -> str:
         found.append(f"{better} beats {worse} by {abs(row['difference']):.1f} points")
     trend = "" if (clear["seeds"] >= CLAIM).all() else " (a trend: a claim needs 5 seeds)"
     shows = "shows" if len(clear) == 1 else "show"
-    more = f"; and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
-    return (
-        f"{len(clear)} of {total} comparisons {shows} a difference beyond chance{trend}: "
-        f"{'; '.join(found[:SHOWN])}{more}."
-    )
+    told = f"{len(clear)} of {total} comparisons {shows} a difference beyond chance{trend}"
+    more = f"; and {len(found) - named} more" if len(found) > named else ""
+    return f"{told}: {'; '.join(found[:named])}{more}." if named else f"{told}."

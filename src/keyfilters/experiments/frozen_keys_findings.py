@@ -63,7 +63,7 @@ def frozen_keys_findings(
     return Findings(
         title="Do eight frozen keys suffice?",
         explanation=EXPLANATION,
-        short=" ".join([*_headlines(conditions, asked, sizes), in_short(comparisons)]),
+        short=" ".join([*_headlines(conditions, asked, sizes), in_short(comparisons, named=0)]),
         answers=answers,
         measure="top-1 accuracy on the test images, %",
         table=table,

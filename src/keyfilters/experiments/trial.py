@@ -13,6 +13,7 @@ from torch import nn
 
 from keyfilters.asked import parse
 from keyfilters.errors import KeyFiltersError, nearest
+from keyfilters.surgery import initialize_filters_
 from keyfilters.training import Data, Recipe, accuracy, load_data, make_model, normalise, train
 
 __all__ = ["Setup", "build_network", "load", "measure", "train_and_measure", "watched"]
@@ -32,6 +33,8 @@ class Setup:
         width: channels of convmixer.
         depth: blocks of convmixer.
         size: kernel size of the depthwise filters, in taps.
+        std: of the first depthwise filters, drawn anew from a truncated normal distribution; 0
+            leaves the network's own.
         epochs: passes over the training images.
         batch: images a step.
         lr: of AdamW, with a cosine after one epoch of warm-up.
@@ -49,6 +52,7 @@ class Setup:
     width: int = 32
     depth: int = 4
     size: int = 5
+    std: float = 0.0
     epochs: float = 15
     batch: int = 64
     lr: float = 0.01
@@ -62,6 +66,8 @@ class Setup:
         for name in ("width", "depth", "size", "epochs", "batch", "lr", "watched"):
             if not getattr(self, name) > 0:
                 raise KeyFiltersError(f"{name} is {getattr(self, name)}; a number above 0 expected")
+        if self.std < 0:
+            raise KeyFiltersError(f"std is {self.std}; 0 or more is expected")
 
     @classmethod
     def from_dict(cls, options: Mapping[str, Any]) -> Self:
@@ -69,8 +75,8 @@ class Setup:
         return cls(**{f.name: options[f.name] for f in fields(cls) if f.name in options})
 
     def to_dict(self) -> dict[str, Any]:
-        """All values as JSON knows them."""
-        return asdict(self)
+        """All values as JSON knows them; without `std` if that is 0."""
+        return {name: x for name, x in asdict(self).items() if name != "std" or x}
 
     def recipe(self, seed: int, steps: int = 0, **sections: Any) -> Recipe:
         """Return the recipe of one run; `steps`, unless 0, replaces the epochs."""
@@ -118,9 +124,17 @@ def build_network(setup: Setup, data: Data, seed: int) -> nn.Module:
     Raises:
         KeyFiltersError: no such network, or one whose kernel size cannot be chosen.
     """
-    if setup.network != OWN:
+    if setup.network == OWN:
+        network = _convmixer(setup, data, seed)
+    else:
         model = {"name": setup.network, "options": _kernel(setup)}
-        return make_model(setup.recipe(seed, model=model), data)
+        network = make_model(setup.recipe(seed, model=model), data)
+    if setup.std:
+        initialize_filters_(network, "trunc-normal", std=setup.std, seed=seed)
+    return network
+
+
+def _convmixer(setup: Setup, data: Data, seed: int) -> nn.Module:
     from timm.models.convmixer import ConvMixer
 
     channels, side = data.images.shape[1:3]

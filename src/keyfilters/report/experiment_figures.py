@@ -44,7 +44,7 @@ def dot_plot(runs: pd.DataFrame, conditions: pd.DataFrame, measure: str) -> str:
                   markersize=4.5, markeredgewidth=0)  # fmt: skip
         axes.plot([row.low, row.high], [y - 0.12] * 2, color=colour, linewidth=2.2)
         axes.plot(row.mean, y - 0.12, "o", color=colour, markersize=7.5)
-    labels = ["\n".join(textwrap.wrap(shorten(name), 24)) for name in names]
+    labels = ["\n".join(textwrap.wrap(shorten(name, 66), 32)) for name in names]
     axes.set_yticks(range(len(names)), labels, color=INK)
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.grid(axis="x", color="#e1e4ea", linewidth=0.8)
