@@ -32,8 +32,8 @@ benchmarks: $(VENV)/.dev  ## Every figure in benchmarks/results; about eight hou
 	$(BIN)/python benchmarks/experiments.py initialization
 	$(BIN)/python benchmarks/experiments.py transfer
 	$(BIN)/python benchmarks/experiments.py frozen-keys
-	$(BIN)/python benchmarks/experiments.py replacement
-	$(BIN)/python benchmarks/experiments.py replacement-small
+	$(BIN)/python benchmarks/experiments.py fine-tuning
+	$(BIN)/python benchmarks/experiments.py fine-tuning-small
 	$(BIN)/python benchmarks/experiments.py depth-curve
 	$(BIN)/python benchmarks/experiments.py emergence
 

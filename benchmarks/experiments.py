@@ -83,12 +83,12 @@ def frozen_keys(out: Path, seeds: int) -> Findings:
     return frozen_keys_findings(table, out)
 
 
-def replacement(out: Path, seeds: int) -> Findings:
+def fine_tuning(out: Path, seeds: int) -> Findings:
     table = replaced.replacement(out, data=IMAGES, seeds=range(seeds), setup=LARGE, progress=tell)
     return replacement_findings(table, out)
 
 
-def replacement_small(out: Path, seeds: int) -> Findings:
+def fine_tuning_small(out: Path, seeds: int) -> Findings:
     setup = replace(LARGE, std=0.02)
     options = {"treatments": SMALL_TREATMENTS, "begun": (), "setup": setup}
     table = replaced.replacement(out, data=IMAGES, seeds=range(seeds), progress=tell, **options)
@@ -97,8 +97,8 @@ def replacement_small(out: Path, seeds: int) -> Findings:
 
 def depth_curve(out: Path, seeds: int) -> Findings:
     setup = replace(SETUP, epochs=6, resolution=28, channels=1)
-    options = {"target": TARGET, "source": "digits", "setup": setup}
-    table = depth.depth_curve(out, seeds=range(seeds), progress=tell, **options)
+    options = {"target": "fashion-mnist?samples=1000", "source": "digits", "depths": (1, 2, 4)}
+    table = depth.depth_curve(out, seeds=range(seeds), setup=setup, progress=tell, **options)
     return depth_curve_findings(table, out)
 
 
@@ -111,8 +111,8 @@ EXPERIMENTS: dict[str, Callable[[Path, int], Findings]] = {
     "initialization": initialization,
     "transfer": transfer,
     "frozen-keys": frozen_keys,
-    "replacement": replacement,
-    "replacement-small": replacement_small,
+    "fine-tuning": fine_tuning,
+    "fine-tuning-small": fine_tuning_small,
     "depth-curve": depth_curve,
     "emergence": emergence,
 }

@@ -71,10 +71,10 @@ def test_findings_say_what_was_planted(tmp_path: Path) -> None:
     told = dict(found.answers)
     costs = told["From which n on do the first n depthwise layers of another task cost accuracy, "
                  "frozen?"]  # fmt: skip
-    assert costs.startswith("A loss is first found at depthwise A2B. ")
+    assert costs.startswith("At depthwise A2B a loss is first found. ")
     same = told["From which n on do the first n depthwise layers of the same task cost accuracy, "
                 "frozen?"]  # fmt: skip
-    assert same.startswith("At no n is a loss found.")
+    assert same.startswith("At no n is a loss found, and one beyond 0.")
     fall = told["Do depthwise layers of another task fall below those of the same?"]
     assert "depthwise B3B beats depthwise A3B by" in fall
     gain = told["Do depthwise layers that come from elsewhere and learn on give a gain?"]
@@ -82,7 +82,46 @@ def test_findings_say_what_was_planted(tmp_path: Path) -> None:
     lines = found.curves["depthwise layers"]
     assert {line.shape for line in lines.values()} == {(5, 4)}
     assert list(found.axes["depthwise layers"].at) == [0, 1, 2, 3]
-    assert "cost accuracy, frozen? A loss is first found at depthwise A2B." in found.short
+    assert "cost accuracy, frozen? At depthwise A2B a loss is first found." in found.short
+
+
+@pytest.mark.parametrize(("seeds", "told"), [(2, "Too few seeds to say"), (3, "Trend: at")])
+def test_few_seeds_say_little(tmp_path: Path, seeds: int, told: str) -> None:
+    means = {"learned": 80.0, condition_name("depthwise", 1, "A"): 70.0}
+    options = {name: {"layers": "depthwise", "n": 1} if n else {} for n, name in enumerate(means)}
+    table = planted(tmp_path, means, options)
+    found = depth_curve_findings(table[table["seed"] < seeds], tmp_path)
+    assert found.answers[0][1].startswith(told) and told in found.short
+    assert ("Too few seeds to compare" in found.short) == (seeds == 2)
+
+
+def test_every_run_is_asked_for_as_it_should(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+
+    def note(stages: Any, *_: Any) -> list[None]:
+        seen.extend(stages)
+        return [None]
+
+    monkeypatch.setattr("keyfilters.experiments.depth_curve.run_stages", note)
+    experiment(
+        tmp_path, target=DATA, source="digits?classes=3,4", seeds=[4], depths=(1, 3), setup=SETUP
+    )
+    (lenders, _), (runs, _) = seen
+    assert [(x.seed, x.options["data"], x.options["images_seed"]) for x in lenders] == [
+        (5, DATA, 4),
+        (5, "digits?classes=3,4", 4),
+    ]
+    folder = {"B": str(lenders[0].folder), "A": str(lenders[1].folder), "R": ""}
+    base, *rest = runs
+    assert base.condition == "learned" and base.options["data"] == DATA and "n" not in base.options
+    assert len(rest) == 2 * 2 * len(KINDS) and {x.seed for x in rest} == {4}
+    for one in rest:
+        options = one.options
+        assert options["lender"] == folder[options["kind"]] and options["data"] == DATA
+        name = condition_name(options["layers"], options["n"], options["kind"], options["tuned"])
+        assert one.condition == name and options["n"] in (1, 3)
 
 
 def test_bad_input(tmp_path: Path) -> None:

@@ -52,16 +52,15 @@ def test_every_run_is_asked_for_as_it_should(
     monkeypatch.setattr("keyfilters.experiments.frozen_keys.run_stages", note)
     experiment(tmp_path, samples=(100, 200), seeds=[4], setup=SMALL, steps=2)
     (lenders, _), (runs, _) = seen
-    assert {(run.seed, run.options["data"]) for run in lenders} == {
-        (5, "digits?samples=100"),
-        (5, "digits?samples=200"),
+    assert {(x.seed, x.options["data"], x.options["images_seed"]) for x in lenders} == {
+        (5, "digits?samples=100", 4),
+        (5, "digits?samples=200", 4),
     }
-    assert all(
-        run.options["condition"] == "learned" and not run.options["lender"] for run in lenders
-    )
+    assert all(x.options["condition"] == "learned" and not x.options["lender"] for x in lenders)
     assert len(runs) == 2 * len(CONDITIONS)
     nearest = [run for run in runs if run.options["lender"]]
-    assert {run.options["condition"] for run in nearest} == {"keys", "keys?learn=bias"}
+    asked = {run.options["condition"] for run in nearest}
+    assert asked == {"keys", "keys?learn=bias", "keys?keys=random"}
     folders = {str(run.folder): run.options["data"] for run in lenders}
     assert all(folders[run.options["lender"]] == run.options["data"] for run in nearest)
 
@@ -84,10 +83,10 @@ def test_findings_say_what_was_planted(tmp_path: Path) -> None:
             options[name] = {"samples": samples, "condition": asked}
     found = frozen_keys_findings(planted(tmp_path, means, options), tmp_path)
     told = dict(found.answers)
-    match = told["Do networks on eight frozen keys match learned filters from 400 images?"]
+    match = told["Do networks on keys match learned filters from 400 images?"]
     assert "8 idealised keys, drawn, frozen matches 400 images: learned filters within 0.5" in match
     assert "400 images: learned filters beats 400 images: 8 idealised keys, drawn, b" in match
-    random = told["Do the keys beat eight random ones used in the same way from 400 images?"]
+    random = told["Do the keys beat random ones used in the same way from 400 images?"]
     assert "drawn, frozen beats 400 images: 8 random keys, drawn, frozen by" in random
     assert "No difference found between 400 images: 8 idealised keys, drawn, b learned" in random
     helps = told["Does a learned b help, or σ from 100 images?"]

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -95,16 +98,51 @@ def test_findings_say_what_was_planted(tmp_path: Path) -> None:
     early = told["From an early checkpoint, does it take the trained network to choose the keys?"]
     assert early.startswith("from early, by trained: 8 idealised keys, nearest, frozen beats from")
     first = told["Before any tuning, do the keys beat random ones?"]
-    assert first.startswith("tuned: 8 idealised keys, nearest, frozen beats")
+    assert first.startswith("before tuning: 8 idealised keys, nearest, frozen beats before tuning:")
+    assert "before tuning" not in found.short.partition("comparisons")[2]
+    assert found.short.startswith("Means: trained ") and "before and" in found.short
     beat = told["From an early checkpoint, do the keys beat random ones and drawn ones?"]
     assert "No difference found between from early: 8 idealised keys, nearest" in beat
     matrix, _ = found.matrices[0]
     assert matrix.loc["tuned: 8 random keys, nearest, frozen", "before tuning"] == pytest.approx(14)
 
 
+def test_every_run_is_asked_for_as_it_should(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+
+    def note(stages: Any, *_: Any) -> list[pd.DataFrame]:
+        seen.extend(stages)
+        return [pd.DataFrame()]
+
+    monkeypatch.setattr("keyfilters.experiments.replacement.run_stages", note)
+    setup = replace(SMALL, batch=20, epochs=5)  # 200 images: 50 steps
+    experiment(
+        *(tmp_path,), data=SHARED["data"], seeds=[4], setup=setup, early=0.2, tuning_epochs=7,
+        tuning_lr=0.5, treatments=["keys"], begun=["keys", "keys?drawn=1"],
+    )  # fmt: skip
+    (learned, _), (treated, _) = seen
+    assert [(x.condition, x.seed, x.options["early_step"]) for x in learned] == [("trained", 4, 10)]
+    found = {x.condition: x.options for x in treated}
+    tuned = found.pop("tuned: 8 idealised keys, nearest, frozen")
+    assert (tuned["start"], tuned["epochs"], tuned["lr"], tuned["steps"]) == ("trained", 7, 0.5, 0)
+    assert [(x["start"], x["assigned"]) for x in found.values()] == [
+        ("early", "trained"),
+        ("early", "early"),
+        ("early", "early"),
+    ]
+    assert {(x["steps"], x["lr"]) for x in found.values()} == {(40, setup.lr)}
+    assert {x.options["lender"] for x in treated} == {str(learned[0].folder)}
+
+
 def test_bad_input(tmp_path: Path) -> None:
     with pytest.raises(kf.KeyFiltersError, match="early is 1; a share between 0 and 1"):
         experiment(tmp_path, early=1, setup=SMALL)
+    with pytest.raises(kf.KeyFiltersError, match="lr is -1; a number above 0"):
+        experiment(tmp_path, tuning_lr=-1, setup=SMALL)
+    with pytest.raises(kf.KeyFiltersError, match="40 training images, fewer than a batch of 64"):
+        experiment(tmp_path, data="digits?samples=40", setup=SMALL)
     with pytest.raises(kf.KeyFiltersError, match="'kys' cannot be done"):
         experiment(tmp_path, begun=["kys"], setup=SMALL)
     assert not list(tmp_path.iterdir())

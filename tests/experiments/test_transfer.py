@@ -11,10 +11,10 @@ import pytest
 import torch
 
 import keyfilters as kf
+from keyfilters.experiments.lending import freeze_weights_
 from keyfilters.experiments.runs import Run
 from keyfilters.experiments.transfer import (
     condition_name,
-    freeze_pointwise_,
     pointwise_weights,
     train_frozen,
     train_learned,
@@ -72,9 +72,14 @@ def test_pointwise_filters_are_copied_and_kept(lender: Path) -> None:
     assert names and all(torch.equal(one[name], other[name]) for name in names)
     network = build_network(SMALL, load(DATA, SMALL, 0), 0)
     first = {name: weight.clone() for name, weight in pointwise_weights(network).items()}
-    kept = freeze_pointwise_(network, None)
-    assert all(torch.equal(kept[name], first[name]) for name in names)
-    assert not any(weight.requires_grad for weight in pointwise_weights(network).values())
+    weights = pointwise_weights(network)
+    check = freeze_weights_(weights)
+    check()
+    assert all(torch.equal(weights[name], first[name]) for name in names)
+    assert not any(weight.requires_grad for weight in weights.values())
+    next(iter(weights.values())).data[0] += 1e-6
+    with pytest.raises(kf.KeyFiltersError, match="were frozen, but moved"):
+        check()
 
 
 def planted_table(means: dict[tuple[str, str], float], tmp_path: Path) -> pd.DataFrame:

@@ -39,10 +39,14 @@ def test_networks_see_eight_to_fifteen_places_along_a_side(side: int, places: in
 def test_kernel_size_is_that_of_the_setup() -> None:
     data = load(DATA, SMALL, 0)
     for name, size in (("convmixer", 7), ("convnext_atto", 3)):
-        setup = replace(SMALL, network=name, size=size)
+        setup = Setup(network=name, size=size)
         assert list(kf.read(build_network(setup, data, 0)).sizes) == [(size, size)]
     with pytest.raises(kf.KeyFiltersError, match="kernel size of test_vit cannot be chosen"):
-        build_network(replace(SMALL, network="test_vit", size=7), data, 0)
+        build_network(Setup(network="test_vit", size=7), data, 0)
+    with pytest.raises(kf.KeyFiltersError, match="the width of convnext_atto cannot be chosen"):
+        build_network(replace(SMALL, network="convnext_atto"), data, 0)
+    with pytest.raises(kf.KeyFiltersError, match=r"width is 8\.5; a whole number"):
+        Setup(width=8.5)  # type: ignore[arg-type]
 
 
 def test_what_is_measured_is_measured_on_all_test_images(tmp_path: Path) -> None:

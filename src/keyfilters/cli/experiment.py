@@ -64,7 +64,7 @@ def initialization(
         )  # fmt: skip
         return initialization_findings(table, shared.folder)
 
-    shared.conclude(go, data=data, size=sizes, conditions=conditions)
+    shared.conclude(go, data=data, size=sizes, conditions=conditions, bank=bank)
 
 
 @with_shared(app, seeds=3, epochs=6, resolution=16, channels=1)
@@ -105,7 +105,9 @@ def transfer(
         )  # fmt: skip
         return transfer_findings(table, shared.folder, margin=margin)
 
-    shared.conclude(go, targets=targets, sources=sources or targets)
+    shared.conclude(
+        go, targets=targets, sources=sources or targets, pointwise=pointwise, margin=margin
+    )
 
 
 @with_shared(app, seeds=3, epochs=6, resolution=16, channels=1)
@@ -136,7 +138,7 @@ def depth_curve(
         )  # fmt: skip
         return depth_curve_findings(table, shared.folder)
 
-    shared.conclude(go, target=target, source=source, layers=layers or "all")
+    shared.conclude(go, target=target, source=source, layers=layers or "all", pointwise=pointwise)
 
 
 @with_shared(app, size=7)
@@ -172,7 +174,9 @@ def replacement(
         )  # fmt: skip
         return replacement_findings(table, shared.folder, margin=margin)
 
-    shared.conclude(go, data=data, treatments=treatments, early_treatments=begun, **tuning)
+    shared.conclude(
+        go, data=data, treatments=treatments, early_treatments=begun, margin=margin, **tuning
+    )
 
 
 @with_shared(app, size=7)
@@ -208,9 +212,8 @@ def frozen_keys(
         )  # fmt: skip
         return frozen_keys_findings(table, shared.folder, margin=margin)
 
-    shared.conclude(
-        go, data=data, samples=samples or "all", conditions=conditions, steps=steps or "by epochs"
-    )
+    counted = {"samples": samples or "all", "steps": steps or "by epochs", "margin": margin}
+    shared.conclude(go, data=data, conditions=conditions, **counted)
 
 
 @with_shared(app, size=7)

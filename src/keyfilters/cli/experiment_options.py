@@ -58,9 +58,11 @@ class Shared:
     channels: Annotated[int, typer.Option(help="1 or 3; 0: as they are.", min=0, max=3)] = 0
     workers: Annotated[
         int | None,
-        typer.Option(help="Runs at a time; default: one a core, or what a cluster has room for.",
-                     show_default=False),
-    ] = None  # fmt: skip
+        typer.Option(
+            help="Runs at a time; default: one a core, one on a GPU, or what a cluster holds.",
+            show_default=False,
+        ),
+    ] = None
     executor: Annotated[str, typer.Option(help="local, or ray: runs on a Ray cluster.")] = "local"
     address: Annotated[
         str, typer.Option(help="Of the cluster: auto, HOST:PORT or ray://HOST:PORT.")
@@ -86,10 +88,10 @@ class Shared:
         return range(self.seed, self.seed + self.seeds)
 
     def setup(self) -> Setup:
-        """Return the setup of the runs; refuse a device that is not there."""
+        """Return the setup of the runs; refuse a device that is not there, where they run here."""
         from keyfilters.experiments.trial import Setup
 
-        if self.device != "auto":
+        if self.device != "auto" and self.executor == "local":
             check_device(self.device)
         device = "" if self.device == "auto" else self.device
         own = {f.name for f in fields(Setup)} & set(vars(self))
@@ -107,8 +109,11 @@ class Shared:
         check_out(self.out)
         cluster = (self.address, self.cpus_per_run, self.gpus_per_run)
         executor = executor_from(self.executor, *cluster)
+        workers = self.workers
+        if workers is None and self.executor == "local" and _on_gpu(self.device):
+            workers = 1  # as many as there are cores would not fit on it
         with progress_bar() as step:
-            found = run({"workers": self.workers, "progress": step, "executor": executor})
+            found = run({"workers": workers, "progress": step, "executor": executor})
         record = {**asdict(self), **self.setup().to_dict(), **options}
         _report(
             found, self.folder, {k: x for k, x in record.items() if k not in ("out", "workers")}
@@ -160,6 +165,13 @@ def with_shared(
         return function
 
     return decorate
+
+
+def _on_gpu(device: str) -> bool:
+    """Whether runs on this machine compute on a GPU."""
+    import torch
+
+    return device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
 
 
 def numbers(option: str, text: str, least: int) -> tuple[int, ...]:

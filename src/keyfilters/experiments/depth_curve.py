@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any, Unpack
 
 import pandas as pd
-import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from keyfilters.depthwise import depthwise_layers
 from keyfilters.errors import KeyFiltersError
+from keyfilters.experiments.lending import freeze_weights_, lent
 from keyfilters.experiments.runs import Run
 from keyfilters.experiments.stages import How, run_stages
 from keyfilters.experiments.transfer import pointwise_weights
@@ -27,7 +27,7 @@ from keyfilters.experiments.trial import Setup, build_network, load, train_and_m
 __all__ = ["BASE", "DEPTHWISE", "KINDS", "POINTWISE", "condition_name", "depth_curve"]
 
 DEPTHWISE, POINTWISE = "depthwise", "pointwise"
-BASE, MODEL = "learned", "model.safetensors"
+BASE = "learned"
 SAME, OTHER, RANDOM = "B", "A", "R"
 KINDS = ((SAME, False), (OTHER, False), (RANDOM, False), (SAME, True), (OTHER, True))
 
@@ -46,7 +46,8 @@ def depth_curve(
     """Train networks on the target (B) whose first n layers come from elsewhere.
 
     All other weights start anew. The networks that lend are trained with the next seed, so that
-    what is borrowed never fitted the first weights of the rest by chance.
+    what is borrowed never fitted the first weights of the rest by chance, but with the images of
+    the one that borrows, so that it knows of no others.
 
     Args:
         out: folder of the runs; the same call, also with more seeds, goes on there.
@@ -79,13 +80,14 @@ def depth_curve(
     shared = setup.to_dict()
 
     def lender(data: str, seed: int) -> Run:
-        return Run(f"{data}: {BASE}", seed + 1, {**shared, "data": data})
+        options = {**shared, "data": data, "images_seed": seed}
+        return Run(f"{data}: lender", seed + 1, options)
 
     lenders, runs = [], []
     for seed in seeds:
         lent = {SAME: lender(target, seed), OTHER: lender(source, seed)}
         lenders += list(lent.values())
-        runs.append(Run(f"{target}: {BASE}", seed, {**shared, "data": target}))
+        runs.append(Run(BASE, seed, {**shared, "data": target}))
         for what, count in counts.items():
             for n in depths or range(1, count + 1):
                 for kind, tuned in KINDS:
@@ -93,9 +95,7 @@ def depth_curve(
                     options["lender"] = str(lent[kind].folder) if kind in lent else ""
                     name = condition_name(what, n, kind, tuned)
                     runs.append(Run(name, seed, {**shared, "data": target, **options}))
-    return run_stages([(lenders, train_on_first), (runs, train_on_first)], out, how)[-1].replace(
-        {"condition": {f"{target}: {BASE}": BASE}}
-    )
+    return run_stages([(lenders, train_on_first), (runs, train_on_first)], out, how)[-1]
 
 
 def condition_name(layers: str, n: int, kind: str, tuned: bool = False) -> str:
@@ -110,22 +110,20 @@ def condition_name(layers: str, n: int, kind: str, tuned: bool = False) -> str:
 def train_on_first(options: dict[str, Any], seed: int, folder: Path) -> dict[str, Any]:
     """Perform one run; the first layers of its network may be borrowed, and frozen."""
     setup = Setup.from_dict(options)
-    data = load(options["data"], setup, seed)
+    data = load(options["data"], setup, options.get("images_seed", seed))
     network = build_network(setup, data, seed)
-    kept: dict[str, Tensor] = {}
+    check = None
     if "n" in options:
         first = dict(list(_weights(network, options["layers"]).items())[: options["n"]])
-        if options["lender"]:
-            state = load_file(folder.parents[2] / options["lender"] / MODEL)
-            with torch.no_grad():
-                for name, weight in first.items():
-                    weight.copy_(state[name])
-        if not options["tuned"]:
-            kept = {name: weight.requires_grad_(False).clone() for name, weight in first.items()}
+        state = load_file(lent(folder, options["lender"])) if options["lender"] else None
+        check = freeze_weights_(first, state)
+        if options["tuned"]:
+            check = None
+            for weight in first.values():
+                weight.requires_grad_(True)
     result = train_and_measure(setup, network, data, seed, folder)
-    trained = dict(network.named_parameters())
-    if any(not torch.equal(trained[name], weight) for name, weight in kept.items()):
-        raise KeyFiltersError("weights were frozen, but moved")
+    if check is not None:
+        check()
     return result
 
 

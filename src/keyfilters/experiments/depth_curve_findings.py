@@ -18,7 +18,7 @@ from keyfilters.experiments.depth_curve import (
     condition_name,
 )
 from keyfilters.experiments.findings import Axis, Findings, Question, answered, in_short
-from keyfilters.experiments.statistics import LEVEL, TREND, by_seed, summarise
+from keyfilters.experiments.statistics import CLAIM, LEVEL, TREND, by_seed, summarise
 
 __all__ = ["depth_curve_findings"]
 
@@ -118,17 +118,21 @@ def _questions(what: str, depths: Sequence[int]) -> list[Question]:
 def _from_where(question: Question, comparisons: pd.DataFrame) -> str:
     """Name the first n at which a loss is found."""
     rows = comparisons[comparisons["question"] == question.words]
-    lost = (rows["p_holm"] < LEVEL) & (rows["difference"] < 0) & (rows["seeds"] >= TREND)
+    if (rows["seeds"] < TREND).any():
+        return f"Too few seeds to say: at least {TREND} are needed."
+    lost = (rows["p_holm"] < LEVEL) & (rows["difference"] < 0)
+    trend = "Trend: at" if (rows["seeds"] < CLAIM).any() else "At"
     if not lost.any():
-        return "At no n is a loss found."
+        bound = f"{max(0.0, -float(rows['low'].min())):.1f}"
+        return f"{trend} no n is a loss found, and one beyond {bound} points would be unlikely."
     first = rows.loc[lost, "condition"].iloc[0]
     again = "" if lost[lost.idxmax() :].all() else ", though not at every larger n"
-    return f"A loss is first found at {first}{again}."
+    return f"{trend} {first} a loss is first found{again}."
 
 
 def _in_words(answers: Sequence[tuple[str, str]]) -> list[str]:
     return [
-        f"{question} {answer.partition('.')[0]}."
+        f"{question} {answer.partition('. ')[0]}."
         for question, answer in answers
         if question.startswith("From which")
     ]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from math import inf
 from pathlib import Path
@@ -28,11 +29,13 @@ from keyfilters.clusters.config import AtlasConfig
 from keyfilters.clusters.nulls import tap_permuted_null
 from keyfilters.errors import KeyFiltersError, nearest
 from keyfilters.experiments.on_keys import IDEALISED, RANDOM, key_set
+from keyfilters.experiments.runner import run_grid
 from keyfilters.experiments.runs import Run, grid
-from keyfilters.experiments.stages import How, run_stages
+from keyfilters.experiments.stages import How
 from keyfilters.experiments.trial import (
     Setup,
     build_network,
+    check_batch,
     load,
     measure,
     train_and_measure,
@@ -50,13 +53,11 @@ QUALITIES = (
     "std=0.02",
     "width=8",
     "steps=0.1",
-    "steps=0.3",
     "samples=0.1",
     "noise=0.4",
     "noise=1",
     "lr=0.0001",
     "lr=0.3",
-    "weight_decay=3",
 )
 CHANGES = ("width", "depth", "lr", "weight_decay", "std", "steps", "samples", "noise")
 SHARES = ("samples", "noise")
@@ -100,23 +101,33 @@ def emergence(
     setup = setup or Setup(size=7)
     images = load(data, setup, 0)
     for quality in qualities:
+        check_batch(setup, spoiled(images, changes(quality).get("samples", 1), 0, 0))
         build_network(changed(setup, changes(quality)), images, 0)
     runs = grid({q: {"quality": q} for q in qualities}, seeds, **setup.to_dict(), data=data)
+    table = run_grid(runs, train_and_look, out, **how)
     atlases = []
     for quality in atlas:
-        lent = [str(run.folder) for run in runs if run.condition == quality]
-        if lent:
-            atlases.append(Run(atlas_name(quality), 0, {"size": setup.size, "folders": lent}))
-    return run_stages([(runs, train_and_look), (atlases, cluster_steps)], out, how)[0]
+        done = table[(table["condition"] == quality) & (table["status"] == "done")]
+        if len(done):
+            options = {"size": setup.size, "folders": list(done["folder"])}
+            atlases.append(Run(atlas_name(quality, list(done["seed"])), 0, options))
+    if atlases:
+        with suppress(KeyFiltersError):  # such as too few filters; the page says so
+            run_grid(atlases, cluster_steps, Path(out), **how)
+    table.to_csv(Path(out) / "table.csv", index=False)  # the atlases have left theirs
+    return table
 
 
-def atlas_name(quality: str) -> str:
+def atlas_name(quality: str, seeds: Sequence[int]) -> str:
     """Condition of the run that clusters all kept steps of a quality.
 
     Its result holds steps, classified (% of the filters, at each step), and for every kind of
     pattern the same as ``"kind NAME"``.
+
+    >>> atlas_name("usual", [0, 1, 2])
+    'atlas of usual, seeds 0 1 2'
     """
-    return f"atlas of {quality}"
+    return f"atlas of {quality}, seeds {' '.join(map(str, seeds))}"
 
 
 def changes(quality: str) -> dict[str, float]:

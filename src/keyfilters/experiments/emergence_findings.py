@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ MEASURES = {
     "random_keys": "variance explained by eight random keys, %: a control",
     "train_loss": "training loss",
 }
-FEWEST = 20  # runs for a rank correlation
+FEWEST, FEWEST_KINDS = 20, 6  # runs, and kinds of training among them, for a rank correlation
 DRAWS = 2000
 
 
@@ -54,39 +55,44 @@ def emergence_findings(table: pd.DataFrame, out: str | os.PathLike[str]) -> Find
     Raises:
         KeyFiltersError: nothing that can be compared has run.
     """
-    qualities = list(dict.fromkeys(table["condition"]))
-    pairs = [(name, USUAL) for name in qualities if name != USUAL]
+    pairs = [(name, USUAL) for name in dict.fromkeys(table["condition"]) if name != USUAL]
     worse = Question("Which training gives another accuracy than the usual one?", pairs)
     comparisons, answers_top1 = answered(table, "top1", [worse])
     flags = Question("Which training gives another share of filters explained?", pairs)
-    shares, answers_beyond = answered(table, "beyond", [flags])
+    shares, answers_beyond = answered(table, "beyond", [flags], beats="exceeds")
     correlations = rank_correlations(table)
     curves = {
         name: read_curves(table, out, f"{name}_on_the_way")
         for name in ("beyond", "keys_beyond", "accuracy")
     }
     steps = {name: x[0] for name, x in read_curves(table, out, "steps").items()}
-    answers = [
-        (f"When do the patterns appear in training ({name})?", _when(name, curves, steps[name]))
-        for name in qualities
+    when = {
+        f"When do the patterns appear in training ({name})?": _when(name, curves, steps[name])
+        for name in steps
         if name == USUAL or name.startswith("std")
+    }
+    together = _together(correlations)
+    flagged = _flagged(comparisons, shares)
+    atlases = _atlases(table, out)
+    answers = [
+        *when.items(),
+        *(
+            (f"Which patterns does the atlas see ({x})?", atlas.words)
+            for x, atlas in atlases.items()
+        ),
+        ("Does the share explained go with the accuracy?", together),
+        ("Does the share explained flag broken training?", flagged),
+        *((question.words, answer) for question, answer in (*answers_top1, *answers_beyond)),
     ]
-    answers.append(("Does the share explained go with the accuracy?", _together(correlations)))
-    answers.append(
-        ("Does the share explained flag broken training?", _flagged(comparisons, shares))
-    )
-    told = [*answers_top1, *answers_beyond]
-    answers += [(question.words, answer) for question, answer in told]
-    same = [name for name in qualities if np.array_equal(steps[name], steps[qualities[0]])]
+    first = next(iter(steps))
+    same = [name for name in steps if np.array_equal(steps[name], steps[first])]
     panels = {"filters explained": "beyond", "explained by keys": "keys_beyond", "accuracy": ""}
-    matrices = [(_means(table), "Means over the seeds at the end of training, %")]
-    matrices.append(
-        (correlations.set_index("measure"), "Spearman's rank correlation with accuracy")
-    )
+    seen = {f"atlas of {x}": atlas for x, atlas in atlases.items() if atlas.lines}
+    headlines = [f"{words} {answer}" for words, answer in when.items()]
     return Findings(
         title="When do the patterns appear, and do they tell good training from bad?",
         explanation=EXPLANATION,
-        short=" ".join(answer.partition(". ")[0].rstrip(".") + "." for _, answer in answers[:-2]),
+        short=" ".join([*headlines, f"{together.partition('. ')[0].rstrip('.')}.", flagged]),
         answers=answers,
         measure="top-1 accuracy on the test images, %",
         table=table,
@@ -97,19 +103,22 @@ def emergence_findings(table: pd.DataFrame, out: str | os.PathLike[str]) -> Find
                 panel: {name: curves[value or "accuracy"][name] for name in same}
                 for panel, value in panels.items()
             },
-            **{name: lines for name, (lines, _) in _atlases(qualities, out).items()},
+            **{panel: atlas.lines for panel, atlas in seen.items()},
         },
         axes={
             **{
-                panel: Axis("optimiser step", steps[qualities[0]].tolist(), MEASURES.get(value, ""))
+                panel: Axis("optimiser step", steps[first].tolist(), MEASURES.get(value, ""))
                 for panel, value in panels.items()
             },
             **{
-                name: Axis("optimiser step", at, "filters that the atlas puts there, %")
-                for name, (_, at) in _atlases(qualities, out).items()
+                panel: Axis("optimiser step", atlas.steps, "filters that the atlas puts there, %")
+                for panel, atlas in seen.items()
             },
         },
-        matrices=matrices,
+        matrices=[
+            (_means(table), "Means over the seeds at the end of training, %"),
+            (correlations.set_index("measure"), "Spearman's rank correlation with accuracy"),
+        ],
     )
 
 
@@ -124,7 +133,8 @@ def rank_correlations(table: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
 
     Returns:
         One row a measure: measure, rho (Spearman), low and high (95 %, percentiles of the
-        bootstrap over conditions), runs and conditions. Fewer than 20 runs give NaN.
+        bootstrap over conditions), runs and conditions. Fewer than 20 runs or 6 conditions, or a
+        measure that is constant, give NaN.
     """
     done = table[table["status"] == "done"]
     done = done.reset_index(drop=True)
@@ -132,7 +142,7 @@ def rank_correlations(table: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     generator = np.random.default_rng(seed)
     drawn = [
         np.concatenate([groups[i] for i in generator.integers(len(groups), size=len(groups))])
-        for _ in range(DRAWS if len(done) >= FEWEST else 0)
+        for _ in range(DRAWS if len(done) >= FEWEST and len(groups) >= FEWEST_KINDS else 0)
     ]
     found = []
     for name, words in MEASURES.items():
@@ -157,8 +167,12 @@ def _rho(both: NDArray[np.float64]) -> float:
 def _together(correlations: pd.DataFrame) -> str:
     """Say which measures go with the accuracy."""
     row = correlations.iloc[0]
+    if row["runs"] < FEWEST or row["conditions"] < FEWEST_KINDS:
+        needed = f"at least {FEWEST} of {FEWEST_KINDS} are needed"
+        got = f"{row['runs']} runs of {row['conditions']} kinds of training"
+        return f"Too few runs to say ({got}, {needed})."
     if np.isnan(row["rho"]):
-        return f"Too few runs to say ({row['runs']}, at least {FEWEST} are needed)."
+        return "All runs have the same share explained, so that there is nothing to rank."
     told = []
     for _, one in correlations.iterrows():
         interval = f"{one['low']:+.2f} to {one['high']:+.2f}"
@@ -205,19 +219,20 @@ def _when(
     """Say after how many steps half of the final value is reached, over the seeds."""
     told = []
     for measure, words in (
-        ("accuracy", "half of the accuracy gained"),
-        ("beyond", "half of the final share of filters explained"),
+        ("accuracy", "half of what the accuracy gains"),
+        ("beyond", "half of what the share of filters explained gains"),
     ):
         values = curves[measure][name]
         gained = values - values[:, :1]
-        gained = gained[gained[:, -1] > 0]
-        reached = np.array([_first(row >= row[-1] / 2, steps) for row in gained])
-        if len(reached) < TREND:
-            told.append(f"too few seeds reach {words}")
+        growing = gained[gained[:, -1] > 0]
+        if len(growing) < TREND:
+            told.append(f"too few seeds gain to say when {words} is there")
             continue
+        reached = np.array([_first(row >= row[-1] / 2, steps) for row in growing])
         low, high = reached.min(), reached.max()
         span = f"step {low:.0f}" if low == high else f"steps {low:.0f} to {high:.0f}"
-        told.append(f"{words} is there at {span}, by the seed")
+        some = f" ({len(growing)} of {len(gained)} seeds gain)" * (len(growing) < len(gained))
+        told.append(f"{words} is there at {span}, by the seed{some}")
     last = curves["beyond"][name][:, -1]
     first = curves["beyond"][name][:, 0]
     ends = f"explained are {first.mean():.1f} % at first and {last.mean():.1f} % in the end"
@@ -237,20 +252,36 @@ def _means(table: pd.DataFrame) -> pd.DataFrame:
     return means.rename(columns=columns).rename_axis(index="training")
 
 
-def _atlases(
-    qualities: list[str], out: str | os.PathLike[str]
-) -> dict[str, tuple[dict[str, NDArray[np.float64]], list[float]]]:
-    """Shares of the kinds of patterns over the steps, of every atlas that was made."""
+@dataclass(frozen=True)
+class _Seen:
+    """What an atlas of kept weights says: its shares over the steps, and in words."""
+
+    words: str
+    steps: list[float] = field(default_factory=list)
+    lines: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+
+
+def _atlases(table: pd.DataFrame, out: str | os.PathLike[str]) -> dict[str, _Seen]:
+    """Read every atlas that was to be made, by quality."""
     found = {}
-    for quality in qualities:
-        name = atlas_name(quality)
-        path = Path(out) / Run(name, 0).folder / "result.json"
-        if path.exists():
-            result: dict[str, Any] = read_record(path)["result"]
-            lines = {
-                key.removeprefix("kind "): np.array([value])
-                for key, value in result.items()
-                if key == "classified" or key.startswith("kind ")
-            }
-            found[name] = (lines, result["steps"])
+    done = table[table["status"] == "done"]
+    for quality, part in done.groupby("condition", sort=False):
+        folder = Path(out) / Run(atlas_name(str(quality), list(part["seed"])), 0).folder
+        if (folder / "result.json").exists():
+            found[str(quality)] = _seen(read_record(folder / "result.json")["result"])
+        elif (folder / "run.json").exists():
+            found[str(quality)] = _Seen(f"It could not be made, see {folder.name}/error.txt.")
     return found
+
+
+def _seen(result: dict[str, Any]) -> _Seen:
+    lines = {
+        key.removeprefix("kind "): np.array([value])
+        for key, value in result.items()
+        if key == "classified" or key.startswith("kind ")
+    }
+    ends = sorted(((x[0, -1], name) for name, x in lines.items() if name != "classified"))[::-1]
+    kinds = ", ".join(f"{name} {share:.1f} %" for share, name in ends if share >= 0.5)
+    first, last = lines["classified"][0, [0, -1]]
+    words = f"It classifies {first:.1f} % of the filters at first and {last:.1f} % in the end"
+    return _Seen(f"{words}{f' ({kinds})' if kinds else ''}.", result["steps"], lines)

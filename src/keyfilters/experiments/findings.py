@@ -86,7 +86,7 @@ class Question:
 
 
 def answered(
-    table: pd.DataFrame, value: str, questions: Sequence[Question]
+    table: pd.DataFrame, value: str, questions: Sequence[Question], beats: str = "beats"
 ) -> tuple[pd.DataFrame, list[tuple[Question, str]]]:
     """Answer questions from a table of runs.
 
@@ -94,6 +94,7 @@ def answered(
         table: as of `keyfilters.experiments.run_grid`.
         value: the column that is compared, in points.
         questions: those whose conditions have not run are left out.
+        beats: as of `sentence`.
 
     Returns:
         All comparisons, with the question of each; and the questions, with those pairs that have
@@ -110,7 +111,9 @@ def answered(
         told = []
         for row in found.to_dict("records"):
             margin = question.margin
-            told.append(sentence(row) if margin is None else match_sentence(row, margin))
+            told.append(
+                sentence(row, beats=beats) if margin is None else match_sentence(row, margin)
+            )
         answers.append((replace(question, pairs=pairs), " ".join(told)))
     if not tables:
         raise KeyFiltersError("no two conditions of the table are compared; run more of them")
@@ -128,8 +131,11 @@ def in_short(comparisons: pd.DataFrame, named: int = SHOWN) -> str:
     >>> in_short(pd.DataFrame([{**row, "p_holm": 0.01}, {**row, "p_holm": 0.4}]))
     '1 of 2 comparisons shows a difference beyond chance: old beats new by 2.0 points.'
     """
+    comparisons = comparisons[comparisons["seeds"] >= TREND]
     total = len(comparisons)
-    clear = comparisons[(comparisons["p_holm"] < LEVEL) & (comparisons["seeds"] >= TREND)]
+    if not total:
+        return f"Too few seeds to compare: at least {TREND} are needed."
+    clear = comparisons[comparisons["p_holm"] < LEVEL]
     if clear.empty:
         return f"None of {total} comparisons shows a difference beyond chance."
     found = []

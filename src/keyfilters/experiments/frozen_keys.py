@@ -15,24 +15,31 @@ import pandas as pd
 
 from keyfilters.asked import parse
 from keyfilters.errors import KeyFiltersError
+from keyfilters.experiments.lending import MODEL, lent
 from keyfilters.experiments.on_keys import Treatment
 from keyfilters.experiments.runs import Run
 from keyfilters.experiments.stages import How, run_stages
-from keyfilters.experiments.trial import Setup, build_network, load, train_and_measure
+from keyfilters.experiments.trial import (
+    Setup,
+    build_network,
+    check_batch,
+    load,
+    train_and_measure,
+)
 from keyfilters.sources import read
 from keyfilters.surgery import transfer_filters_
 from keyfilters.training.results import write_weights
 
 __all__ = ["CONDITIONS", "LEARNED", "condition_name", "frozen_keys"]
 
-LEARNED, FIRST, MODEL = "learned", "frozen", "model.safetensors"
+LEARNED, FIRST = "learned", "frozen"
 CONDITIONS = (
     LEARNED,
     "keys?drawn=1",
     "keys?drawn=1&learn=bias",
-    "keys?drawn=1&learn=bias,sigma",
     "keys",
     "keys?learn=bias",
+    "keys?keys=random",
     "keys?keys=random&drawn=1",
     "keys?keys=random&drawn=1&learn=bias",
     FIRST,
@@ -55,7 +62,7 @@ def frozen_keys(
     A condition is a line as `keyfilters.experiments.on_keys.Treatment` reads it: ``"learned"``,
     ``"frozen"`` (the network's own random first filters), or ``"keys"`` with options. Keys that are
     not drawn for each channel at random are those nearest to the filters of a network that learned
-    the same task with the next seed: of it only keys, signs, a and b are taken.
+    from the same images with the next seed: of it only keys, signs, a and b are taken.
 
     Args:
         out: folder of the runs; the same call, also with more seeds, goes on there.
@@ -77,24 +84,31 @@ def frozen_keys(
     setup = setup or Setup()
     if not samples or not conditions:
         raise KeyFiltersError("give at least one number of training images and one condition")
+    if len(samples) > 1 and 0 in samples:
+        samples = [count or len(load(data, setup, 0).images) for count in samples]
     asked = {condition: Treatment.parse(condition) for condition in conditions}
     for count in samples:
         images = load(_part(data, count), setup, 0)
+        check_batch(setup, images)
         for treatment in asked.values():
             treatment.apply_(build_network(setup, images, 0), setup.size, 0)
     shared = {**setup.to_dict(), "steps": steps}
 
-    def run(count: int, condition: str, seed: int) -> Run:
-        lender = ""
-        if condition in asked and asked[condition].nearest:
-            lender = str(run(count, LEARNED, seed + 1).folder)
-        options = {**shared, "data": _part(data, count), "samples": count, "condition": condition}
-        return Run(condition_name(condition, count), seed, {**options, "lender": lender})
-
-    wanted = [run(n, name, seed) for seed in seeds for n in samples for name in conditions]
-    borrow = [one for one in wanted if one.options["lender"]]
-    lenders = [run(one.options["samples"], LEARNED, one.seed + 1) for one in borrow]
-    return run_stages([(lenders, train_on_keys), (wanted, train_on_keys)], out, how)[-1]
+    lenders: dict[tuple[int, int], Run] = {}
+    wanted = []
+    for seed in seeds:
+        for count in samples:
+            common = {**shared, "data": _part(data, count), "samples": count}
+            learning = {**common, "condition": LEARNED, "lender": "", "images_seed": seed}
+            lender = Run(f"{condition_name(LEARNED, count)}, lender", seed + 1, learning)
+            for condition, treatment in asked.items():
+                options = {**common, "condition": condition, "lender": ""}
+                if treatment.nearest:
+                    options["lender"] = str(lender.folder)
+                    lenders[seed, count] = lender
+                wanted.append(Run(condition_name(condition, count), seed, options))
+    stages = [(list(lenders.values()), train_on_keys), (wanted, train_on_keys)]
+    return run_stages(stages, out, how)[-1]
 
 
 def condition_name(condition: str, samples: int) -> str:
@@ -114,10 +128,10 @@ def condition_name(condition: str, samples: int) -> str:
 def train_on_keys(options: dict[str, Any], seed: int, folder: Path) -> dict[str, Any]:
     """Perform one run: build, put the filters on keys, train, measure."""
     setup = Setup.from_dict(options)
-    data = load(options["data"], setup, seed)
+    data = load(options["data"], setup, options.get("images_seed", seed))
     network = build_network(setup, data, seed)
     if options["lender"]:
-        transfer_filters_(network, read(folder.parents[2] / options["lender"] / MODEL))
+        transfer_filters_(network, read(lent(folder, options["lender"])))
     finish = Treatment.parse(options["condition"]).apply_(network, setup.size, seed)
     result = train_and_measure(setup, network, data, seed, folder, steps=options["steps"])
     finish()

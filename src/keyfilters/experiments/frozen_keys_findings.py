@@ -10,7 +10,7 @@ import pandas as pd
 
 from keyfilters.experiments.findings import Findings, Question, answered, in_short
 from keyfilters.experiments.frozen_keys import FIRST, LEARNED, condition_name
-from keyfilters.experiments.on_keys import RANDOM, Treatment, alike
+from keyfilters.experiments.on_keys import RANDOM, Treatment, alike, learning_pairs
 from keyfilters.experiments.results import read_curves
 from keyfilters.experiments.statistics import slope_sentence, summarise
 
@@ -18,11 +18,11 @@ __all__ = ["frozen_keys_findings"]
 
 EXPLANATION = (
     "A depthwise convolution looks at each channel with one small filter. Here these filters do "
-    "not learn: each is one of eight keys times a factor, fixed from the first step to the last, "
-    "plus at most a learned constant b (babaiee2025quest). All else learns. If eight shapes are "
-    "enough, such a network must reach one whose filters learn; if it is these shapes that count, "
-    "eight random ones and the network's own random first filters must be worse. Keys are drawn "
-    "for each channel, or those nearest to the filters of a network that learned the same task."
+    "not learn: each is one of a few keys times a factor, fixed from the first step to the last, "
+    "plus a constant b that may be learned (babaiee2025quest). All else learns. If eight shapes "
+    "are enough, such a network must reach one whose filters learn; if it is these shapes that "
+    "count, eight random ones and the network's own random first filters must be worse. Keys are "
+    "drawn for each channel, or those nearest to the filters of a network that learned the same."
 )
 MARGIN = 0.5  # points within which two accuracies count as equal
 
@@ -82,8 +82,8 @@ def frozen_keys_findings(
 
 
 def _questions(size: int, asked: Sequence[str], margin: float) -> list[Question]:
-    keys = [name for name in asked if Treatment.parse(name).on_keys]
-    learning = [name for name in asked if Treatment.parse(name).learn]
+    keys = [name for name in asked if Treatment.parse(name).on_keys or name == "idealized"]
+    learning = learning_pairs(asked)
     nearest = [name for name in keys if Treatment.parse(name).nearest]
 
     def pairs(*each: tuple[str, str]) -> list[tuple[str, str]]:
@@ -92,12 +92,12 @@ def _questions(size: int, asked: Sequence[str], margin: float) -> list[Question]
     where = f" from {size} images" if size else ""
     return [
         Question(
-            f"Do networks on eight frozen keys match learned filters{where}?",
+            f"Do networks on keys match learned filters{where}?",
             pairs(*((name, LEARNED) for name in keys)),
             margin,
         ),
         Question(
-            f"Do the keys beat eight random ones used in the same way{where}?",
+            f"Do the keys beat random ones used in the same way{where}?",
             pairs(*((name, x) for name in keys for x in alike(name, asked, keys=RANDOM))),
         ),
         Question(
@@ -106,10 +106,10 @@ def _questions(size: int, asked: Sequence[str], margin: float) -> list[Question]
         ),
         Question(
             f"Does a learned b help, or σ{where}?",
-            pairs(*((name, x) for name in learning for x in alike(name, asked, learn=()))),
+            pairs(*learning),
         ),
         Question(
-            f"Does it help to take the keys of a trained network{where}?",
+            f"Does it help to take keys, signs, a and b of a trained network{where}?",
             pairs(*((name, x) for name in nearest for x in alike(name, asked, drawn=True))),
         ),
         Question(
@@ -123,7 +123,7 @@ def _headlines(conditions: pd.DataFrame, asked: Sequence[str], sizes: Sequence[i
     means = conditions.set_index("condition")["mean"]
     groups = {
         "learned filters": [LEARNED],
-        "idealised keys": [name for name in asked if Treatment.parse(name).on_keys],
+        "keys": [name for name in asked if Treatment.parse(name).on_keys],
         "random keys": [name for name in asked if Treatment.parse(name).keys == RANDOM],
         "random first filters": [FIRST],
     }

@@ -22,7 +22,7 @@ from keyfilters.surgery import (
 )
 from keyfilters.surgery.parametrize import LEARNABLE
 
-__all__ = ["IDEALISED", "RANDOM", "Treatment", "alike", "key_set"]
+__all__ = ["IDEALISED", "RANDOM", "Treatment", "alike", "key_set", "learning_pairs"]
 
 KINDS = ("learned", "frozen", "idealized", "keys")
 CONSENSUS, RANDOM = "consensus", "random"
@@ -80,8 +80,16 @@ class Treatment:
             if name not in LEARNABLE:
                 known = f"{', '.join(LEARNABLE)} are known{nearest(str(name), LEARNABLE)}"
                 raise KeyFiltersError(f"{name!r} cannot be learned; {known}")
-        flags = {name: bool(options.get(name, False)) for name in ("drawn", "unit_norm")}
-        return cls(kind, str(options.get("keys", IDEALISED)), learn, **flags)
+        flags = {name: options.get(name, 0) for name in ("drawn", "unit_norm")}
+        for name, value in flags.items():
+            if value not in (0, 1):
+                raise KeyFiltersError(f"{asked!r}: {name} is {value!r}; 0 or 1 is expected")
+        return cls(
+            kind,
+            str(options.get("keys", IDEALISED)),
+            learn,
+            **{k: bool(x) for k, x in flags.items()},
+        )
 
     @property
     def nearest(self) -> bool:
@@ -92,6 +100,11 @@ class Treatment:
     def on_keys(self) -> bool:
         """Whether the filters are put on keys that are not random."""
         return self.kind == "keys" and self.keys != RANDOM
+
+    @property
+    def fitted(self) -> bool:
+        """Whether each filter becomes the nearest of keys that are not random, or its own model."""
+        return self.nearest and (self.on_keys or self.kind == "idealized")
 
     def __str__(self) -> str:
         """Name of the treatment in tables."""
@@ -151,6 +164,21 @@ def alike(asked: str, others: Sequence[str], **changes: object) -> list[str]:
     own = vars(Treatment.parse(asked))
     wanted = {**own, **changes}
     return [x for x in others if wanted != own and vars(Treatment.parse(x)) == wanted]
+
+
+def learning_pairs(asked: Sequence[str]) -> list[tuple[str, str]]:
+    """Return those treatments that differ in one thing that is learned, (with it, without it).
+
+    >>> learning_pairs(["keys", "keys?learn=bias", "keys?learn=bias,sigma"])
+    [('keys?learn=bias', 'keys'), ('keys?learn=bias,sigma', 'keys?learn=bias')]
+    """
+    pairs = []
+    for name in asked:
+        learn = Treatment.parse(name).learn
+        for left in learn:
+            others = alike(name, asked, learn=tuple(x for x in learn if x != left))
+            pairs += [(name, other) for other in others]
+    return pairs
 
 
 def _nothing() -> None:

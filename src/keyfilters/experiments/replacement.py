@@ -16,17 +16,25 @@ import pandas as pd
 from safetensors.torch import load_file
 
 from keyfilters.errors import KeyFiltersError
+from keyfilters.experiments.lending import MODEL, lent
 from keyfilters.experiments.on_keys import Treatment
 from keyfilters.experiments.runs import Run
 from keyfilters.experiments.stages import How, run_stages
-from keyfilters.experiments.trial import Setup, build_network, load, measure, train_and_measure
+from keyfilters.experiments.trial import (
+    Setup,
+    build_network,
+    check_batch,
+    load,
+    measure,
+    train_and_measure,
+)
 from keyfilters.sources import read
 from keyfilters.surgery import transfer_filters_
 from keyfilters.training.results import write_weights
 
 __all__ = ["BEGUN", "EARLY", "LEARNED", "TRAINED", "TREATMENTS", "condition_name", "replacement"]
 
-LEARNED, MODEL = "learned", "model.safetensors"
+LEARNED = "learned"
 TRAINED, EARLY = "trained", "early"
 TREATMENTS = (
     LEARNED,
@@ -83,7 +91,9 @@ def replacement(
     setup = setup or Setup()
     if not 0 < early < 1:
         raise KeyFiltersError(f"early is {early}; a share between 0 and 1 is expected")
+    Setup(epochs=tuning_epochs, lr=tuning_lr)  # refuses what is out of range
     images = load(data, setup, 0)
+    check_batch(setup, images)
     for asked in dict.fromkeys((*treatments, *begun)):
         Treatment.parse(asked).apply_(build_network(setup, images, 0), setup.size, 0)
     steps = setup.recipe(0).steps(len(images.images))
@@ -140,8 +150,8 @@ def tune_treated(options: dict[str, Any], seed: int, folder: Path) -> dict[str, 
     setup = Setup.from_dict(options)
     data = load(options["data"], setup, seed)
     network = build_network(setup, data, seed)
-    lender = folder.parents[2] / options["lender"]
-    files = {TRAINED: lender / MODEL, EARLY: lender / f"step-{options['early_step']}.safetensors"}
+    early = f"step-{options['early_step']}.safetensors"
+    files = {x: lent(folder, options["lender"], y) for x, y in ((TRAINED, MODEL), (EARLY, early))}
     network.load_state_dict(load_file(files[options["start"]]))
     if options["assigned"] != options["start"]:
         transfer_filters_(network, read(files[options["assigned"]]))

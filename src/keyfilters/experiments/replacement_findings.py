@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from keyfilters.experiments.findings import Findings, Question, answered, in_short
-from keyfilters.experiments.on_keys import RANDOM, Treatment, alike
+from keyfilters.experiments.on_keys import RANDOM, Treatment, alike, learning_pairs
 from keyfilters.experiments.replacement import EARLY, LEARNED, TRAINED, condition_name
 from keyfilters.experiments.results import read_curves
 from keyfilters.experiments.statistics import summarise
@@ -19,12 +19,13 @@ EXPLANATION = (
     "A network is trained. Then every depthwise filter is replaced by the nearest of a few keys, "
     "times a factor a, plus a constant b, and stays so while the rest is tuned "
     "(lindeberg2026modelling). If the keys hold what the filters do, little is lost before tuning "
-    "and nothing after it; random keys must do worse, and filters kept as they are say what tuning "
-    "itself brings. The paper writes keys, a and b of the fully trained network into an early "
-    "checkpoint and trains from there: that is done here too, beside keys nearest to the filters "
-    "of the early checkpoint itself, which needs no trained network."
+    "and nothing after it. Random keys must do worse (the nearest of them also keep less of a "
+    "filter's size), and filters kept as they are say what tuning itself brings. The paper writes "
+    "keys, a and b of the fully trained network into an early checkpoint and trains from there: "
+    "that is done here too, beside keys nearest to the filters of the early checkpoint itself, "
+    "which needs no trained network."
 )
-KEPT = "frozen"
+KEPT, BEFORE = "frozen", "before tuning: "
 MARGIN = 0.5  # points within which two accuracies count as equal
 
 
@@ -54,11 +55,13 @@ def replacement_findings(
         table, "top1", [*_tuned_questions(tuned, margin), *_early_questions(begun, margin)]
     )
     answers = [(question.words, answer) for question, answer in found]
-    pairs = [(_tuned(x), _tuned(y)) for x in tuned for y in alike(x, tuned, keys=RANDOM)]
-    frozen = [pair for pair in pairs if "learned" not in pair[0]]  # nothing has been learned yet
-    if frozen:
+    short = in_short(comparisons)
+    fixed = [name for name in tuned if not Treatment.parse(name).learn]  # nothing has learned yet
+    pairs = [(_untuned(x), _untuned(y)) for x in fixed for y in alike(x, tuned, keys=RANDOM)]
+    if pairs:
+        renamed = table["condition"].str.replace("tuned: ", BEFORE, regex=False)
         words = "Before any tuning, do the keys beat random ones?"
-        early, told = answered(table, "before", [Question(words, frozen)])
+        early, told = answered(table.assign(condition=renamed), "before", [Question(words, pairs)])
         answers += [(question.words, answer) for question, answer in told]
         comparisons = pd.concat([comparisons, early], ignore_index=True)
     conditions = summarise(table, "top1")
@@ -68,7 +71,7 @@ def replacement_findings(
     return Findings(
         title="What does fine-tuning bring back after filters became keys?",
         explanation=EXPLANATION,
-        short=in_short(comparisons),
+        short=f"{_headline(after, before, tuned)} {short}",
         answers=answers,
         measure="top-1 accuracy on the test images, %",
         table=table,
@@ -97,15 +100,34 @@ def _tuned(treatment: str) -> str:
     return condition_name(treatment, TRAINED, TRAINED)
 
 
+def _untuned(treatment: str) -> str:
+    return _tuned(treatment).replace("tuned: ", BEFORE)
+
+
+def _headline(after: pd.Series, before: pd.Series, tuned: Sequence[str]) -> str:
+    """Tell the mean accuracies of the trained network, on keys and on random keys."""
+    groups = {
+        "on keys": [x for x in tuned if Treatment.parse(x).on_keys],
+        "on random keys": [x for x in tuned if Treatment.parse(x).keys == RANDOM],
+        "on their own idealised models": [x for x in tuned if x == "idealized"],
+        "with filters kept": [x for x in tuned if x == KEPT],
+    }
+    told = [f"trained {after[TRAINED]:.1f} %"] if TRAINED in after else []
+    for words, names in groups.items():
+        if names:
+            ends = [
+                f"{low:.1f}" + f" to {high:.1f}" * (low != high)
+                for values in (before, after)
+                for low, high in [(values[list(map(_tuned, names))].agg(["min", "max"]))]
+            ]
+            told.append(f"{words} {ends[0]} before and {ends[1]} % after tuning")
+    return f"Means: {', '.join(told)}."
+
+
 def _tuned_questions(asked: Sequence[str], margin: float) -> list[Question]:
     keys = [name for name in asked if Treatment.parse(name).on_keys]
-    shapes = [*keys, *(name for name in asked if name == "idealized")]
-    learning = [
-        (_tuned(name), _tuned(other))
-        for name in asked
-        if Treatment.parse(name).learn
-        for other in alike(name, asked, learn=())
-    ]
+    shapes = [name for name in asked if Treatment.parse(name).fitted]
+    learning = [(_tuned(one), _tuned(other)) for one, other in learning_pairs(asked)]
     return [
         Question(
             "After tuning, do networks on keys match those that kept their filters?",
@@ -125,8 +147,7 @@ def _tuned_questions(asked: Sequence[str], margin: float) -> list[Question]:
 
 
 def _early_questions(asked: Sequence[str], margin: float) -> list[Question]:
-    keys = [name for name in asked if Treatment.parse(name).on_keys]
-    nearest = [name for name in keys if Treatment.parse(name).nearest]
+    nearest = [name for name in asked if Treatment.parse(name).fitted]
     on = condition_name(LEARNED, EARLY, EARLY)
 
     def name(treatment: str, assigned: str) -> str:

@@ -43,7 +43,7 @@ def run_stages(
     Raises:
         KeyFiltersError: as `run_grid`; or a run of any stage but the last has failed.
     """
-    grids = [(list({x.folder: x for x in runs}.values()), what) for runs, what in stages if runs]
+    grids = [(_once(runs), function) for runs, function in stages if runs]
     for runs, function in grids:
         check_grid(runs, function, out)
     tables = []
@@ -53,3 +53,12 @@ def run_stages(
         if failed and place < len(grids):
             raise KeyFiltersError(f"a network that others depend on failed: {failed[0]}")
     return tables
+
+
+def _once(runs: Sequence[Run]) -> list[Run]:
+    """Leave out runs that are asked for again; others of their name stay, and are refused later."""
+    found: list[Run] = []
+    for run in runs:
+        if run not in found:
+            found.append(run)
+    return found

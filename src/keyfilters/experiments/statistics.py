@@ -134,6 +134,7 @@ def sentence(
     unit: str = "points",
     digits: int = 1,
     higher_is_better: bool = True,
+    beats: str = "beats",
 ) -> str:
     """Say in one sentence what a row of `compare` supports, and no more.
 
@@ -142,6 +143,7 @@ def sentence(
         unit: of the differences, "" for none.
         digits: decimals of the differences.
         higher_is_better: False for a loss or a number of epochs.
+        beats: the verb; "exceeds" where more is not better.
 
     >>> row = dict(condition="center-surround", reference="default", seeds=5, missing=0, sd=0.56,
     ...            difference=1.3, low=0.6, high=2.0, p=0.002, p_holm=0.004)
@@ -179,7 +181,7 @@ def sentence(
         winner, loser = (one, other) if better else (other, one)
         low, high = (low, high) if difference > 0 else (-high, -low)
         difference = abs(difference)
-        found = f"{winner} beats {loser} by"
+        found = f"{winner} {beats} {loser} by"
     else:
         found = f"No {'difference' if n >= CLAIM else 'trend'} found between {one} and {other}:"
     interval = f"95 % interval {amount(low, '')} to {amount(high, '')}"

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any, Unpack
 
 import pandas as pd
-import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from keyfilters.asked import parse
 from keyfilters.errors import KeyFiltersError
+from keyfilters.experiments.lending import freeze_weights_, lent
 from keyfilters.experiments.runs import Run
 from keyfilters.experiments.stages import How, run_stages
 from keyfilters.experiments.trial import Setup, build_network, load, train_and_measure
@@ -188,12 +188,12 @@ def train_frozen(options: dict[str, Any], seed: int, folder: Path) -> dict[str, 
     kind, source = options["kind"], options["source"]
     lender = options["lender"]
     if source and trained_here(source):
-        lender = folder.parents[2] / lender / "model.safetensors"
+        lender = lent(folder, lender)
     if POINTWISE in kind:
-        kept = freeze_pointwise_(network, load_file(lender) if source else None)
+        state = load_file(lender) if source else None
+        check = freeze_weights_(pointwise_weights(network), state)
         result = train_and_measure(setup, network, data, seed, folder)
-        if any(not torch.equal(x, kept[name]) for name, x in pointwise_weights(network).items()):
-            raise KeyFiltersError("pointwise weights were frozen, but moved")
+        check()
         return result
     if source:
         control = None if kind == AS_IS else kind
@@ -202,20 +202,6 @@ def train_frozen(options: dict[str, Any], seed: int, folder: Path) -> dict[str, 
     result = train_and_measure(setup, network, data, seed, folder)
     frozen.check()
     return result
-
-
-def freeze_pointwise_(network: nn.Module, state: dict[str, Tensor] | None) -> dict[str, Tensor]:
-    """Copy the 1×1 convolutions of an equal network, if there is one, and freeze them.
-
-    Returns:
-        Copies of the frozen weights, by name.
-    """
-    for name, weight in pointwise_weights(network).items():
-        if state is not None:
-            with torch.no_grad():
-                weight.copy_(state[name])
-        weight.requires_grad_(False)
-    return {name: weight.clone() for name, weight in pointwise_weights(network).items()}
 
 
 def pointwise_weights(network: nn.Module) -> dict[str, Tensor]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from math import floor, log2
+from math import floor, inf, log2
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,7 +16,15 @@ from keyfilters.errors import KeyFiltersError, nearest
 from keyfilters.surgery import initialize_filters_
 from keyfilters.training import Data, Recipe, accuracy, load_data, make_model, normalise, train
 
-__all__ = ["Setup", "build_network", "load", "measure", "train_and_measure", "watched"]
+__all__ = [
+    "Setup",
+    "build_network",
+    "check_batch",
+    "load",
+    "measure",
+    "train_and_measure",
+    "watched",
+]
 
 OWN = "convmixer"  # the one network whose kernel size, width and depth can all be chosen
 TEST_BATCH = 250
@@ -37,7 +45,8 @@ class Setup:
             leaves the network's own.
         epochs: passes over the training images.
         batch: images a step.
-        lr: of AdamW, with a cosine after one epoch of warm-up.
+        lr: of AdamW, with a cosine after one epoch of warm-up, or less in short runs: at most a
+            quarter of `epochs`, and half of a run of fewer steps.
         weight_decay: of AdamW.
         channels: 1 or 3; 0 takes the data's.
         resolution: side of the images in pixels; 0 takes the data's.
@@ -66,6 +75,9 @@ class Setup:
         for name in ("width", "depth", "size", "epochs", "batch", "lr", "watched"):
             if not getattr(self, name) > 0:
                 raise KeyFiltersError(f"{name} is {getattr(self, name)}; a number above 0 expected")
+        for name in ("width", "depth", "size"):
+            if not isinstance(getattr(self, name), int):
+                raise KeyFiltersError(f"{name} is {getattr(self, name)}; a whole number expected")
         if self.std < 0:
             raise KeyFiltersError(f"std is {self.std}; 0 or more is expected")
 
@@ -78,8 +90,9 @@ class Setup:
         """All values as JSON knows them; without `std` if that is 0."""
         return {name: x for name, x in asdict(self).items() if name != "std" or x}
 
-    def recipe(self, seed: int, steps: int = 0, **sections: Any) -> Recipe:
-        """Return the recipe of one run; `steps`, unless 0, replaces the epochs."""
+    def recipe(self, seed: int, steps: int = 0, images: int = 0, **sections: Any) -> Recipe:
+        """Return the recipe of a run on so many images; `steps`, unless 0, replaces the epochs."""
+        epochs = steps * self.batch / images if steps and images else inf
         return Recipe.from_dict(
             {
                 "seed": seed,
@@ -87,7 +100,7 @@ class Setup:
                 "schedule": {
                     "epochs": self.epochs,
                     "steps": steps,
-                    "warmup_epochs": min(1.0, self.epochs / 4),
+                    "warmup_epochs": min(1.0, self.epochs / 4, epochs / 2),
                 },
                 "batch": {"size": self.batch},
                 "checkpoint": {"steps": 1000},
@@ -152,6 +165,9 @@ def _convmixer(setup: Setup, data: Data, seed: int) -> nn.Module:
 
 
 def _kernel(setup: Setup) -> dict[str, Any]:
+    for name in ("width", "depth"):
+        if getattr(setup, name) != getattr(Setup, name):
+            raise KeyFiltersError(f"the {name} of {setup.network} cannot be chosen; take {OWN}")
     if setup.network.startswith("convnext"):
         return {"kernel_sizes": setup.size}
     if setup.size != Setup.size:
@@ -188,7 +204,8 @@ def train_and_measure(
     """
     counts = [x.numel() for x in network.parameters()]
     free = [x.numel() for x in network.parameters() if x.requires_grad]
-    recipe = setup.recipe(seed, steps, checkpoint={"steps": 1000, "keep": list(keep)})
+    kept = {"steps": 1000, "keep": list(keep)}
+    recipe = setup.recipe(seed, steps, len(data.images), checkpoint=kept)
     device = setup.device or None
     trained = train(recipe, folder, model=network, data=watched(data, setup), device=device)
     return {
@@ -199,6 +216,17 @@ def train_and_measure(
         "curve": (100 * trained.history["test_top1"]).tolist(),
         "seconds_training": float(trained.history["seconds"].iloc[-1]),
     }
+
+
+def check_batch(setup: Setup, data: Data) -> None:
+    """Refuse data that fill no batch, before any run.
+
+    Raises:
+        KeyFiltersError: fewer training images than a batch has.
+    """
+    if len(data.images) < setup.batch:
+        got = f"{data.name} has {len(data.images)} training images"
+        raise KeyFiltersError(f"{got}, fewer than a batch of {setup.batch}; take more")
 
 
 def watched(data: Data, setup: Setup) -> Data:
