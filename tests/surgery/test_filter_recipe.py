@@ -15,7 +15,13 @@ from torch import nn
 import keyfilters as kf
 from keyfilters.errors import KeyFiltersError
 from keyfilters.surgery import bake_filters_
-from keyfilters.surgery.filter_recipe import FilterRecipe, Filters, apply_filters_, describe
+from keyfilters.surgery.filter_recipe import (
+    FilterRecipe,
+    Filters,
+    apply_filters_,
+    check_frozen,
+    describe,
+)
 from keyfilters.surgery.sites import find_sites
 
 B = "lindeberg2026-B"
@@ -81,6 +87,19 @@ def test_initialised_and_frozen() -> None:
     assert all(map(np.array_equal, filters_of(model), filters_of(other)))
     assert not any(site.weight.requires_grad for site in find_sites(model)[0])
     assert describe(filters, table) == f"initialised {filters.initialize}; frozen"
+
+
+def test_frozen_filters_that_moved_are_named() -> None:
+    model = made()
+    table = apply_filters_(model, Filters(freeze=True))
+    check_frozen(model, table)
+    check_frozen(model, None)
+    site = find_sites(model)[0][1]
+    with torch.no_grad():
+        site.weight[0, 0, 0, 0] += 1e-6
+    with pytest.raises(KeyFiltersError, match=f"frozen, but moved: {site.name}$"):
+        check_frozen(model, table)
+    check_frozen(model, apply_filters_(model, Filters(keys=B)))  # keys are no such filters
 
 
 def test_initialisation_that_cannot_be(tmp_path: Path) -> None:

@@ -95,6 +95,7 @@ def _run(
     import torch
 
     from keyfilters.surgery import bake_filters_
+    from keyfilters.surgery.filter_recipe import check_frozen
     from keyfilters.training import train as run
     from keyfilters.training.loop import BY_RECIPE
 
@@ -118,6 +119,7 @@ def _run(
         torch.distributed.destroy_process_group()
     if not main:
         return
+    check_frozen(trained.model, table)
     if asked.filters.keys:
         for net in (trained.model, trained.ema):
             if net is not None:

@@ -21,7 +21,7 @@ from keyfilters.asked import parse
 from keyfilters.errors import KeyFiltersError, nearest
 from keyfilters.keyset import KeySet
 from keyfilters.sources import read
-from keyfilters.surgery.freeze import freeze_filters_
+from keyfilters.surgery.freeze import digest_of, freeze_filters_
 from keyfilters.surgery.initialize import initialize_filters_
 from keyfilters.surgery.parametrize import LEARNABLE, Assignment, parametrize_filters_
 from keyfilters.surgery.sites import find_sites
@@ -29,7 +29,7 @@ from keyfilters.surgery.transfer import transfer_filters_
 from keyfilters.training import Recipe
 from keyfilters.training.sections import Section, choice
 
-__all__ = ["FilterRecipe", "Filters", "apply_filters_", "describe"]
+__all__ = ["FilterRecipe", "Filters", "apply_filters_", "check_frozen", "describe"]
 
 
 @dataclass(frozen=True)
@@ -151,6 +151,28 @@ def apply_filters_(model: nn.Module, filters: Filters, seed: int = 0) -> pd.Data
     if filters.freeze:
         return freeze_filters_(model).table
     return table
+
+
+def check_frozen(model: nn.Module, table: pd.DataFrame | None) -> None:
+    """Raise if filters that `apply_filters_` froze as they were have moved in a single bit.
+
+    Args:
+        model: after training.
+        table: what `apply_filters_` returned; anything but that of frozen filters passes.
+
+    Raises:
+        KeyFiltersError: names the layers that moved.
+    """
+    if table is None or "sha256" not in table:
+        return
+    sites = {site.name: site.weight for site in find_sites(model)[0]}
+    moved = [
+        row.layer
+        for row in table.itertuples()
+        if digest_of(sites[str(row.layer)])[: len(str(row.sha256))] != row.sha256
+    ]
+    if moved:
+        raise KeyFiltersError(f"these were frozen, but moved: {', '.join(map(str, moved))}")
 
 
 def describe(filters: Filters, table: pd.DataFrame | None) -> str:

@@ -18,7 +18,14 @@ from keyfilters.depthwise import depthwise_layers
 from keyfilters.errors import KeyFiltersError
 from keyfilters.surgery.sites import find_sites
 
-__all__ = ["POLICIES", "Frozen", "following_batchnorm", "freeze_filters_", "unfreeze_filters_"]
+__all__ = [
+    "POLICIES",
+    "Frozen",
+    "digest_of",
+    "following_batchnorm",
+    "freeze_filters_",
+    "unfreeze_filters_",
+]
 
 POLICIES = ("train", "eval", "frozen")
 COLUMNS = ["layer", "size", "filters", "depth", "sha256", "bias", "batchnorm", "policy"]
@@ -61,7 +68,7 @@ class Frozen:
         moved = [
             name if name in tensors else f"{name} (gone)"
             for name, digest in self.digests.items()
-            if name not in tensors or _digest(tensors[name]) != digest
+            if name not in tensors or digest_of(tensors[name]) != digest
         ]
         if moved:
             raise KeyFiltersError(f"these were frozen, but moved: {', '.join(moved)}")
@@ -139,7 +146,7 @@ def freeze_filters_(
                 _hold_(norm, affine)
                 kept = ["running_mean", "running_var", *affine]
                 watched |= {f"{norm_name}.{name}": getattr(norm, name) for name in kept}
-        digests |= {name: _digest(x) for name, x in watched.items() if x is not None}
+        digests |= {name: digest_of(x) for name, x in watched.items() if x is not None}
         size, policy = f"{site.size[0]}×{site.size[1]}", batchnorm if norm_name else ""
         kept_bias = "none" if conv.bias is None else "frozen" if bias else "free"
         short = digests[_join(site.name, "weight")][:12]
@@ -229,7 +236,8 @@ def _release_(module: nn.Module, training: bool) -> bool:
     return held is not None
 
 
-def _digest(tensor: Tensor) -> str:
+def digest_of(tensor: Tensor) -> str:
+    """Return the SHA-256 of a tensor's type, shape and bits, wherever it lies."""
     plain = tensor.detach().cpu().contiguous()
     seen = f"{plain.dtype} {tuple(plain.shape)} ".encode()
     return hashlib.sha256(seen + plain.flatten().view(torch.uint8).numpy().tobytes()).hexdigest()
