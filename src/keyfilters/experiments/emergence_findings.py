@@ -31,11 +31,11 @@ EXPLANATION = (
     "of the filters' variance the eight idealised keys explain, minus what eight random ones do."
 )
 MEASURES = {
-    "beyond": "filters explained by a receptive field, beyond shuffled taps, %",
-    "keys_beyond": "variance explained by the eight keys, beyond random keys, %",
+    "beyond": "% of filters explained by a receptive field, beyond shuffled taps",
+    "keys_beyond": "% of variance explained by the eight keys, beyond random keys",
     "r2": "median r² of the receptive fields",
-    "shuffled": "the same filters with shuffled taps explained, %: a control",
-    "random_keys": "variance explained by eight random keys, %: a control",
+    "shuffled": "% of the same filters with shuffled taps explained (a control)",
+    "random_keys": "% of variance explained by eight random keys (a control)",
     "train_loss": "training loss",
 }
 FEWEST, FEWEST_KINDS = 20, 6  # runs, and kinds of training among them, for a rank correlation
@@ -111,7 +111,7 @@ def emergence_findings(table: pd.DataFrame, out: str | os.PathLike[str]) -> Find
                 for panel, value in panels.items()
             },
             **{
-                panel: Axis("optimiser step", atlas.steps, "filters that the atlas puts there, %")
+                panel: Axis("optimiser step", atlas.steps, "% of filters that the atlas puts there")
                 for panel, atlas in seen.items()
             },
         },
@@ -175,8 +175,8 @@ def _together(correlations: pd.DataFrame) -> str:
         return "All runs have the same share explained, so that there is nothing to rank."
     told = []
     for _, one in correlations.iterrows():
-        interval = f"{one['low']:+.2f} to {one['high']:+.2f}"
-        told.append(f"{one['measure'].removesuffix(', %')}: {one['rho']:+.2f} ({interval})")
+        number = f"{one['rho']:+.2f} ({one['low']:+.2f} to {one['high']:+.2f})"
+        told.append(f"{one['measure']}: {'all alike' if np.isnan(one['rho']) else number}")
     found = "goes with" if row["low"] > 0 else "goes against" if row["high"] < 0 else None
     start = (
         f"The share of filters explained {found} the accuracy"
@@ -230,9 +230,11 @@ def _when(
             continue
         reached = np.array([_first(row >= row[-1] / 2, steps) for row in growing])
         low, high = reached.min(), reached.max()
-        span = f"step {low:.0f}" if low == high else f"steps {low:.0f} to {high:.0f}"
+        span = f"step {low:.0f}"
+        if low < high:
+            span = f"steps {low:.0f} to {high:.0f}, by the seed"
         some = f" ({len(growing)} of {len(gained)} seeds gain)" * (len(growing) < len(gained))
-        told.append(f"{words} is there at {span}, by the seed{some}")
+        told.append(f"{words} is there at {span}{some}")
     last = curves["beyond"][name][:, -1]
     first = curves["beyond"][name][:, 0]
     ends = f"explained are {first.mean():.1f} % at first and {last.mean():.1f} % in the end"
