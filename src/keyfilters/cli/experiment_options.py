@@ -212,7 +212,9 @@ def _report(found: Findings, out: Path, options: dict[str, Any]) -> None:
         curves=found.curves,
         axes=found.axes,
         matrices=[
-            Matrix(values, caption, values.map(lambda x: f"{x:#.3g}"))
+            Matrix(
+                values, caption, values.map(lambda x: f"{x:#.3g}", na_action="ignore").fillna("–")
+            )
             for values, caption in found.matrices
         ],
         options=options,

@@ -117,7 +117,10 @@ def emergence_findings(table: pd.DataFrame, out: str | os.PathLike[str]) -> Find
         },
         matrices=[
             (_means(table), "Means over the seeds at the end of training, %"),
-            (correlations.set_index("measure"), "Spearman's rank correlation with accuracy"),
+            (
+                correlations.set_index("measure")[["rho", "low", "high"]],
+                "Spearman's rank correlation with accuracy, and its 95 % interval",
+            ),
         ],
     )
 

@@ -88,7 +88,7 @@ def learning_curves(
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(axis="y", color="#e1e4ea", linewidth=0.8)
     axes.set_xlabel(across, color=MUTED)
-    axes.set_ylabel(measure)
+    axes.set_ylabel("\n".join(textwrap.wrap(measure, 40)))
     axes.set_title(title)
     legend_below(figure, axes, columns=2)
     return to_svg(figure)

@@ -58,7 +58,8 @@ class ExperimentReport:
         runs: one row a run: condition, seed, value (NaN for a failed one).
         conditions: one row a condition: condition, seeds, missing, mean, sd, low, high (95 %).
         comparisons: one row a comparison: condition, reference, seeds, missing, difference, low,
-            high, p_holm, effect; None where nothing is compared.
+            high, p_holm, effect, and the question if there are several; None where nothing is
+            compared.
         curves: panel → condition → ``(seeds, epochs)``; a panel is best read with up to 8 of them.
         axes: panel → (name of its axis, places on it, what is drawn or empty), where that is not
             the epochs.
@@ -156,6 +157,7 @@ def _condition(row: Mapping[str, Any], digits: int) -> dict[str, Any]:
 def _comparison(row: Mapping[str, Any], digits: int) -> dict[str, Any]:
     p = row["p_holm"]
     return {
+        "question": row.get("question", ""),
         "pair": f"{row['condition']} − {row['reference']}",
         "seeds": row["seeds"],
         "missing": row["missing"],
