@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import wraps
+from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
@@ -212,9 +213,7 @@ def _report(found: Findings, out: Path, options: dict[str, Any]) -> None:
         curves=found.curves,
         axes=found.axes,
         matrices=[
-            Matrix(
-                values, caption, values.map(lambda x: f"{x:#.3g}", na_action="ignore").fillna("–")
-            )
+            Matrix(values, caption, values.map(lambda x: "–" if isnan(x) else f"{x:#.3g}"))
             for values, caption in found.matrices
         ],
         options=options,

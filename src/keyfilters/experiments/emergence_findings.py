@@ -229,7 +229,7 @@ def _when(
         gained = values - values[:, :1]
         growing = gained[gained[:, -1] > 0]
         if len(growing) < TREND:
-            told.append(f"too few seeds gain to say when {words} is there")
+            told.append(f"{words} cannot be placed, since too few seeds gain")
             continue
         reached = np.array([_first(row >= row[-1] / 2, steps) for row in growing])
         low, high = reached.min(), reached.max()
@@ -241,7 +241,8 @@ def _when(
     last = curves["beyond"][name][:, -1]
     first = curves["beyond"][name][:, 0]
     ends = f"explained are {first.mean():.1f} % at first and {last.mean():.1f} % in the end"
-    return f"Of {int(steps[-1])} steps, {', '.join(told)}; {ends}, beyond shuffled taps."
+    text = f"Of {int(steps[-1])} steps, {', '.join(told)}; {ends}, beyond shuffled taps."
+    return text.replace("-", "−")
 
 
 def _first(reached: NDArray[np.bool_], steps: NDArray[np.float64]) -> float:
