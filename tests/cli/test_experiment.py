@@ -46,7 +46,7 @@ def test_initialization_writes_a_page(capsys: pytest.CaptureFixture[str], tmp_pa
     assert len(pd.read_csv(out / "conditions.csv")) == 4 and (out / "report.html").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("arguments", "question", "conditions"),
     [

@@ -116,7 +116,7 @@ def test_what_the_recipes_say(
 
 
 # One with the published batch; the others with the published parts of 32 images, to save time.
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
 @pytest.mark.parametrize(("name", "batch"), [(FROZEN, 256), (SIGMA, 1024), (KEYS, 256)])
 def test_their_first_steps(name: str, batch: int, images: Path, tmp_path: Path) -> None:

@@ -80,7 +80,7 @@ def same(one: pd.DataFrame, other: pd.DataFrame) -> None:
     pd.testing.assert_frame_equal(one.drop(columns="seconds"), other.drop(columns="seconds"))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_failures_are_told_as_on_one_machine(cluster: Cluster, tmp_path: Path) -> None:
     manners = {"raises": {"manner": "raise", "always": True}, "well": {}}
     runs, told = grid(manners, [1]), []
@@ -101,7 +101,7 @@ def test_failures_are_told_as_on_one_machine(cluster: Cluster, tmp_path: Path) -
     assert told[0] == "4 of 4 runs to do, as many at a time as find room" and len(told) == 5
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_threads_processes_and_the_ray_of_the_caller(
     cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -123,7 +123,7 @@ def test_threads_processes_and_the_ray_of_the_caller(
     assert table["gpus"][0] == "", "none was asked for"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_closing_ends_what_runs(cluster: Cluster, tmp_path: Path) -> None:
     tasks = []
     for name, seconds in (("quick", 0), ("held", 60), ("waiting", 60)):
@@ -142,7 +142,7 @@ def test_closing_ends_what_runs(cluster: Cluster, tmp_path: Path) -> None:
     assert not (tmp_path / "held" / "result.json").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_from_a_machine_that_is_no_node(cluster: Cluster, port: int, tmp_path: Path) -> None:
     address = f"ray://127.0.0.1:{port}"
     runs = grid({"well": {}, "raises": {"manner": "raise"}}, [0])
@@ -158,7 +158,7 @@ def test_from_a_machine_that_is_no_node(cluster: Cluster, port: int, tmp_path: P
     assert table["status"].tolist() == ["done", "done"] and table["attempts"].tolist() == [1, 2]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_nodes_that_cannot_do_it_are_refused(
     cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
