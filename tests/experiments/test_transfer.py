@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +21,7 @@ from keyfilters.experiments.transfer import (
     transfer,
 )
 from keyfilters.experiments.transfer_findings import transfer_findings
-from keyfilters.experiments.trial import build_network, load
+from keyfilters.experiments.trial import Setup, build_network, load
 from tests.experiments.test_trial import DATA, SMALL
 
 SHARED = {**SMALL.to_dict(), "data": DATA, "steps": 0}
@@ -165,7 +164,7 @@ def test_lenders_have_other_first_weights_and_a_folder_grows(tmp_path: Path) -> 
 
 
 def test_networks_without_pointwise_convolutions_are_refused(tmp_path: Path) -> None:
-    setup = replace(SMALL, network="convnext_tiny", resolution=32)
+    setup = Setup(network="convnext_tiny", resolution=32)
     with pytest.raises(kf.KeyFiltersError, match="has no 1×1 convolutions; type --no-pointwise"):
         transfer(tmp_path / "out", targets=[DATA], setup=setup)
 
