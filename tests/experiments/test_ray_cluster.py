@@ -218,12 +218,12 @@ def test_executors_by_name() -> None:
         executor_from("local", gpus=1)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_lost_node_costs_no_attempt(
     cluster: Cluster, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     conditions = {"low": {"gain": 1.0}, "high": {"gain": 2.0}}
-    runs, there = grid(conditions, range(4), seconds=1.5), tmp_path / "there"
+    runs, there = grid(conditions, range(4), seconds=4), tmp_path / "there"
     here = run_grid(runs, workers.linger, tmp_path / "here", workers=8)
 
     [node] = cluster.worker_nodes
@@ -231,7 +231,7 @@ def test_a_lost_node_costs_no_attempt(
 
     def has_begun_there() -> bool:
         started = [there / run.folder / "process.txt" for run in runs]
-        fresh = [file for file in started if file.exists() and age(file) < 0.5]
+        fresh = [file for file in started if file.exists() and age(file) < 2]
         return bool({int(f.read_text() or 0) for f in fresh} & {p.pid for p in raylet.children()})
 
     def lose() -> None:
