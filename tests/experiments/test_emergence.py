@@ -25,7 +25,7 @@ from keyfilters.experiments.emergence_findings import emergence_findings, rank_c
 from keyfilters.experiments.runs import Run
 from keyfilters.experiments.trial import load
 from tests.experiments.planted import planted
-from tests.experiments.test_stages import at_once
+from tests.experiments.test_runner import at_once
 from tests.experiments.test_trial import DATA, SMALL
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -43,9 +44,9 @@ def test_keys_as_in_a_trained_network(tmp_path: Path) -> None:
 def test_every_run_is_asked_for_as_it_should(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen = []
+    seen: list[Any] = []
 
-    def note(stages, out, how):  # type: ignore[no-untyped-def]
+    def note(stages: Any, *_: Any) -> list[None]:
         seen.extend(stages)
         return [None]
 

@@ -31,7 +31,7 @@ def grid(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def treated(out: Path, treatment: str, start: str, assigned: str) -> tuple[dict, Path]:  # type: ignore[type-arg]
+def treated(out: Path, treatment: str, start: str, assigned: str) -> tuple[dict[str, Any], Path]:
     options = {**SHARED, "treatment": treatment, "start": start, "assigned": assigned}
     options |= {"lender": str(LENDER), "steps": 2}
     folder = out / Run(condition_name(treatment, start, assigned), 0).folder

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,14 +7,9 @@ import pytest
 
 from keyfilters.errors import KeyFiltersError
 from keyfilters.experiments import Run
-from keyfilters.experiments.processes import Task, perform
 from keyfilters.experiments.stages import run_stages
 from tests.experiments import workers
-
-
-def at_once(tasks: Sequence[Task], count: int, threads: int) -> Iterator[tuple[Task, str | None]]:
-    for task in tasks:
-        yield task, perform(task)
+from tests.experiments.test_runner import at_once
 
 
 def borrow(options: dict[str, Any], seed: int, folder: Path) -> dict[str, Any]:

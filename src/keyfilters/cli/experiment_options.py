@@ -13,7 +13,15 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
-from keyfilters.cli.common import check_device, check_out, command_line, progress_bar
+from keyfilters.cli.common import (
+    Address,
+    CpusPerRun,
+    GpusPerRun,
+    check_device,
+    check_out,
+    command_line,
+    progress_bar,
+)
 from keyfilters.cli.tables import show
 from keyfilters.errors import KeyFiltersError
 
@@ -65,11 +73,9 @@ class Shared:
         ),
     ] = None
     executor: Annotated[str, typer.Option(help="local, or ray: runs on a Ray cluster.")] = "local"
-    address: Annotated[
-        str, typer.Option(help="Of the cluster: auto, HOST:PORT or ray://HOST:PORT.")
-    ] = ""
-    cpus_per_run: Annotated[float, typer.Option(help="On a cluster.", min=0)] = 1
-    gpus_per_run: Annotated[float, typer.Option(help="On a cluster.", min=0)] = 0
+    address: Address = ""
+    cpus_per_run: CpusPerRun = 1
+    gpus_per_run: GpusPerRun = 0
     out: Annotated[
         Path | None,
         typer.Option(help="Folder for runs and results.", show_default="experiment-NAME"),

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from keyfilters.depthwise import depthwise_layers
 from keyfilters.errors import KeyFiltersError
-from keyfilters.experiments.lending import freeze_weights_, lent
+from keyfilters.experiments.lending import copy_weights_, freeze_weights_, lent
 from keyfilters.experiments.runs import Run
 from keyfilters.experiments.stages import How, run_stages
 from keyfilters.experiments.transfer import pointwise_weights
@@ -112,18 +112,14 @@ def train_on_first(options: dict[str, Any], seed: int, folder: Path) -> dict[str
     setup = Setup.from_dict(options)
     data = load(options["data"], setup, options.get("images_seed", seed))
     network = build_network(setup, data, seed)
-    check = None
+    first: dict[str, Tensor] = {}
     if "n" in options:
         first = dict(list(_weights(network, options["layers"]).items())[: options["n"]])
-        state = load_file(lent(folder, options["lender"])) if options["lender"] else None
-        check = freeze_weights_(first, state)
-        if options["tuned"]:
-            check = None
-            for weight in first.values():
-                weight.requires_grad_(True)
+        if options["lender"]:
+            copy_weights_(first, load_file(lent(folder, options["lender"])))
+    check = freeze_weights_({} if options.get("tuned") else first)
     result = train_and_measure(setup, network, data, seed, folder)
-    if check is not None:
-        check()
+    check()
     return result
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from keyfilters.errors import KeyFiltersError
 
-__all__ = ["MODEL", "freeze_weights_", "lent"]
+__all__ = ["MODEL", "copy_weights_", "freeze_weights_", "lent"]
 
 MODEL = "model.safetensors"
 
@@ -29,22 +29,20 @@ def lent(folder: Path, lender: str, name: str = MODEL) -> Path:
     return folder.parents[2] / lender / name
 
 
-def freeze_weights_(
-    weights: Mapping[str, Tensor], state: Mapping[str, Tensor] | None = None
-) -> Callable[[], None]:
-    """Freeze weights, in place, as another network has them or as they are.
+def copy_weights_(weights: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
+    """Overwrite weights by those of the same names in the state of another network."""
+    with torch.no_grad():
+        for name, weight in weights.items():
+            weight.copy_(state[name])
 
-    Args:
-        weights: parameters by their names.
-        state: of the other network, with the same names; None leaves them as they are.
+
+def freeze_weights_(weights: Mapping[str, Tensor]) -> Callable[[], None]:
+    """Freeze weights, by their names, as they are.
 
     Returns:
         What raises once one of them has moved.
     """
-    for name, weight in weights.items():
-        if state is not None:
-            with torch.no_grad():
-                weight.copy_(state[name])
+    for weight in weights.values():
         weight.requires_grad_(False)
     kept = {name: weight.clone() for name, weight in weights.items()}
 

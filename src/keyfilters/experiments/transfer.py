@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from keyfilters.asked import parse
 from keyfilters.errors import KeyFiltersError
-from keyfilters.experiments.lending import freeze_weights_, lent
+from keyfilters.experiments.lending import copy_weights_, freeze_weights_, lent
 from keyfilters.experiments.runs import Run
 from keyfilters.experiments.stages import How, run_stages
 from keyfilters.experiments.trial import Setup, build_network, load, train_and_measure
@@ -190,8 +190,10 @@ def train_frozen(options: dict[str, Any], seed: int, folder: Path) -> dict[str, 
     if source and trained_here(source):
         lender = lent(folder, lender)
     if POINTWISE in kind:
-        state = load_file(lender) if source else None
-        check = freeze_weights_(pointwise_weights(network), state)
+        weights = pointwise_weights(network)
+        if source:
+            copy_weights_(weights, load_file(lender))
+        check = freeze_weights_(weights)
         result = train_and_measure(setup, network, data, seed, folder)
         check()
         return result
