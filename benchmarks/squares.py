@@ -25,9 +25,9 @@ import numpy as np
 import pandas as pd
 import torch
 from common import environment, markdown, write
+from keyfilters.clusters.nulls import tap_permuted_null
 
 import keyfilters as kf
-from keyfilters.clusters.nulls import tap_permuted_null
 from keyfilters.clusters.squares import ON_GRID, SQUARE, nearest_centre
 from keyfilters.scalespace import centred_unit
 from keyfilters.sources.packages import find_distribution, model_files

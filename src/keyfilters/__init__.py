@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from keyfilters.discovery import discover_keys as discover_keys
     from keyfilters.errors import KeyFiltersError as KeyFiltersError
     from keyfilters.keyset import KeySet as KeySet
+    from keyfilters.nulls import null_bank as null_bank
     from keyfilters.receptive_fields import fit_idealized as fit_idealized
     from keyfilters.receptive_fields import match as match
     from keyfilters.report import write_report as write_report
@@ -46,6 +47,7 @@ _PUBLIC = {
     "init": "",
     "initialize_filters_": "keyfilters.surgery",
     "match": "keyfilters.receptive_fields",
+    "null_bank": "keyfilters.nulls",
     "parametrize_filters_": "keyfilters.surgery",
     "read": "keyfilters.sources",
     "replace_filters_": "keyfilters.surgery",

@@ -20,7 +20,9 @@ from keyfilters.errors import KeyFiltersError
 from keyfilters.key_files import read_keys, write_keys
 from keyfilters.receptive_fields import published_filters, published_parameters
 
-__all__ = ["Assignment", "KeySet"]
+__all__ = ["CONSENSUS", "Assignment", "KeySet"]
+
+CONSENSUS = Path(__file__).parent / "consensus"  # keys that ship with the package
 
 _PUBLISHED_NAMES = (
     "1 vertical half-grid edge, one side",
@@ -117,6 +119,30 @@ class KeySet:
         name = f"lindeberg2026-{name.removeprefix('lindeberg2026-')}"
         told = f"{name}: idealised models of the eight key filters at their published scales"
         return cls(published_filters(name, size), _PUBLISHED_NAMES, told, models=models)
+
+    @classmethod
+    def consensus(cls, size: int, *, idealised: bool = False) -> KeySet:
+        """Return the keys discovered over a zoo of models, each counting alike.
+
+        They ship with the package; how they were found, and how stable they are, is in
+        ``benchmarks/results/discovery.md``.
+
+        Args:
+            size: kernel size, 3, 5 or 7.
+            idealised: whether to return their idealised receptive fields instead.
+
+        Raises:
+            KeyFiltersError: another size.
+
+        >>> KeySet.consensus(5).size
+        5
+        """
+        path = CONSENSUS / f"{'twins' if idealised else 'keys'}_{size}.safetensors"
+        if not path.exists():
+            raise KeyFiltersError(
+                f"there are consensus keys of 3×3, 5×5 and 7×7, none of {size}×{size}"
+            )
+        return cls.from_file(path)
 
     @classmethod
     def random(cls, count: int, size: int = 7, seed: int = 0) -> KeySet:

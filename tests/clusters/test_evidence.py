@@ -1,47 +1,74 @@
+"""Coverage beside its nulls: structure exceeds them all, noise of any smoothness does not."""
+
 from __future__ import annotations
 
 import numpy as np
-import pandas as pd
+import pytest
+import torch
 
-from keyfilters.clusters.autoencoder import CodeAutoencoder
-from keyfilters.clusters.evidence import chance_in_words, gather_evidence
-from keyfilters.clusters.nulls import gaussian_null
+import keyfilters as kf
+from keyfilters.claims import FILTERS
+from keyfilters.clusters.evidence import Evidence, gather_evidence
+from keyfilters.clusters.words import in_words
+from keyfilters.nulls import NULLS, null_units
+from keyfilters.scalespace import centred_unit
 from tests.clusters.test_patterns import planted_bank
 
 
-def evidence_of(unit: np.ndarray, size: tuple[int, int]) -> tuple[pd.DataFrame, pd.DataFrame, str]:
-    autoencoders = [CodeAutoencoder(1, seed).fit(unit) for seed in (0, 1)]
-    found = gather_evidence(unit, size, 0.2, autoencoders, (1, 4, 16))
-    return (
-        found.coverage.set_index("method"),
-        found.rate,
-        chance_in_words(found.coverage, size, 0.2),
-    )
+def evidence_of(unit: np.ndarray, size: tuple[int, int], seed: int = 0) -> Evidence:
+    data = {FILTERS: unit} | {kind: null_units(unit, size, kind, seed) for kind in NULLS}
+    half = np.arange(len(unit)) % 2 == 0
+    return gather_evidence(data, size, 0.2, (0, 1), (1, 4, 16), half)
 
 
-def test_structure_is_far_above_its_nulls() -> None:
+def covariance_filters(size: int, seed: int, count: int = 700) -> np.ndarray:
+    """Filters of an untrained layer with covariance initialisation."""
+    weight = torch.empty(count, 1, size, size)
+    kf.init.covariance_(weight, depth=0.5, generator=torch.Generator().manual_seed(seed))
+    return centred_unit(weight[:, 0].numpy())
+
+
+def test_structure_exceeds_every_null_with_every_method_and_held_out() -> None:
     unit, _ = planted_bank()
-    coverage, rate, words = evidence_of(unit, (5, 5))
-    assert coverage.loc["autoencoder 1-D", "coverage"] > 0.95
-    assert coverage.loc["k-means 16", "coverage"] > 0.95
-    assert coverage[["gaussian", "tap-permuted"]].max().max() < 0.05
-    assert coverage["gaussian refit"].max() < 0.1
-    assert "Beyond chance remain" in words or "next to nothing" in words
-    curve = rate[(rate["method"] == "k-means") & (rate["data"] == "filters")]
+    found = evidence_of(unit, (5, 5))
+    for claim in found.claims:
+        assert claim.p < 0.01 and claim.value > claim.chance + 0.1, claim.name
+    code = found.claims[0]
+    assert code.value > 0.95 and code.held_out > 0.9
+    assert code.strictest == "covariance" and code.nulls["white"] < 0.1
+    curve = found.rate[(found.rate["method"] == "k-means") & (found.rate["data"] == FILTERS)]
     assert curve["coverage"].is_monotonic_increasing and curve["coverage"].iloc[0] < 0.3
 
 
-def test_noise_is_not_above_its_nulls_and_the_words_say_so() -> None:
-    coverage, _, words = evidence_of(gaussian_null(800, 9, 5), (3, 3))
-    for method in ("autoencoder 1-D", "k-means 32", "idealised filters"):
-        row = coverage.loc[method]
-        assert abs(row["coverage"] - row["gaussian refit"]) < 0.08
-    assert "no more than chance gives" in words
+@pytest.mark.parametrize("size", [3, 5, 7])
+def test_noise_of_any_smoothness_exceeds_no_null(size: int) -> None:
+    smooth = covariance_filters(size, seed=1)
+    again = null_units(smooth, (size, size), "covariance", 5)
+    claims = [
+        claim
+        for unit in (smooth, again)
+        for claim in evidence_of(unit, (size, size), seed=2).claims
+    ]
+    # 14 claims at a level of 5 %: more than two of them would happen once in 35 times.
+    assert sum(claim.p < 0.05 for claim in claims) <= 2, [(c.name, c.p) for c in claims]
+    assert all(abs(claim.value - claim.nulls["covariance"]) < 0.08 for claim in claims)
 
 
-def test_few_filters_can_be_covered_by_chance_which_the_refitted_null_shows() -> None:
-    coverage, _, _ = evidence_of(gaussian_null(120, 49, 5), (7, 7))
-    row = coverage.loc["k-means 64"]
-    assert row["coverage"] > 0.2  # single filters with a prototype of their own
-    assert abs(row["coverage"] - row["gaussian refit"]) < 0.1
-    assert row["gaussian"] < 0.02
+def test_words_call_chance_negligible_only_if_the_strictest_null_says_so(
+    planted_atlas: kf.Atlas,
+) -> None:
+    claims = planted_atlas.claims_
+    words = in_words(claims, "5×5", 0.2)["coverage"]
+    assert "next to nothing" not in words and "beyond chance" in words
+    assert "Gaussian filters with the same tap covariance, the strictest null" in words
+    weak = claims.assign(chance=0.01)
+    assert "next to nothing" in in_words(weak, "5×5", 0.2)["coverage"]
+    assert "no more is shown" in in_words(weak.assign(q=0.2), "5×5", 0.2)["coverage"]
+
+
+def test_few_filters_are_covered_by_chance_which_the_nulls_show() -> None:
+    noise = centred_unit(np.random.default_rng(5).normal(size=(120, 49)))
+    found = {claim.name: claim for claim in evidence_of(noise, (7, 7)).claims}
+    claim = found["coverage, k-means 64"]
+    assert claim.value > 0.2  # single filters with a prototype of their own
+    assert claim.held_out < 0.05 and claim.p > 0.05

@@ -10,9 +10,9 @@ import torch
 from keyfilters.clusters.agreement import pattern_agreement
 from keyfilters.clusters.autoencoder import CodeAutoencoder
 from keyfilters.clusters.naming import UNNAMED, chance_similarity, name_filters
-from keyfilters.clusters.nulls import gaussian_null
 from keyfilters.clusters.patterns import find_patterns
 from keyfilters.clusters.squares import square_report
+from keyfilters.nulls import null_units
 from keyfilters.receptive_fields.families import family
 from keyfilters.scalespace import centred_unit
 
@@ -54,7 +54,8 @@ def test_idealised_filters_get_their_own_names(name: str) -> None:
 
 def test_random_filters_stay_unnamed() -> None:
     for size in ((3, 3), (5, 5), (7, 7)):
-        names = name_filters(gaussian_null(300, size[0] * size[1], 7), size, 0.2)["name"]
+        noise = centred_unit(np.random.default_rng(7).normal(size=(300, size[0] * size[1])))
+        names = name_filters(noise, size, 0.2)["name"]
         assert (names == UNNAMED).mean() > 0.97
         assert chance_similarity(size) > 0.3
 
@@ -69,7 +70,7 @@ def planted_bank(noise: float = 0.25, each: int = 80) -> tuple[np.ndarray, np.nd
 def test_planted_patterns_are_found_named_and_assigned() -> None:
     unit, truth = planted_bank()
     auto = CodeAutoencoder(1, seed=0).fit(unit)
-    patterns = find_patterns(auto, unit, (5, 5), 0.2)
+    patterns = find_patterns(auto.decoded_, unit, (5, 5), 0.2)
     assert set(PLANTED) <= set(patterns.table["name"])
     named = patterns.table["name"].to_numpy()[patterns.index]
     assert (named == np.array(list(PLANTED))[truth]).mean() > 0.95
@@ -83,12 +84,14 @@ def test_planted_patterns_are_found_named_and_assigned() -> None:
 
 def test_seeds_agree_on_planted_patterns_and_not_on_noise() -> None:
     unit, _ = planted_bank()
-    autoencoders = [CodeAutoencoder(1, seed).fit(unit) for seed in (0, 1)]
-    agreement = pattern_agreement(autoencoders, unit, (5, 5), 0.2)
+    noise = null_units(unit, (5, 5), "covariance", 0)
+    codes = [CodeAutoencoder(1, seed).fit(unit).as_prototypes() for seed in (0, 1)]
+    on_noise = [CodeAutoencoder(1, seed).fit(noise).as_prototypes() for seed in (0, 1)]
+    agreement = pattern_agreement(codes, (0, 1), unit, 0.2)
     assert agreement["autoencoder seeds"] > 0.9
     assert agreement["autoencoder and k-means"] > 0.85
-    assert agreement["autoencoder seeds on gaussian"] < 0.3
-    assert np.isnan(pattern_agreement(autoencoders[:1], unit, (5, 5), 0.2)["k-means seeds"])
+    assert pattern_agreement(on_noise, (0, 1), noise, 0.2)["autoencoder seeds"] < 0.5
+    assert np.isnan(pattern_agreement(codes[:1], (0,), unit, 0.2)["k-means seeds"])
 
 
 def squares(name: str, sigma: float, stride: float) -> tuple[np.ndarray, pd.DataFrame]:

@@ -28,20 +28,21 @@ def planted(size: int, seed: int, count: int = 8, n: int = 1600) -> tuple[KeySet
 
 @pytest.mark.parametrize("size", [3, 5, 7])
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_planted_keys_are_found_and_the_elbow_counts_them(size: int, seed: int) -> None:
+def test_planted_keys_are_found_and_counted(size: int, seed: int) -> None:
     keys, bank = planted(size, seed)
     count = 8 if size > 3 else 5  # eight random keys nearly fill the eight dimensions of 3×3
     if size == 3:
         keys, bank = planted(size, seed, count)
     found = discover_keys(bank, kinds=["lines"], seed=seed)
-    assert found.elbow == len(found.keys) == count
+    assert found.number.number == len(found.keys) == count
     cosine = np.abs(np.einsum("iyx,jyx->ij", keys.filters, found.keys.filters))
     assert (cosine.max(1) > 0.99).all() and len(set(cosine.argmax(1))) == count
     assert found.value > 0.98
     at = found.curve.query("round == 2").set_index("keys")
     assert at["value"][count] > 0.95 and at["value"][count - 1] < at["value"][count] - 0.02
     if size > 3:
-        assert at["chance"][count] < at["value"][count] - 0.3
+        assert at["covariance"][count] < at["value"][count] - 0.1
+        assert at["white"][count] < at["value"][count] - 0.3
 
 
 def test_keys_of_a_real_network_are_receptive_fields(lite0: kf.FilterBank) -> None:
@@ -51,7 +52,8 @@ def test_keys_of_a_real_network_are_receptive_fields(lite0: kf.FilterBank) -> No
     curve = first.curve
     for _, part in curve.groupby("round"):
         assert (part["value"].diff().dropna() <= 1e-9).all()
-    assert (curve["value"] > curve["chance"] + 0.05).all()
+    assert (curve["value"] > curve["white"] + 0.05).all()
+    assert first.strictest == "covariance" and first.value > first.nulls["covariance"] + 0.02
     assert first.value >= curve.query("keys == 8")["value"].max() - 1e-9
     assert first.models["share"].sum() == pytest.approx(1)
     assert first.models["r2"].median() > 0.8  # the keys are receptive fields
@@ -69,9 +71,10 @@ def test_many_keys_leave_room_for_few_new_candidates() -> None:
     _, bank = planted(5, 0, n=400)
     found = kf.discover_keys(bank, kinds=["lines"], count=20, keys=16)
     assert len(found.keys) == 16 and max(map(len, found.pools)) <= 20
-    by_chance = found.curve[found.curve["round"] == 1].set_index("keys")["chance"][16]
-    assert by_chance <= found.chance < found.value
-    assert found.served["chance"].mean() == pytest.approx(found.chance, rel=1e-5)
+    for null, value in found.nulls.items():
+        at = found.curve[found.curve["round"] == 2].set_index("keys")[null][16]
+        assert at - 1e-6 <= value < found.value  # rounds and exchange included
+        assert found.null_r2[null].mean() == pytest.approx(value, rel=1e-5)
     assert found.served["r2"].mean() == pytest.approx(found.value, rel=1e-5)
 
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import keyfilters as kf
-from keyfilters.discovery.elimination import elbow, eliminate, exchange, select
+from keyfilters.discovery.elimination import eliminate, exchange, select
 
 
 def naive(gains: np.ndarray) -> tuple[list[int], list[float]]:
@@ -55,13 +55,6 @@ def test_selection_takes_the_best_first() -> None:
     gains = np.random.default_rng(0).random((50, 6))
     assert select(gains, 1)[0] == gains.sum(0).argmax()
     assert sorted(select(gains, 6).tolist()) == list(range(6))
-
-
-def test_elbow_is_where_the_curve_bends() -> None:
-    assert elbow(np.concatenate([np.linspace(0.1, 0.9, 8), np.linspace(0.9, 0.92, 42)[1:]])) == 8
-    assert elbow(np.linspace(0, 1, 5)) == 1  # it never bends
-    assert elbow(np.array([1.0, 1.0, 1.0])) == 1
-    assert elbow(np.array([0.5])) == 1
 
 
 def test_bad_tables_are_refused() -> None:

@@ -158,7 +158,7 @@ def test_discovery_by_outputs_keeps_more_of_them() -> None:
     kept = OutputGains(model, 5, Settings(images))
     assert kept(found.keys).max(1).mean() == pytest.approx(found.value)
     assert found.value > kept(by_shape.keys).max(1).mean()
-    assert found.curve["chance"].min() > 0 and found.curve["value"].max() <= 1
+    assert found.curve["covariance"].min() > 0 and found.curve["value"].max() <= 1
 
 
 def test_output_gains_are_what_a_slow_regression_explains() -> None:

@@ -51,7 +51,7 @@ def explained(filters: np.ndarray, clean: np.ndarray) -> np.ndarray:
 def test_families_are_recovered_at_20_decibels(form: Family) -> None:
     size, taps = 7, 49
     filters, sigma, clean = planted(form, 60, size, noise=0.1)
-    table = match(filters, null_draws=0)
+    table = match(filters, null=None)
     right = (table["family"] == form.name).to_numpy()
     # A family that fits as well with as few parameters is equivalent on these taps.
     truth = taps * np.log(np.maximum(1 - explained(filters, clean), FLOOR))
@@ -66,7 +66,7 @@ def test_families_are_recovered_at_20_decibels(form: Family) -> None:
 def test_separable_families_are_named_right_among_themselves() -> None:
     right = []
     for form in SEPARABLE:
-        table = match(planted(form, 40, 7, noise=0.1)[0], families="separable", null_draws=0)
+        table = match(planted(form, 40, 7, noise=0.1)[0], families="separable", null=None)
         right.append((table["family"] == form.name).mean())
     assert np.mean(right) >= 0.95 and min(right) >= 0.9
 
@@ -95,17 +95,17 @@ def test_solver_finds_the_optimum_of_a_slow_one() -> None:
 @pytest.mark.parametrize("families", ["separable", "all"])
 def test_scale_offset_mirror_and_transpose(families: str) -> None:
     filters, *_ = planted(family("x:d+ y:0"), 20, 7, noise=0.05)
-    base = match(filters, families=families, null_draws=0)
-    scaled = match(-3e-4 * filters + 0.7, families=families, null_draws=0)
+    base = match(filters, families=families, null=None)
+    scaled = match(-3e-4 * filters + 0.7, families=families, null=None)
     shapes = ["family", "sigma_x", "sigma_y", "r2"]
     for column in shapes[1:]:
         np.testing.assert_allclose(scaled[column], base[column], rtol=2e-2, atol=1e-3)
     assert (scaled["family"] == base["family"]).all()
     np.testing.assert_allclose(scaled["amplitude"], -3e-4 * base["amplitude"], rtol=2e-2)
     np.testing.assert_allclose(scaled["offset"], 0.7 - 3e-4 * base["offset"], atol=1e-4)
-    mirrored = match(filters[:, :, ::-1], families=families, null_draws=0)
+    mirrored = match(filters[:, :, ::-1], families=families, null=None)
     assert (base["family"] == "x:d+ y:0").all() and (mirrored["family"] == "x:d- y:0").all()
-    turned = match(filters.transpose(0, 2, 1), families=families, null_draws=0)
+    turned = match(filters.transpose(0, 2, 1), families=families, null=None)
     # Rows run down and y points up, so transposing also mirrors.
     assert (turned["family"] == "x:0 y:d-").all()
     np.testing.assert_allclose(turned["sigma_y"], base["sigma_x"], rtol=2e-2)
@@ -113,7 +113,7 @@ def test_scale_offset_mirror_and_transpose(families: str) -> None:
 
 def test_amplitude_and_offset_rebuild_the_filter() -> None:
     filters, *_ = planted(family("x:0 y:dd"), 5, 7, noise=0.0)
-    for row, stored in zip(match(filters, null_draws=0).itertuples(), filters, strict=True):
+    for row, stored in zip(match(filters, null=None).itertuples(), filters, strict=True):
         sigma = torch.tensor([[row.sigma_x, row.sigma_y]], dtype=torch.float64)
         model = family(row.family).render(sigma, (7, 7))[0].numpy()
         np.testing.assert_allclose(row.amplitude * model + row.offset, stored, atol=1e-4)
@@ -134,7 +134,7 @@ def test_noise_is_not_discovered(size: int) -> None:
 
 def test_chunks_change_nothing() -> None:
     filters, *_ = planted(family("laplacian"), 50, 5, noise=0.2)
-    whole, parts = (match(filters, null_draws=0, chunk=chunk) for chunk in (4096, 7))
+    whole, parts = (match(filters, null=None, chunk=chunk) for chunk in (4096, 7))
     np.testing.assert_allclose(whole["r2"], parts["r2"], atol=1e-5)
 
 

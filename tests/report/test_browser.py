@@ -30,7 +30,8 @@ def test_script_draws_patterns_strip_and_layers(planted_atlas: kf.Atlas, tmp_pat
     assert size.explained is not None
     patterns = (size.patterns.table["share"] >= 0.005).sum()
     kinds = 2 * len(size.explained.shares)  # best and worst
-    assert cards == patterns + kinds
+    keys = sum(len(use.keys) for use in size.keys.values())
+    assert cards == patterns + kinds + keys
     assert html.count('class="layer"') == len(planted_atlas.bank_.layers)
     assert 'aria-label="decoded filters along the one-dimensional code"' in html
     assert html.count("<canvas") >= 3 * patterns + kinds  # prototype, form and members

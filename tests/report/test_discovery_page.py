@@ -11,6 +11,7 @@ from PIL import Image
 
 import keyfilters as kf
 from keyfilters.discovery import Discovery
+from keyfilters.nulls import NULLS
 from keyfilters.report.discovery_page import write_discovery_report
 from tests.discovery.test_discover import planted
 from tests.report.test_page import Checker
@@ -42,10 +43,10 @@ def test_figures_on_the_page_are_those_of_the_discovery(
 ) -> None:
     html = write_discovery_report(found, tmp_path / "report.html").read_text()
     for name, one in found.items():
-        assert f"<strong>{one.value:.0%}</strong>; random ones {one.chance:.0%}" in html
+        assert f"<strong>{one.value:.0%}</strong>; in {NULLS[one.strictest]}" in html
         assert f"{name}: 4 keys for {len(one.served):,} filters" in html
         assert f"{(one.served['r2'] >= 0.64).mean():.0%} of the filters have a key" in html
-        assert f"elbow: {one.elbow}" in html
+        assert one.words.split("variance; ")[1] in html
     # The first image of a section is the key that serves most filters: blue negative, red positive.
     one = found["3×3"]
     key = one.keys.filters[int(one.models["share"].argmax())]

@@ -60,10 +60,10 @@ def test_page_says_what_was_read_skipped_and_unusable(
         "by shape only",
         "non-finite",
         "10 usable filters, fewer than 64",
-        "taps shuffled, refitted",
+        "strictest, held out",
         "Adjusted Rand index",
         "Every filter explained by an idealised receptive field",
-        planted_atlas.sizes_[(5, 5)].chance.split(";")[0],
+        planted_atlas.words_[(5, 5)]["coverage"].split(".")[-2],
     ):
         assert words in html, words
 

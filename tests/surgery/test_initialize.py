@@ -178,7 +178,7 @@ def test_idealized_follows_the_trained_layer_of_the_nearest_depth() -> None:
 def test_idealized_renders_other_sizes_with_scaled_or_equal_sigma(scale_sigma: bool) -> None:
     (net,) = nets(1)
     initialize_filters_(net, "idealized", bank=trained(), scale_sigma=scale_sigma, layers=["2"])
-    found = match(net[2].weight.detach()[:, 0], null_draws=0)
+    found = match(net[2].weight.detach()[:, 0], null=None)
     factor = 5 / 7 if scale_sigma else 1
     assert set(found["family"]) == {LAPLACIAN} and (found["amplitude"] < 0).all()
     np.testing.assert_allclose(found["sigma_x"], 0.9 * factor, rtol=0.01)
@@ -194,7 +194,7 @@ def test_idealized_prefers_the_kernel_size_and_takes_every_model() -> None:
     second = Layer("other", "conv", smooth, None, None, 0.5)
     bank = FilterBank([*trained(7).layers, fives, second])
     initialize_filters_(net, "idealized", bank=bank, layers=["2"])
-    found = match(net[2].weight.detach()[:, 0], null_draws=0)
+    found = match(net[2].weight.detach()[:, 0], null=None)
     assert set(found["family"]) == {EDGE, "x:0 y:0"}
 
 

@@ -89,7 +89,7 @@ def test_idealized_models_replace_each_filter() -> None:
         model[0].weight[3] = 0.25  # a filter without a shape stays
     report = replace_filters_(model, "idealized")
     new = model[0].weight.detach().numpy()[:, 0]
-    expected = render_models(kf.match(old, null_draws=0), (5, 5))
+    expected = render_models(kf.match(old, null=None), (5, 5))
     keep = np.arange(16) != 3
     np.testing.assert_allclose(new[keep], expected[keep], atol=2e-4)
     np.testing.assert_allclose(new[3], 0.25, atol=1e-6)

@@ -38,6 +38,13 @@ def atlas(
             show_default=False,
         ),
     ] = None,
+    feed_forward: Annotated[
+        bool,
+        typer.Option(
+            "--feed-forward",
+            help="Fit also the encoder network of the first publication, as a control; slow.",
+        ),
+    ] = False,
     device: Device = "cpu",
     executor: Annotated[
         str,
@@ -50,7 +57,7 @@ def atlas(
     address: Address = "",
     cpus_per_run: CpusPerRun = 1,
 ) -> None:
-    """Cluster and name all filters of one or several models, beside what chance gives.
+    """Cluster and name all filters of one or several models, beside null filters.
 
     Writes report.html (the page to look at), filters.parquet (one row a filter), summary.json
     (every figure) and bank.safetensors (the filters) into the folder --out.
@@ -63,7 +70,9 @@ def atlas(
 
     check_out(out)
     check_device(device)
-    fitted = Atlas(seed=seed, seeds=seeds, threshold=threshold, device=device)
+    fitted = Atlas(
+        seed=seed, seeds=seeds, threshold=threshold, feed_forward=feed_forward, device=device
+    )
     where = executor_from(executor or "local", address, cpus_per_run)
     with progress_bar() as step:
         if executor:
@@ -82,7 +91,9 @@ def atlas(
         share = size.patterns.table.groupby("name")["share"].sum().sort_values(ascending=False)
         names = ", ".join(f"{name} {part:.0%}" for name, part in share.head(6).items())
         kernel = f"{size.size[0]}×{size.size[1]}"
-        console.print(f"\n{kernel}: {names}\n{size.chance}", highlight=False)
+        console.print(f"\n{kernel}: {names}", highlight=False)
+        for sentence in fitted.words_[size.size].values():
+            console.print(sentence, highlight=False)
     typer.echo()
     for flaw, count in fitted.summary_["unusable"].items():
         console.print(f"left out: {count:,} {flaw} filters", highlight=False)
@@ -94,23 +105,24 @@ def atlas(
 def _table(fitted: Atlas) -> Table:
     from rich.table import Table
 
+    from keyfilters.clusters.methods import ONE_DIMENSION
+    from keyfilters.nulls import NULLS
+
     models = fitted.bank_.models
     names = ", ".join(models[:3]) + (f" and {len(models) - 3} more" if len(models) > 3 else "")
     table = Table(title=f"{len(fitted.bank_):,} filters of {names}")
     table.add_column("kernel")
-    for column in ("filters", "usable", "patterns", "classified", "taps shuffled", "Gaussian"):
+    for column in ("filters", "usable", "patterns", "classified", "held out", *NULLS):
         table.add_column(column, justify="right")
-    coverage = fitted.coverage_[fitted.coverage_["level"] == "bank"].set_index("size")
+    claims = fitted.claims_.set_index(["size", "claim"])
     for size, found in fitted.sizes_.items():
         kernel = f"{size[0]}×{size[1]}"
-        row = coverage.loc[kernel]
+        row = claims.loc[(kernel, f"coverage, {ONE_DIMENSION}")]
         table.add_row(
             kernel,
             f"{fitted.bank_.sizes[size]:,}",
             f"{len(found.rows):,}",
             str(len(found.patterns.table)),
-            f"{row['coverage']:.1%}",
-            f"{row['tap-permuted']:.1%}",
-            f"{row['gaussian']:.1%}",
+            *(f"{row[column]:.1%}" for column in ("value", "held_out", *NULLS)),
         )
     return table

@@ -38,7 +38,10 @@ def discover(
         int | None,
         typer.Option(help="Kernel size; default: each that has enough.", show_default=False),
     ] = None,
-    keys: Annotated[str, typer.Option(help="How many to keep, or auto for the elbow.")] = "auto",
+    keys: Annotated[
+        str,
+        typer.Option(help="How many to keep, or auto for as many as explain more than of noise."),
+    ] = "auto",
     candidates: Annotated[int, typer.Option(help="Candidates of a round.", min=2)] = 50,
     kinds: Annotated[
         str,
@@ -112,11 +115,9 @@ def discover(
             )
     for k, one in found.items():
         show(one.models.sort_values("share", ascending=False), f"{k}×{k}", SHOWN)
-        typer.echo(
-            f"{len(one.keys)} keys explain {one.value:.1%} of the "
-            f"{'outputs' if criterion == 'outputs' else 'filters'}' variance, as many random "
-            f"candidates {one.chance:.1%}; the curve bends at {one.elbow}"
-        )
+        typer.echo(one.words)
+        if one.number is not None:
+            typer.echo(one.number.words)
     if out is not None:
         with folder_at_once(out) as unfinished:
             for k, one in found.items():

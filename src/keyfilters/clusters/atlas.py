@@ -15,17 +15,23 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from keyfilters.bank import FilterBank
+from keyfilters.claims import FILTERS, Claim, claims_table, halves
 from keyfilters.clusters.agreement import pattern_agreement
-from keyfilters.clusters.autoencoder import CodeAutoencoder
 from keyfilters.clusters.config import AtlasConfig
-from keyfilters.clusters.evidence import STEPS, Evidence, chance_in_words, gather_evidence
-from keyfilters.clusters.explained import Explained, explain
-from keyfilters.clusters.nulls import NULLS, null_filters
+from keyfilters.clusters.evidence import STEPS, Evidence, gather_evidence
+from keyfilters.clusters.explained import NULL_SAMPLE, Explained, explain
+from keyfilters.clusters.key_use import KeyUse, explained_by_keys, known_keys
+from keyfilters.clusters.methods import ONE_DIMENSION, Fitted
 from keyfilters.clusters.patterns import Patterns, find_patterns
+from keyfilters.clusters.prototypes import PrototypeSet
 from keyfilters.clusters.squares import square_report
 from keyfilters.clusters.summary import summarise
+from keyfilters.clusters.words import in_words
 from keyfilters.errors import KeyFiltersError, NoFiltersError
+from keyfilters.nulls import NULLS, null_units
 from keyfilters.scalespace import centred_unit
+from keyfilters.seeds import child_seed
+from keyfilters.threads import one_thread
 
 __all__ = ["Atlas", "SizeAtlas"]
 
@@ -40,8 +46,10 @@ MODEL_COLUMNS = (
     "amplitude",
     "offset",
     "r2",
+    "p",
     "q",
 )
+KEY_COLUMNS = ("published_key", "published_r2", "consensus_key", "consensus_r2")
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,26 +61,28 @@ class SizeAtlas:
         threshold: dissimilarity below which a filter counts as classified.
         rows: ``(n,)`` index of its usable filters in the atlas's table.
         unit: ``(n, taps)`` their centred unit forms.
-        autoencoder: the 1-D autoencoder of the first seed.
+        decoded: ``(G, taps)`` filters that the 1-D code of the first seed decodes to.
         patterns: see `Patterns`.
         evidence: see `Evidence`.
-        agreement: see `pattern_agreement`.
+        agreement: one row a data set (the filters, then each null), see `pattern_agreement`.
         squares: see `square_report`.
         explained: see `Explained`; None for windows with an even side or a single row or column.
-        chance: how much of the coverage is chance, in words.
+        keys: how the published and the consensus keys explain the filters, where there are such.
+        claims: all claims, each beside its nulls.
     """
 
     size: tuple[int, int]
     threshold: float
     rows: NDArray[np.int64]
     unit: NDArray[np.float32]
-    autoencoder: CodeAutoencoder
+    decoded: NDArray[np.float32]
     patterns: Patterns
     evidence: Evidence
-    agreement: dict[str, float]
+    agreement: pd.DataFrame
     squares: dict[str, Any]
     explained: Explained | None
-    chance: str
+    keys: dict[str, KeyUse]
+    claims: list[Claim]
 
 
 class Atlas:
@@ -88,13 +98,17 @@ class Atlas:
             k_y, k_x, stride (the larger of two; NaN where unknown), norm, mean, flaw (why it is not
             usable, or empty), pattern, name (variants of a pattern not told apart), kind (coarse
             group of names), code in (0, 1), dissimilarity to what the code decodes to, classified;
-            and the idealised receptive field: family, sigma_x, sigma_y, second, amplitude, offset,
-            r2 and q as in `keyfilters.match`.
+            the idealised receptive field: family, sigma_x, sigma_y, second, amplitude, offset, r2,
+            p and q as in `keyfilters.match`, against filters of the same tap covariance; and the
+            published and the consensus key that explain most of it, with the share r2.
         sizes_: a `SizeAtlas` for every kernel size with enough usable filters.
         unclustered_: kernel sizes without, and why.
         coverage_: one row a bank, model and layer, and kernel size: level, size, model, layer,
-            depth, filters (usable), coverage, gaussian and tap-permuted (the nulls with the same
-            prototypes).
+            depth, filters (usable), coverage (share classified), and the same of each null, whose
+            filters are classified by a code fitted to them.
+        claims_: one row a claim of a kernel size, see `keyfilters.claims.claims_table`, and q, its
+            false-discovery rate over all claims of the atlas.
+        words_: the claims in sentences, by kernel size, see `keyfilters.clusters.words`.
         summary_: all figures as plain data, as they are saved.
 
     >>> import keyfilters as kf, torch
@@ -128,6 +142,7 @@ class Atlas:
         self.bank_ = bank
         self.table_ = _empty_table(bank)
         self.sizes_: dict[tuple[int, int], SizeAtlas] = {}
+        self._nulls: dict[tuple[int, int], dict[str, NDArray[np.bool_]]] = {}
         self.unclustered_: dict[tuple[int, int], str] = {}
         for size in bank.sizes:
             self._fit_size(size, progress)
@@ -135,12 +150,19 @@ class Atlas:
             reasons = "; ".join(f"{y}×{x}: {why}" for (y, x), why in self.unclustered_.items())
             raise NoFiltersError(f"not enough filters for an atlas ({reasons or 'an empty bank'})")
         self.coverage_ = self._coverage()
+        self.claims_ = self._claims()
+        self.words_ = {
+            size: in_words(
+                self.claims_[self.claims_["size"] == _label(size)], _label(size), a.threshold
+            )
+            for size, a in self.sizes_.items()
+        }
         self.summary_ = summarise(self, time.perf_counter() - started)
         return self
 
     def steps(self, bank: FilterBank) -> int:
         """Number of times that `fit` will call its progress function for a bank, at most."""
-        return (self.config.seeds + STEPS + 3) * len(bank.sizes)
+        return (STEPS + 4) * len(bank.sizes)
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write ``filters.parquet``, ``summary.json`` and ``bank.safetensors`` into a folder."""
@@ -151,60 +173,85 @@ class Atlas:
         (folder / "summary.json").write_text(text + "\n", encoding="utf-8")
         self.bank_.save(folder / "bank.safetensors")
 
+    @one_thread()
     def _fit_size(self, size: tuple[int, int], progress: Progress) -> None:
         of_size = (self.table_["k_y"] == size[0]) & (self.table_["k_x"] == size[1])
         rows = np.flatnonzero(of_size & (self.table_["flaw"] == ""))
         if len(rows) < self.config.fewest:
             self.unclustered_[size] = f"{len(rows)} usable filters, fewer than {self.config.fewest}"
             return
-        kernel = f"{size[0]}×{size[1]}"
+        kernel = _label(size)
         threshold = self.config.threshold_of(size)
+        seeds = range(self.config.seed, self.config.seed + self.config.seeds)
         filters, table = self.bank_.stack(size)
-        unit = centred_unit(filters[table["flaw"] == ""])
-        sample = self._sample(unit)
-        counts = [count for count in self.config.counts if count <= len(sample) // 4]
-        autoencoders = []
-        for seed in range(self.config.seed, self.config.seed + self.config.seeds):
-            progress(f"{kernel}: autoencoder, seed {seed}")
-            auto = CodeAutoencoder(1, seed, device=self.config.device).fit(sample)
-            autoencoders.append(auto)
+        usable = (table["flaw"] == "").to_numpy()
+        unit = centred_unit(filters[usable])
+        chosen = self._sample(len(unit))
+        progress(f"{kernel}: null filters")
+        nulls = {kind: null_units(unit, size, kind, self.config.seed) for kind in NULLS}
+        data = {FILTERS: unit[chosen]} | {kind: null[chosen] for kind, null in nulls.items()}
         evidence = gather_evidence(
-            sample,
+            data,
             size,
             threshold,
-            autoencoders,
-            counts,
+            seeds,
+            [count for count in self.config.counts if count <= len(chosen) // 4],
+            halves(table[usable].iloc[chosen]),
+            feed_forward=self.config.feed_forward,
+            device=self.config.device,
             progress=lambda step: progress(f"{kernel}: {step}"),
         )
         progress(f"{kernel}: agreement")
-        agreement = pattern_agreement(autoencoders, sample, size, threshold)
+        codes = {key: _prototypes(found) for key, found in evidence.fits[ONE_DIMENSION].items()}
+        agreement = pd.DataFrame(
+            {
+                key: pattern_agreement(codes[key], seeds[: len(codes[key])], part, threshold)
+                for key, part in data.items()
+            }
+        ).T
         progress(f"{kernel}: patterns")
-        patterns = find_patterns(autoencoders[0], unit, size, threshold)
+        decoded = codes[FILTERS][0].prototypes
+        patterns = find_patterns(decoded, unit, size, threshold)
+        keys = {
+            name: explained_by_keys(name, known, {FILTERS: unit} | nulls)
+            for name, known in known_keys(size).items()
+        }
         explained = None
         if min(size) >= 3 and size[0] % 2 and size[1] % 2:
             progress(f"{kernel}: idealised receptive field of every filter")
-            usable = filters[(table["flaw"] == "").to_numpy()]
-            explained = explain(usable, threshold, self.config.seed, self.config.device)
+            mixed = np.random.default_rng(child_seed(self.config.seed, "matched")).permutation
+            samples = {
+                kind: null[np.sort(mixed(len(unit))[:NULL_SAMPLE])] for kind, null in nulls.items()
+            }
+            explained = explain(filters[usable], samples, threshold, self.config.device)
         self.sizes_[size] = SizeAtlas(
             size=size,
             threshold=threshold,
             rows=rows,
             unit=unit,
-            autoencoder=autoencoders[0],
+            decoded=decoded,
             patterns=patterns,
             evidence=evidence,
             agreement=agreement,
             squares=square_report(unit, self.table_.iloc[rows], size, threshold),
             explained=explained,
-            chance=chance_in_words(evidence.coverage, size, threshold),
+            keys=keys,
+            claims=[
+                *evidence.claims,
+                *([explained.claim] if explained is not None else []),
+                *(use.claim for use in keys.values()),
+            ],
         )
-        self._enter(rows, patterns, threshold, explained)
+        self._nulls[size] = {
+            kind: codes[kind][0].dissimilarity(null) < threshold for kind, null in nulls.items()
+        }
+        self._enter(rows, patterns, threshold, explained, keys)
 
-    def _sample(self, unit: NDArray[np.float32]) -> NDArray[np.float32]:
-        if len(unit) <= self.config.sample:
-            return unit
-        generator = np.random.default_rng(self.config.seed)
-        return unit[np.sort(generator.choice(len(unit), self.config.sample, replace=False))]
+    def _sample(self, count: int) -> NDArray[np.int64]:
+        if count <= self.config.sample:
+            return np.arange(count)
+        generator = np.random.default_rng(child_seed(self.config.seed, "sample"))
+        return np.sort(generator.choice(count, self.config.sample, replace=False))
 
     def _enter(
         self,
@@ -212,6 +259,7 @@ class Atlas:
         patterns: Patterns,
         threshold: float,
         explained: Explained | None,
+        keys: dict[str, KeyUse],
     ) -> None:
         columns: dict[str, Any] = {
             "pattern": patterns.table["pattern"].to_numpy()[patterns.index],
@@ -223,6 +271,9 @@ class Atlas:
         }
         if explained is not None:
             columns |= {name: explained.table[name].to_numpy() for name in MODEL_COLUMNS}
+        for name, use in keys.items():
+            columns[f"{name}_key"] = np.array(use.keys.names, dtype=object)[use.index]
+            columns[f"{name}_r2"] = use.r2
         for column, values in columns.items():
             self.table_.iloc[rows, self.table_.columns.get_loc(column)] = values
 
@@ -230,10 +281,7 @@ class Atlas:
         parts = []
         for size, atlas in self.sizes_.items():
             table = self.table_.iloc[atlas.rows][["model", "layer", "depth", "classified"]].copy()
-            prototypes = atlas.autoencoder.as_prototypes()
-            for null in NULLS:
-                filters = null_filters(null, atlas.unit, self.config.seed + 3000)
-                table[null] = prototypes.dissimilarity(filters) < atlas.threshold
+            table = table.assign(**self._nulls[size])
             for level, keys in (
                 ("bank", []),
                 ("model", ["model"]),
@@ -245,9 +293,26 @@ class Atlas:
                 )
                 part.insert(0, "filters", groups.size())
                 part = part.reset_index(drop=not keys)
-                parts.append(part.assign(level=level, size=f"{size[0]}×{size[1]}"))
+                parts.append(part.assign(level=level, size=_label(size)))
         columns = ["level", "size", "model", "layer", "depth", "filters", "coverage", *NULLS]
         return pd.concat(parts, ignore_index=True).reindex(columns=columns)
+
+    def _claims(self) -> pd.DataFrame:
+        """All claims of the atlas, so that together at most one page in twenty claims falsely."""
+        from scipy.stats import false_discovery_control
+
+        parts = [claims_table(a.claims).assign(size=_label(s)) for s, a in self.sizes_.items()]
+        table = pd.concat(parts, ignore_index=True)
+        table.insert(0, "size", table.pop("size"))
+        return table.assign(q=false_discovery_control(table["p"]))
+
+
+def _label(size: tuple[int, int]) -> str:
+    return f"{size[0]}×{size[1]}"
+
+
+def _prototypes(fitted: list[Fitted]) -> list[PrototypeSet]:
+    return [found for found in fitted if isinstance(found, PrototypeSet)]
 
 
 def _empty_table(bank: FilterBank) -> pd.DataFrame:
@@ -266,5 +331,6 @@ def _empty_table(bank: FilterBank) -> pd.DataFrame:
         code=np.nan,
         dissimilarity=np.nan,
         classified=False,
-        **dict.fromkeys(MODEL_COLUMNS, np.nan) | {"family": ""},
+        **dict.fromkeys((*MODEL_COLUMNS, *KEY_COLUMNS), np.nan)
+        | {"family": "", "published_key": "", "consensus_key": ""},
     )

@@ -13,6 +13,7 @@ point, and a training step costs the same for a thousand filters as for a millio
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 from keyfilters.clusters.prototypes import PrototypeSet, kmeans_prototypes
 from keyfilters.threads import one_thread
 
-__all__ = ["CodeAutoencoder", "FeedForwardAutoencoder"]
+__all__ = ["CodeAutoencoder", "FeedForwardAutoencoder", "distinct_prototypes", "fit_together"]
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,9 @@ class CodeAutoencoder:
     (256, 9)
     """
 
+    codes_: NDArray[np.float32]
+    decoded_: NDArray[np.float32]
+
     def __init__(
         self,
         dimensions: int = 1,
@@ -102,52 +106,97 @@ class CodeAutoencoder:
         self.steps = steps
         self.device = device
 
-    @one_thread()
     def fit(self, unit: NDArray[np.float32]) -> CodeAutoencoder:
         """Train on ``(n, taps)`` centred unit filters."""
-        centres = kmeans_prototypes(unit, self.space.start, self.seed)
-        codes = self.space.grid()
-        place = _arrange(centres, self.space.dimensions, self.seed)
-        start = torch.cdist(codes, torch.tensor(place, dtype=torch.float32)).argmin(1)
-        target = torch.tensor(centres)[start].to(self.device) / len(codes)
-
-        filters = torch.tensor(unit, device=self.device)
-        features = self.space.features(codes).to(self.device)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed)
-            decoder = nn.Sequential(
-                nn.Linear(features.shape[1], 64), nn.GELU(), nn.Linear(64, unit.shape[1])
-            ).to(self.device)
-        optimiser = torch.optim.Adam(decoder.parameters(), fused=True)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 2e-2, total_steps=self.steps)
-        warm_up = 2 * self.steps // 5
-        for step in range(self.steps):
-            decoded = _unit(decoder(features))
-            if step >= warm_up and step % 10 == 0:
-                target = _sum_by_code(filters, decoded.detach()) / len(filters)
-            optimiser.zero_grad()
-            (-(target * decoded).sum()).backward()
-            optimiser.step()
-            schedule.step()
-
-        with torch.no_grad():
-            self.decoded_: NDArray[np.float32] = _unit(decoder(features)).cpu().numpy()
-        self.codes_: NDArray[np.float32] = codes.numpy()
+        fit_together([self], [unit])
         return self
 
     def as_prototypes(self) -> PrototypeSet:
         """Return the decoded filters as prototypes: the nearest one's code is the filter's code."""
         return PrototypeSet(self.decoded_)
 
-    @property
-    def distinct_prototypes(self) -> float:
-        """Length of a 1-D code's curve on the sphere, in diameters of a ball of cosine 0.8.
 
-        About so many prototypes with no overlap at a dissimilarity of 0.2 lie on it: the freedom
-        that this code has, to be compared with the number of centres of k-means.
-        """
-        step = np.clip((self.decoded_[1:] * self.decoded_[:-1]).sum(1), -1, 1)
-        return float(np.arccos(step).sum() / (2 * math.acos(0.8)))
+def distinct_prototypes(decoded: NDArray[np.float32]) -> float:
+    """Length of a 1-D code's curve on the sphere, in diameters of a ball of cosine 0.8.
+
+    About so many prototypes with no overlap at a dissimilarity of 0.2 lie on it: the freedom that
+    this code has, to be compared with the number of centres of k-means.
+
+    Args:
+        decoded: ``(G, taps)`` decoded filters in order of the code.
+    """
+    step = np.clip((decoded[1:] * decoded[:-1]).sum(1), -1, 1)
+    return float(np.arccos(step).sum() / (2 * math.acos(0.8)))
+
+
+@one_thread()
+def fit_together(
+    autoencoders: Sequence[CodeAutoencoder], units: Sequence[NDArray[np.float32]]
+) -> None:
+    """Train autoencoders of one code space, each on filters of its own, as one batch.
+
+    Their decoders do not see each other; a batch only saves the overhead of single steps.
+
+    Args:
+        autoencoders: with the same space, steps and device.
+        units: for each, ``(n, taps)`` centred unit filters; n may differ.
+    """
+    space, steps, device = autoencoders[0].space, autoencoders[0].steps, autoencoders[0].device
+    codes = space.grid()
+    features = space.features(codes).to(device)
+    targets = [
+        _start(unit, space, auto.seed, codes)
+        for unit, auto in zip(units, autoencoders, strict=True)
+    ]
+    target = torch.stack(targets).to(device)
+    filters = [torch.tensor(unit, device=device) for unit in units]
+    decoder = _Decoders(features.shape[1], units[0].shape[1], [a.seed for a in autoencoders])
+    decoder = decoder.to(device)
+    optimiser = torch.optim.Adam(decoder.parameters(), fused=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 2e-2, total_steps=steps)
+    warm_up = 2 * steps // 5
+    for step in range(steps):
+        decoded = _unit(decoder(features))
+        if step >= warm_up and step % 10 == 0:
+            pairs = zip(filters, decoded.detach(), strict=True)
+            target = torch.stack([_sum_by_code(f, d) / len(f) for f, d in pairs])
+        optimiser.zero_grad()
+        (-(target * decoded).sum()).backward()
+        optimiser.step()
+        schedule.step()
+    with torch.no_grad():
+        decoded = _unit(decoder(features)).cpu()
+    for auto, found in zip(autoencoders, decoded, strict=True):
+        auto.codes_, auto.decoded_ = codes.numpy(), found.numpy().copy()
+
+
+class _Decoders(nn.Module):
+    """Perceptrons with one hidden layer of 64, one a seed, with the initial weights of PyTorch."""
+
+    def __init__(self, inputs: int, outputs: int, seeds: Sequence[int], hidden: int = 64) -> None:
+        super().__init__()
+        shapes = ((inputs, hidden, inputs), (1, hidden, inputs), (hidden, outputs, hidden),
+                  (1, outputs, hidden))  # fmt: skip
+        drawn: list[list[Tensor]] = [[] for _ in shapes]
+        for seed in seeds:
+            generator = torch.Generator().manual_seed(seed)
+            for weights, (rows, columns, fan_in) in zip(drawn, shapes, strict=True):
+                bound = 1 / math.sqrt(fan_in)
+                weights.append((2 * torch.rand(rows, columns, generator=generator) - 1) * bound)
+        self.weights = nn.ParameterList(torch.stack(weights) for weights in drawn)
+
+    def forward(self, features: Tensor) -> Tensor:
+        first, first_bias, second, second_bias = self.weights
+        hidden = nn.functional.gelu(features @ first + first_bias)
+        return hidden @ second + second_bias
+
+
+def _start(unit: NDArray[np.float32], space: CodeSpace, seed: int, codes: Tensor) -> Tensor:
+    """First target of a decoder: k-means prototypes, similar ones at neighbouring codes."""
+    centres = kmeans_prototypes(unit, space.start, seed)
+    place = _arrange(centres, space.dimensions, seed)
+    nearest = torch.cdist(codes, torch.tensor(place, dtype=torch.float32)).argmin(1)
+    return torch.tensor(centres)[nearest] / len(codes)
 
 
 class FeedForwardAutoencoder:
@@ -213,7 +262,10 @@ def _sum_by_code(filters: Tensor, decoded: Tensor, step: int = 1 << 16) -> Tenso
     """Sum of the filters at the code that decodes nearest to each: ``(G, taps)``."""
     total = torch.zeros_like(decoded)
     for part in filters.split(step):
-        total.index_add_(0, (part @ decoded.T).argmax(1), part)
+        cosine = part @ decoded.T
+        # NumPy's argmax along rows is several times faster than PyTorch's on the CPU.
+        nearest = cosine.argmax(1) if cosine.is_cuda else torch.tensor(cosine.numpy().argmax(1))
+        total.index_add_(0, nearest, part)
     return total
 
 

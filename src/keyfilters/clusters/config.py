@@ -21,6 +21,8 @@ class AtlasConfig:
         counts: numbers of prototypes of the rate–distortion curve.
         fewest: kernel sizes with fewer usable filters are listed but not clustered.
         sample: at most so many filters of a size are used for fitting; all of them are assigned.
+        feed_forward: whether to fit also the encoder network of babaiee2024unveiling, as a control;
+            it takes longer than all other methods together.
         device: where the autoencoders are trained.
     """
 
@@ -30,6 +32,7 @@ class AtlasConfig:
     counts: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128)
     fewest: int = 64
     sample: int = 30_000
+    feed_forward: bool = False
     device: str = "cpu"
 
     def __post_init__(self) -> None:

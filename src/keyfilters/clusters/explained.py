@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,15 +10,17 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
-from keyfilters.clusters.nulls import gaussian_null, tap_permuted_null
+from keyfilters.claims import FILTERS, Claim
 from keyfilters.receptive_fields import match
 from keyfilters.receptive_fields.models import render_models
+from keyfilters.receptive_fields.significance import significance
 from keyfilters.scalespace import half_grid_offset, separability_index
 from keyfilters.threads import one_thread
 
 __all__ = ["Explained", "explain"]
 
-NULL_SAMPLE = 1000  # null filters that are matched, at most
+NULL_SAMPLE = 1000  # filters of each null that are matched, at most
+DECIDES = "covariance"  # null of the p-values
 COMPONENTS = 4
 
 
@@ -32,7 +35,8 @@ class Explained:
         shares: one row a kind of model: kind, filters, share (explained, of all), r2 (median),
             sigma_low, sigma, sigma_high (quartiles of the geometric mean scale in taps),
             half_grid_offset and separability (medians).
-        nulls: r² of null filters matched in the same way, by the name of the null.
+        nulls: r² of null filters matched in the same way, by the kind of the null.
+        claim: share of filters that are explained, beside the nulls.
         residual: ``(k_y, k_x)`` mean of what the models leave over, filters scaled to unit norm.
         components: ``(4, k_y, k_x)`` principal components of what is left over.
         component_shares: ``(4,)`` their shares of its power.
@@ -42,55 +46,50 @@ class Explained:
     bar: float
     shares: pd.DataFrame
     nulls: dict[str, NDArray[np.float64]]
+    claim: Claim
     residual: NDArray[np.float64]
     components: NDArray[np.float64]
     component_shares: NDArray[np.float64]
 
     @property
-    def words(self) -> str:
-        """What is explained, beside its nulls, in one sentence."""
-        real = float((self.table["r2"] >= self.bar).mean())
-        gaussian, shuffled = ((self.nulls[n] >= self.bar).mean() for n in self.nulls)
-        discovered = float((self.table["q"] < 0.05).mean())
-        return (
-            f"One idealised receptive field explains at least {self.bar:.0%} of the variance of "
-            f"{real:.0%} of the filters; of the same filters with taps shuffled it does so for "
-            f"{shuffled:.0%}, of Gaussian filters for {gaussian:.0%}. Half of the filters are "
-            f"explained to at least {self.table['r2'].median():.0%}; {discovered:.0%} are "
-            "explained better than chance (false-discovery rate 5%)."
-        )
+    def significant(self) -> float:
+        """Share of the filters whose r² few null filters reach (false-discovery rate 5 %)."""
+        return float((self.table["q"] < 0.05).mean())
 
 
 @one_thread()
 def explain(
-    filters: NDArray[np.float32], threshold: float, seed: int, device: str = "cpu"
+    filters: NDArray[np.float32],
+    nulls: Mapping[str, NDArray[np.float32]],
+    threshold: float,
+    device: str = "cpu",
 ) -> Explained:
     """Match all filters, and as many null filters as are needed to compare.
 
+    The p-values are against the null with the same tap covariance.
+
     Args:
         filters: ``(n, k_y, k_x)`` usable filters, sides odd and at least 3.
+        nulls: ``(m, taps)`` null filters by kind; the first thousand are matched.
         threshold: dissimilarity below which two filters count as alike.
-        seed: of the null filters.
         device: where to compute.
     """
-    table = match(filters, device=device, seed=seed, null_draws=NULL_SAMPLE)
-    table = table.drop(columns="flaw")
+    flat = filters.reshape(len(filters), -1)
+    samples = {kind: null[:NULL_SAMPLE] for kind, null in nulls.items()}
+    together = np.concatenate([flat, *samples.values()]).reshape(-1, *filters.shape[1:])
+    found = match(together, null=None, device=device)  # one call: much of its cost is fixed
+    ends = np.cumsum([len(flat), *map(len, samples.values())])
+    table = found[: len(flat)].drop(columns="flaw")
+    r2 = found["r2"].to_numpy()
+    null_r2 = {k: r2[e - len(samples[k]) : e] for k, e in zip(samples, ends[1:], strict=True)}
+    decides = significance(table["r2"].to_numpy(), null_r2[DECIDES], DECIDES)
+    table = pd.concat([table, decides], axis=1)
     lifted = torch.tensor(filters - table["offset"].to_numpy()[:, None, None])
     table["half_grid_offset"] = half_grid_offset(lifted).numpy()
     table["separability"] = separability_index(lifted).numpy()
     bar = (1 - threshold) ** 2
-    flat = filters.reshape(len(filters), -1)
-    chosen = np.random.default_rng(seed).permutation(len(flat))[:NULL_SAMPLE]
-    null_filters = {
-        "gaussian": gaussian_null(len(chosen), flat.shape[1], seed + 4000),
-        "tap-permuted": tap_permuted_null(flat[chosen], seed + 4000),
-    }
-    nulls = {
-        name: match(null.reshape(-1, *filters.shape[1:]), device=device, null_draws=0)[
-            "r2"
-        ].to_numpy()
-        for name, null in null_filters.items()
-    }
+    good = {key: (x >= bar).astype(float)[None] for key, x in null_r2.items()}
+    good[FILTERS] = (table["r2"].to_numpy() >= bar).astype(float)[None]
     left = (filters - render_models(table, filters.shape[1:])).reshape(len(filters), -1)
     centred = flat - flat.mean(axis=1, keepdims=True)
     left = left / np.linalg.norm(centred, axis=1, keepdims=True)
@@ -101,7 +100,8 @@ def explain(
         table=table,
         bar=bar,
         shares=_by_kind(table, bar),
-        nulls=nulls,
+        nulls=null_r2,
+        claim=Claim.measure(f"explained by one receptive field, r² ≥ {bar:.2g}", good),
         residual=left.mean(axis=0).reshape(filters.shape[1:]),
         components=directions[:COMPONENTS].reshape(shape),
         component_shares=power[:COMPONENTS],

@@ -22,14 +22,19 @@ RESTARTS = 4
 
 @one_thread()
 def learn_keys(
-    filters: NDArray[np.floating], count: int, *, method: str = "lines", seed: int = 0
+    filters: NDArray[np.floating],
+    count: int,
+    *,
+    method: str = "lines",
+    seed: int = 0,
+    restarts: int = RESTARTS,
 ) -> KeySet:
     """Learn the keys of which filters are best made.
 
     ``"lines"`` minimises the mean of ``1 − cos²``, the share of a filter's variance over the taps
     that ``a x + b`` leaves over: filters join the line nearest to them, whatever their sign, and a
     line becomes the first principal axis of its filters, in turn until nothing moves; the best of
-    four starts is kept. ``"kmeans"`` is k-means on the sphere, the usual way, which spends two
+    several starts is kept. ``"kmeans"`` is k-means on the sphere, the usual way, which spends two
     centres on a filter and its negative.
 
     Args:
@@ -37,6 +42,7 @@ def learn_keys(
         count: number of keys.
         method: ``"lines"`` or ``"kmeans"``.
         seed: of the starts.
+        restarts: number of starts of lines, of which the best is kept.
 
     Returns:
         At most `count` keys.
@@ -57,7 +63,7 @@ def learn_keys(
     if method == "kmeans":
         found = kmeans_prototypes(unit, count, seed)
     else:
-        tries = [_lines(unit, count, seed, restart) for restart in range(RESTARTS)]
+        tries = [_lines(unit, count, seed, restart) for restart in range(restarts)]
         found = max(tries, key=lambda x: float((np.abs(unit @ x.T).max(1) ** 2).mean()))
     told = f"{len(found)} keys by {method} from {len(usable):,} filters, seed {seed}"
     return KeySet.from_filters(found.reshape(-1, *usable.shape[1:]), provenance=told)

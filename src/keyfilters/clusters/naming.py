@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from keyfilters.clusters.nulls import gaussian_null
+from keyfilters.nulls import null_units
 from keyfilters.receptive_fields import FAMILIES, KINDS, build_dictionary
 
 __all__ = ["PATTERN_KINDS", "UNNAMED", "chance_similarity", "name_filters"]
@@ -21,17 +21,20 @@ ELONGATED = 2.0  # ratio of the two scales from which on smoothing is called a b
 
 @lru_cache(maxsize=16)
 def chance_similarity(size: tuple[int, int], quantile: float = 0.99, draws: int = 4000) -> float:
-    """Return the similarity to its nearest idealised form that few random filters exceed.
+    """Return the similarity to its nearest idealised form that few white filters exceed.
+
+    It says how much the size of the window alone makes forms alike, and is a property of the
+    window. A name tells which form is nearest; whether filters are nearer to such forms than those
+    of a null is a claim of its own, see `keyfilters.clusters.evidence`.
 
     Args:
         size: window ``(k_y, k_x)``.
-        quantile: share of random (Gaussian) filters that stay below.
-        draws: number of random filters.
+        quantile: share of white filters that stay below.
+        draws: number of white filters.
     """
     atoms = build_dictionary(size).atoms.reshape(-1, size[0] * size[1])
-    return float(
-        np.quantile(np.abs(gaussian_null(draws, atoms.shape[1], 0) @ atoms.T).max(1), quantile)
-    )
+    white = null_units(atoms, size, "white", 0, draws)
+    return float(np.quantile(np.abs(white @ atoms.T).max(1), quantile))
 
 
 def name_filters(
@@ -39,7 +42,7 @@ def name_filters(
 ) -> pd.DataFrame:
     """Name every prototype by its nearest idealised filter and the sign.
 
-    A name needs a similarity of at least ``1 - threshold`` that also at most one random filter in
+    A name needs a similarity of at least ``1 - threshold`` that also at most one white filter in
     a hundred reaches in this window (`chance_similarity`); otherwise the prototype is `UNNAMED`.
     Where several forms are within 0.01 of the best, the simplest gives the name.
 

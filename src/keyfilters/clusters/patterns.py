@@ -8,12 +8,11 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from keyfilters.clusters.autoencoder import CodeAutoencoder
 from keyfilters.clusters.naming import UNNAMED, name_filters
 from keyfilters.clusters.prototypes import nearest_prototype
 from keyfilters.scalespace import centred_unit
 
-__all__ = ["Patterns", "find_patterns"]
+__all__ = ["Patterns", "find_patterns", "group_codes"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +37,7 @@ class Patterns:
 
 
 def find_patterns(
-    auto: CodeAutoencoder,
+    decoded: NDArray[np.float32],
     unit: NDArray[np.float32],
     size: tuple[int, int],
     threshold: float,
@@ -49,18 +48,15 @@ def find_patterns(
     pattern to which the code comes back is one pattern.
 
     Args:
-        auto: a fitted autoencoder with a 1-D code.
+        decoded: ``(G, taps)`` filters that a 1-D code decodes to, in order of the code.
         unit: ``(n, taps)`` centred unit filters.
         size: window ``(k_y, k_x)``.
         threshold: dissimilarity below which two filters count as alike.
     """
-    code_index, dissimilarity = nearest_prototype(unit, auto.decoded_)
+    code_index, dissimilarity = nearest_prototype(unit, decoded)
     classified = dissimilarity < threshold
-    label_of_code = _join(
-        auto.decoded_, np.bincount(code_index, minlength=len(auto.decoded_)), threshold
-    )
-    label = label_of_code[code_index]
-    code = auto.codes_[code_index, 0]
+    label = _join(decoded, np.bincount(code_index, minlength=len(decoded)), threshold)[code_index]
+    code = ((code_index + 0.5) / len(decoded)).astype(np.float32)
 
     used = np.unique(label)
     mean_code = np.array([np.median(code[label == i]) for i in used])
@@ -75,6 +71,20 @@ def find_patterns(
     table = named.assign(code=np.sort(mean_code), filters=filters, share=share)
     table.insert(0, "pattern", _number_variants(table))
     return Patterns(table, prototypes, index, code, dissimilarity)
+
+
+def group_codes(
+    decoded: NDArray[np.float32], unit: NDArray[np.float32], threshold: float
+) -> NDArray[np.int64]:
+    """Return the pattern of every filter as a number, ``(n,)``, without names.
+
+    Args:
+        decoded: ``(G, taps)`` filters that a 1-D code decodes to.
+        unit: ``(n, taps)`` centred unit filters.
+        threshold: dissimilarity below which two filters count as alike.
+    """
+    index, _ = nearest_prototype(unit, decoded)
+    return _join(decoded, np.bincount(index, minlength=len(decoded)), threshold)[index]
 
 
 def _join(

@@ -49,7 +49,7 @@ def nearest_prototype(
     prototypes: NDArray[np.float32],
     *,
     either_sign: bool = False,
-    chunk: int = 1 << 24,
+    chunk: int = 1 << 18,
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """Return every filter's most similar prototype.
 
@@ -57,7 +57,7 @@ def nearest_prototype(
         unit: ``(n, taps)`` centred, of unit norm.
         prototypes: ``(K, taps)`` centred, of unit norm.
         either_sign: whether a prototype also stands for its negative.
-        chunk: inner products held at a time.
+        chunk: inner products held at a time; few enough to stay in the cache.
 
     Returns:
         Index ``(n,)`` and dissimilarity ``(n,)``, 1 minus the (absolute) cosine.
@@ -71,7 +71,7 @@ def nearest_prototype(
         if either_sign:
             np.abs(similarity, out=similarity)
         index[part] = similarity.argmax(axis=1)
-        cosine[part] = similarity.max(axis=1)
+        cosine[part] = similarity[np.arange(len(similarity)), index[part]]
     return index, 1 - cosine
 
 
@@ -101,7 +101,7 @@ class PrototypeSet:
         threshold: float,
         seed: int,
         *,
-        sample: int = 4000,
+        sample: int = 2000,
     ) -> dict[int, PrototypeSet]:
         """Choose, one after another, the prototype that covers most of what is still uncovered.
 

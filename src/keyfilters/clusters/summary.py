@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from keyfilters.clusters.autoencoder import distinct_prototypes
 from keyfilters.clusters.explained import Explained
+from keyfilters.clusters.key_use import KeyUse
 from keyfilters.clusters.naming import chance_similarity
 from keyfilters.environment import environment
 
@@ -31,41 +33,53 @@ def summarise(atlas: Atlas, seconds: float) -> dict[str, Any]:
             "unusable": {k: int(n) for k, n in flaws.items() if k},
             "skipped": len(atlas.bank_.skipped),
             "unclustered": {f"{y}×{x}": why for (y, x), why in atlas.unclustered_.items()},
-            "sizes": {f"{y}×{x}": _summary_of(a) for (y, x), a in atlas.sizes_.items()},
+            "sizes": {
+                f"{size[0]}×{size[1]}": _summary_of(a, atlas.words_[size])
+                for size, a in atlas.sizes_.items()
+            },
+            "claims": atlas.claims_.to_dict("records"),
             "coverage": atlas.coverage_.to_dict("records"),
             "run": {"seconds": round(seconds, 1), **environment()},
         }
     )
 
 
-def _summary_of(atlas: SizeAtlas) -> dict[str, Any]:
+def _summary_of(atlas: SizeAtlas, words: dict[str, str]) -> dict[str, Any]:
     return {
         "usable": len(atlas.rows),
         "threshold": atlas.threshold,
-        "chance": atlas.chance,
-        "distinct_prototypes_of_code": atlas.autoencoder.distinct_prototypes,
+        "words": words,
+        "distinct_prototypes_of_code": distinct_prototypes(atlas.decoded),
         "similarity_of_chance_names": chance_similarity(atlas.size),
-        "coverage": atlas.evidence.coverage.to_dict("records"),
         "rate": atlas.evidence.rate.to_dict("records"),
         "sweep": atlas.evidence.sweep.to_dict("records"),
-        "agreement": atlas.agreement,
+        "agreement": atlas.agreement.to_dict("index"),
         "squares": atlas.squares,
         "patterns": atlas.patterns.table.drop(columns="atom").to_dict("records"),
         "explained": None if atlas.explained is None else _summary_of_models(atlas.explained),
+        "keys": {name: _summary_of_keys(use) for name, use in atlas.keys.items()},
     }
 
 
 def _summary_of_models(explained: Explained) -> dict[str, Any]:
     return {
-        "words": explained.words,
         "bar": explained.bar,
         "share": float((explained.table["r2"] >= explained.bar).mean()),
-        "discovered": float((explained.table["q"] < 0.05).mean()),
+        "significant": explained.significant,
         "nulls": {
             name: float((r2 >= explained.bar).mean()) for name, r2 in explained.nulls.items()
         },
         "kinds": explained.shares.to_dict("records"),
         "left_over": explained.component_shares.tolist(),
+    }
+
+
+def _summary_of_keys(use: KeyUse) -> dict[str, Any]:
+    return {
+        "provenance": use.keys.provenance,
+        "explained": use.claim.value,
+        "nulls": use.claim.nulls,
+        "keys": use.table.to_dict("records"),
     }
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -11,14 +13,18 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from keyfilters.bank import FilterBank
+from keyfilters.claims import halves
 from keyfilters.discovery.candidates import candidates, check_kinds, resampled
-from keyfilters.discovery.elimination import Elimination, elbow, eliminate, exchange
+from keyfilters.discovery.elimination import Elimination, eliminate, exchange
 from keyfilters.discovery.functional import eliminate_by_answers
 from keyfilters.discovery.gains import OutputGains, explained
+from keyfilters.discovery.number import number_of_keys
 from keyfilters.discovery.result import Discovery, curve_of, models_of, served_by, weights
 from keyfilters.errors import KeyFiltersError, nearest
 from keyfilters.keyset import KeySet
+from keyfilters.nulls import NULLS, null_units
 from keyfilters.scalespace import centred_unit
+from keyfilters.seeds import child_integer, child_seed
 from keyfilters.surgery.outputs import Settings
 
 __all__ = ["Discovery", "discover_keys"]
@@ -30,9 +36,10 @@ CRITERIA = {
     "accuracy": ("model", "images", "labels"),
 }
 SURVIVORS = 10  # around which a further round looks for candidates
-CONTROL = 10_000  # added to the seed, so that the control is no candidate
+PUBLISHED_NUMBER = 8  # babaiee2025quest
 
 Measure = Callable[[KeySet], NDArray[np.floating]]
+Dropped = tuple[Elimination, pd.DataFrame]
 
 
 def discover_keys(
@@ -49,14 +56,14 @@ def discover_keys(
     images: Tensor | None = None,
     labels: Tensor | None = None,
     folder: str | os.PathLike[str] | None = None,
+    nulls: Sequence[str] = tuple(NULLS),
     seed: int = 0,
     progress: Callable[[str], None] | None = None,
 ) -> Discovery:
     """Discover the few keys of which most filters of a bank are made (babaiee2025quest).
 
-    Candidates are dropped one by one, always the one that is missed least; the elbow of that curve
-    says how many keys there are. Further rounds start from candidates around the last survivors.
-    What is missed least, `criterion` says:
+    Candidates are dropped one by one, always the one that is missed least. Further
+    rounds start from candidates around the last survivors. What is missed least, `criterion` says:
 
     - ``"variance"``: what lowers the explained variance of the bank least.
     - ``"outputs"``: what lowers least the share that is kept of the variance of what each filter of
@@ -65,13 +72,16 @@ def discover_keys(
       accuracy, see `keyfilters.discovery.functional.eliminate_by_answers`.
 
     With the first two the keys are in the end exchanged for other candidates of the last round as
-    long as that explains more.
+    long as that explains more. Chance is the same search on null filters, see
+    `keyfilters.null_bank`.
 
     Args:
         bank: filters of any number of models, which the candidates are made from. Every filter
             counts alike, whatever its norm; those without a shape are left out.
         size: kernel size k of the filters to look at; needed where the bank has several.
-        keys: how many to keep; None takes the elbow.
+        keys: how many to keep; None takes the number that the filters ask for, see
+            `keyfilters.discovery.number.number_of_keys`, at most `count`; or eight, the published
+            number, where none stands out, which `Discovery.number` says.
         count: candidates of a round.
         kinds: where the first candidates come from, see `keyfilters.discovery.candidates`.
         rounds: 1, or more for resampling around survivors.
@@ -83,6 +93,7 @@ def discover_keys(
         labels: ``(n,)`` integers, for ``"accuracy"``.
         folder: where ``"agreement"`` and ``"accuracy"`` note their drops; the same search, if it
             was cut off, goes on from there.
+        nulls: kinds of null filters on which the search is repeated, see `keyfilters.null_bank`.
         seed: of everything random.
         progress: called with the name of every step.
 
@@ -104,59 +115,62 @@ def discover_keys(
     table = table.assign(row=np.arange(len(table)))[table["flaw"] == ""]
     unit = centred_unit(filters[table["row"].to_numpy()])
     check_kinds(kinds, count, len(unit))
-    tell("what the filters give" if criterion == "outputs" else "candidates")
-    measure = _by_variance(unit, weights(table["model"], balance))
+    number = None
+    if keys is None:
+        tell("number of keys")
+        number = number_of_keys(unit, size, halves(table), seed=seed)
+    wanted = keys or min(count, (number and number.number) or PUBLISHED_NUMBER)
+    weight = weights(table["model"], balance)
+    outputs = None
     if criterion == "outputs":
         assert model is not None and images is not None
-        measure = _by_outputs(OutputGains(model, size, Settings(images, seed=seed)))
+        tell("what the filters give")
+        outputs = OutputGains(model, size, Settings(images, seed=seed))
 
-    def drop(pool: KeySet) -> tuple[Elimination, pd.DataFrame]:
-        gains = measure(pool)
-        if criterion in ("variance", "outputs"):
-            eliminated = eliminate(gains)
-            return eliminated, curve_of(len(pools), pool, eliminated.order, gains)
+    def by_gains(pool: KeySet, gains: NDArray[np.floating], place: int) -> Dropped:
+        eliminated = eliminate(gains)
+        return eliminated, curve_of(place, pool, eliminated.order, gains)
+
+    def by_answers(pool: KeySet, gains: NDArray[np.floating], place: int) -> Dropped:
         assert model is not None and images is not None
         asked = labels if criterion == "accuracy" else None
         eliminated, answers = eliminate_by_answers(
             model, pool, images, asked, folder=folder, progress=progress
         )
-        curve = curve_of(len(pools), pool, eliminated.order, gains)
-        return eliminated, curve.merge(answers, on="keys")
+        return eliminated, curve_of(place, pool, eliminated.order, gains).merge(answers, on="keys")
 
-    pools = [candidates(unit, size, count, kinds=kinds, seed=seed)]
-    tell("elimination")
-    eliminated, curve = drop(pools[0])
-    curves = [curve]
-    # Later curves bend where the survivors end, whatever the filters, so only the first one tells.
-    bend = elbow(eliminated.values[::-1], count)
-    wanted = keys or bend
-    for number in range(2, rounds + 1):
-        tell(f"round {number}")
-        survivors = pools[-1][eliminated.survivors(max(SURVIVORS, wanted + 2))]
-        pools.append(resampled(unit, survivors, count, seed=seed + number))
-        eliminated, curve = drop(pools[-1])
-        curves.append(curve)
-    pool = pools[-1]
-    if wanted > len(pool):
-        raise KeyFiltersError(f"only {len(pool)} candidates differ; {wanted} keys were asked for")
-    gains = measure(pool)
-    kept = eliminated.survivors(wanted)
-    if criterion in ("variance", "outputs"):
-        tell("exchange")
-        kept = exchange(gains, kept)
-    tell("what random candidates give")
-    random = KeySet.random(count, size, seed + CONTROL)
-    random_gains = measure(random)
-    by_chance = eliminate(random_gains)
-    curve = pd.concat(curves, ignore_index=True)
-    curve.insert(3, "chance", by_chance.values[::-1][curve["keys"] - 1])
+    search = partial(
+        _search, size=size, count=count, kinds=kinds, rounds=rounds, wanted=wanted, seed=seed
+    )
+    asks = criterion in ("agreement", "accuracy")
+    measure = _by_variance(unit, weight) if outputs is None else _by_outputs(outputs)
+    found = search(
+        unit, measure=measure, drop=by_answers if asks else by_gains, exchanges=not asks, tell=tell
+    )
+    if keys is not None and keys > len(found.keys):
+        raise KeyFiltersError(
+            f"only {len(found.keys)} candidates differ; {keys} keys were asked for"
+        )
+    curve, by_null, null_r2 = found.curve, {}, {}
+    for kind in nulls:
+        tell(f"the same search on the {kind} null")
+        stream = child_seed(seed, "discovery")
+        drawn = null_units(unit, (size, size), kind, stream)
+        on_null = (
+            _by_variance(drawn, weight)
+            if outputs is None
+            else _by_outputs(outputs.on_null(kind, stream))
+        )
+        by_chance = search(drawn, measure=on_null, drop=by_gains)
+        part = by_chance.curve[["round", "keys", "value"]].rename(columns={"value": kind})
+        curve = curve.merge(part, on=["round", "keys"], how="left")
+        by_null[kind] = by_chance.value
+        null_r2[kind] = explained(drawn, by_chance.keys).max(1)
     names = ", ".join(bank.models[:4]) + (" and others" if len(bank.models) > 4 else "")
     told = f"discovered in {names}: {len(unit):,} filters, {', '.join(kinds)}, seed {seed}"
     told += "" if criterion == "variance" else f", criterion {criterion}"
-    chosen = pool[kept]
-    found = KeySet.from_filters(chosen.filters, chosen.names, provenance=told)
-    random_kept = exchange(random_gains, by_chance.survivors(min(wanted, len(random))))
-    served = served_by(table, unit, found, random[random_kept])
+    chosen = KeySet.from_filters(found.keys.filters, found.keys.names, provenance=told)
+    served = served_by(table, unit, chosen)
     options = {
         "filters": len(unit),
         "size": size,
@@ -168,9 +182,61 @@ def discover_keys(
         "images": 0 if images is None else len(images),
         "seed": seed,
     }
-    models = models_of(found, served, balance)
-    value, chance = _value(gains, kept), _value(random_gains, random_kept)
-    return Discovery(found, curve, pools, models, served, value, chance, bend, options)
+    return Discovery(
+        keys=chosen,
+        curve=curve,
+        pools=found.pools,
+        models=models_of(chosen, served, balance),
+        served=served,
+        null_r2=null_r2,
+        value=found.value,
+        nulls=by_null,
+        number=number,
+        options=options,
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Found:
+    keys: KeySet
+    value: float
+    pools: list[KeySet]
+    curve: pd.DataFrame
+
+
+def _search(
+    unit: NDArray[np.float32],
+    *,
+    measure: Measure,
+    drop: Callable[[KeySet, NDArray[np.floating], int], Dropped],
+    size: int,
+    count: int,
+    kinds: Sequence[str],
+    rounds: int,
+    wanted: int,
+    seed: int,
+    exchanges: bool = True,
+    tell: Callable[[str], None] = lambda name: None,
+) -> _Found:
+    """Candidates, elimination, further rounds around survivors, exchange: of filters or a null."""
+    tell("candidates")
+    pool = candidates(unit, size, count, kinds=kinds, seed=seed)
+    pools, curves = [], []
+    for place in range(1, rounds + 1):
+        tell(f"elimination, round {place}")
+        gains = measure(pool)
+        eliminated, curve = drop(pool, gains, place)
+        pools.append(pool)
+        curves.append(curve)
+        if place < rounds:
+            survivors = pool[eliminated.survivors(max(SURVIVORS, wanted + 2))]
+            stream = child_integer(seed, "round", place)
+            pool = resampled(unit, survivors, count, seed=stream)
+    kept = eliminated.survivors(wanted)
+    if exchanges:
+        tell("exchange")
+        kept = exchange(gains, kept)
+    return _Found(pools[-1][kept], _value(gains, kept), pools, pd.concat(curves, ignore_index=True))
 
 
 def _value(gains: NDArray[np.floating], kept: NDArray[np.integer]) -> float:

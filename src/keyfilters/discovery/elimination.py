@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from keyfilters.errors import KeyFiltersError
 
-__all__ = ["Elimination", "elbow", "eliminate", "exchange", "select", "two_best"]
+__all__ = ["Elimination", "eliminate", "exchange", "select", "two_best"]
 
 Gains = NDArray[np.floating]
 
@@ -121,29 +121,6 @@ def exchange(gains: Gains, chosen: NDArray[np.integer], *, rounds: int = 100) ->
         value, i, c = best
         kept[i] = c
     return kept
-
-
-def elbow(values: NDArray[np.floating], total: int | None = None) -> int:
-    """Return the number of candidates from which on more of them add little.
-
-    The curve of the value against the number is drawn in the unit square; the elbow is where it
-    lies highest above the straight line between its ends, the least number where several do.
-
-    Args:
-        values: ``(N,)`` value of 1, 2, …, N candidates, not falling.
-        total: number at which the curve ends; where it exceeds N, the curve goes on level, as if
-            the candidates that are missing were copies of others.
-
-    >>> elbow(np.array([0.0, 4.0, 8.0, 8.1, 8.2]))
-    3
-    """
-    values = np.asarray(values, dtype=np.float64)
-    total = max(total or 0, len(values))
-    if total < 3 or not values[-1] > values[0]:
-        return 1
-    height = (values - values[0]) / (values[-1] - values[0])
-    above = height - np.arange(len(values)) / (total - 1)
-    return int(np.flatnonzero(above >= above.max() - 1e-12)[0]) + 1
 
 
 def two_best(

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from copy import copy
+
 import numpy as np
+from numpy.random import SeedSequence
 from numpy.typing import NDArray
 from torch import nn
 
+from keyfilters.bank import FilterBank, Layer
 from keyfilters.errors import KeyFiltersError
 from keyfilters.keyset import KeySet
+from keyfilters.nulls import null_bank
 from keyfilters.surgery.outputs import Settings, gather, original_outputs, output_shares
 from keyfilters.surgery.sites import Site, find_sites
 from keyfilters.threads import one_thread
@@ -59,6 +64,28 @@ class OutputGains:
                 if id(site.weight) in outputs  # else it takes no part in the forward pass
             ]
         self.ridge = settings.ridge
+        self.size = size
+
+    def on_null(self, kind: str, seed: int | SeedSequence) -> OutputGains:
+        """Return the same network with null filters at the same inputs.
+
+        Args:
+            kind: see `keyfilters.nulls.NULLS`.
+            seed: of the null filters.
+        """
+        bank = FilterBank(
+            Layer("", str(i), np.asarray(filters, np.float32).reshape(-1, self.size, self.size),
+                  None, None, 0.0)
+            for i, (filters, _) in enumerate(self.layers)
+        )  # fmt: skip
+        null = copy(self)
+        null.layers = [
+            (layer.weight.reshape(np.shape(filters)).astype(np.asarray(filters).dtype), seen)
+            for layer, (filters, seen) in zip(
+                null_bank(bank, kind, seed).layers, self.layers, strict=True
+            )
+        ]
+        return null
 
     def __call__(self, keys: KeySet) -> NDArray[np.float64]:
         """Return the shares, ``(n, K)``, of the filters in the order of the network's layers."""

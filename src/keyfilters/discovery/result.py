@@ -10,7 +10,9 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from keyfilters.discovery.gains import explained
+from keyfilters.discovery.number import KeyNumber
 from keyfilters.keyset import KeySet
+from keyfilters.nulls import NULLS
 from keyfilters.receptive_fields import match
 
 __all__ = ["Discovery", "curve_of", "models_of", "served_by", "weights"]
@@ -24,21 +26,22 @@ class Discovery:
         keys: the key set.
         curve: one row a number of candidates, from all to one, round by round: round, keys (their
             number), value (mean share that the best of them explains: of a filter's variance over
-            the taps, or with the criterion ``"outputs"`` of the variance of what it gives), chance
-            (the same of as many random candidates, eliminated by it), dropped (the
-            candidate dropped next; empty for the last) and number (its place in `pools`); with the
-            criteria ``"agreement"`` and ``"accuracy"`` also what
-            `keyfilters.discovery.functional.eliminate_by_answers` tells.
+            the taps, or with the criterion ``"outputs"`` of the variance of what it gives), the
+            value of the same search on each null, dropped (the candidate dropped next; empty for
+            the last) and number (its place in `pools`); with the criteria ``"agreement"`` and
+            ``"accuracy"`` also what `keyfilters.discovery.functional.eliminate_by_answers` tells.
         pools: the candidates of every round.
         models: one row a key: key, share (of the filters that it serves), and its idealised
             receptive field as `keyfilters.match` finds it (family, sigma_x, sigma_y, second, angle,
             r2).
         served: one row a filter that has a shape: model, layer, depth, channel, key (that explains
-            most of its variance over the taps), r2 (the share of it) and chance (that which the
-            best of as many random keys explains).
+            most of its variance over the taps) and r2 (the share of it).
+        null_r2: for each null, r2 of its filters by the keys that the search finds in it.
         value: of `keys`, after exchange.
-        chance: the same of as many random candidates, after elimination and exchange.
-        elbow: number of keys at which the first round's curve bends.
+        nulls: of each null the value of the keys that the same search finds in it, rounds and
+            exchange included.
+        number: how many keys the filters ask for, see `keyfilters.discovery.number`; None where
+            a number was given.
         options: what was asked, and for how many filters.
     """
 
@@ -47,10 +50,27 @@ class Discovery:
     pools: list[KeySet]
     models: pd.DataFrame
     served: pd.DataFrame
+    null_r2: dict[str, NDArray[np.float32]]
     value: float
-    chance: float
-    elbow: int
+    nulls: dict[str, float]
+    number: KeyNumber | None
     options: dict[str, Any]
+
+    @property
+    def strictest(self) -> str:
+        """Null in which the same search explains most."""
+        return max(self.nulls, key=lambda null: self.nulls[null])
+
+    @property
+    def words(self) -> str:
+        """What the keys explain, beside the strictest null, in one sentence."""
+        what = "outputs'" if self.options["criterion"] == "outputs" else "filters'"
+        start = f"{len(self.keys)} keys explain {self.value:.1%} of the {what} variance"
+        if not self.nulls:
+            return f"{start}."
+        chance = self.nulls[self.strictest]
+        null = f"{NULLS[self.strictest]}, the strictest null"
+        return f"{start}; the same search on {null}, {chance:.1%}."
 
 
 def weights(models: pd.Series, balance: bool) -> NDArray[np.float32]:
@@ -84,22 +104,17 @@ def curve_of(
     )
 
 
-def served_by(
-    table: pd.DataFrame, unit: NDArray[np.float32], keys: KeySet, random: KeySet
-) -> pd.DataFrame:
+def served_by(table: pd.DataFrame, unit: NDArray[np.float32], keys: KeySet) -> pd.DataFrame:
     """Say which key explains most of each filter, one row a filter, see `Discovery`.
 
     Args:
         table: of the filters that have a shape, as of `FilterBank.stack`.
         unit: ``(n, taps)`` the same filters, centred, of unit norm.
         keys: those found.
-        random: as many that chance gives.
     """
     shares = explained(unit, keys)
     return table[["model", "layer", "depth", "channel"]].assign(
-        key=np.array(keys.names)[shares.argmax(1)],
-        r2=shares.max(1),
-        chance=explained(unit, random).max(1),
+        key=np.array(keys.names)[shares.argmax(1)], r2=shares.max(1)
     )
 
 
@@ -110,7 +125,7 @@ def models_of(keys: KeySet, served: pd.DataFrame, balance: bool) -> pd.DataFrame
     shares = by_key.reindex(keys.names, fill_value=0.0).to_numpy()
     table = pd.DataFrame({"key": keys.names, "share": shares})
     if keys.size % 2 and keys.size >= 3:
-        found = match(keys.filters, null_draws=0)
+        found = match(keys.filters, null=None)
         columns = ["family", "sigma_x", "sigma_y", "second", "angle", "r2"]
         table = pd.concat([table, found[columns]], axis=1)
     return table

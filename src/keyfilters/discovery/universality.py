@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from keyfilters.bank import FilterBank
+from keyfilters.bank import FilterBank, Layer
+from keyfilters.claims import halves
 from keyfilters.clusters.keys import learn_keys
 from keyfilters.discovery.discover import discover_keys
 from keyfilters.discovery.gains import explained
@@ -36,58 +38,79 @@ def universality(
         One row a key set, one column a model: the mean share of a filter's variance over the taps
         that the best key explains. The sets: those discovered on each model, those discovered on
         all others together, each model counting alike; the published idealised eight, where `keys`
-        is 8 and the size odd; lines learned from the very model of the column, the bound; and
-        random keys, the chance level.
+        is 8 and the size odd; and lines learned from the very model of the column. Keys of a model
+        are held out where they meet its own filters: discovered on one half of its layers, measured
+        on the other. Chance is the same function of the null banks, see `keyfilters.null_bank`.
 
     Raises:
         KeyFiltersError: fewer than two models have filters of this size.
 
     >>> from keyfilters.bank import Layer
-    >>> filters = KeySet.random(4, size=5).filters.astype(np.float32).repeat(20, 0)
+    >>> filters = KeySet.random(4, size=5).filters.astype(np.float32).repeat(40, 0)
     >>> bank = FilterBank([Layer("net", "conv", filters, None, None, 0.0)])
     >>> universality({"a": bank, "b": bank}, 5, keys=4).round(2).loc["a", "b"].item()
     1.0
     """
-    units = {}
+    units, half = {}, {}
     for name, bank in banks.items():
         if (size, size) in bank.sizes:
             filters, table = bank.stack(size)
-            usable = filters[(table["flaw"] == "").to_numpy()]
-            if len(usable) >= 50:
-                units[name] = centred_unit(usable)
+            usable = (table["flaw"] == "").to_numpy()
+            if usable.sum() >= 2 * FEWEST:
+                units[name] = centred_unit(filters[usable])
+                half[name] = halves(table[usable])
     if len(units) < 2:
         raise KeyFiltersError(
-            f"expected at least two models with 50 or more {size}×{size} filters, got {len(units)}"
+            f"expected at least two models with {2 * FEWEST} or more {size}×{size} filters, "
+            f"got {len(units)}"
         )
-    sets: dict[str, dict[str, KeySet]] = {}
-    for name in units:
-        found = discover_keys(banks[name], size=size, keys=keys, kinds=KINDS, seed=seed).keys
-        sets[name] = dict.fromkeys(units, found)
-    others = {}
-    for name in units:
+    search = partial(
+        discover_keys, size=size, keys=keys, kinds=KINDS, count=COUNT, nulls=(), seed=seed
+    )
+    rows: dict[str, dict[str, float]] = {}
+    for name, unit in units.items():
+        found = search(banks[name]).keys
+        rows[name] = {column: _value(other, found) for column, other in units.items()}
+        rows[name][name] = _held_out(
+            unit, half[name], lambda part: search(_bank_of(part, size)).keys
+        )
+    for name, unit in units.items():
         rest = FilterBank([])
         for other in units:
             rest = rest + banks[other] if other != name else rest
-        others[name] = discover_keys(
-            rest, size=size, keys=keys, kinds=KINDS, balance=True, seed=seed
-        ).keys
-    sets["all others"] = others
+        found = search(rest, balance=True).keys
+        rows.setdefault("all others", {})[name] = _value(unit, found)
     if keys == 8 and size % 2:
-        sets["published B"] = dict.fromkeys(units, KeySet.published("lindeberg2026-B", size))
-    sets["lines of the model itself"] = {
-        name: learn_keys(unit.reshape(-1, size, size), keys, seed=seed)
+        published = KeySet.published("lindeberg2026-B", size)
+        rows["published B"] = {name: _value(unit, published) for name, unit in units.items()}
+    rows["lines of the model itself"] = {
+        name: _held_out(
+            unit,
+            half[name],
+            lambda part: learn_keys(part.reshape(-1, size, size), keys, seed=seed),
+        )
         for name, unit in units.items()
     }
-    sets["random"] = dict.fromkeys(units, KeySet.random(keys, size, seed))
-    return pd.DataFrame(
-        {
-            column: {row: _value(unit, sets[row][column]) for row in sets}
-            for column, unit in units.items()
-        }
-    )
+    return pd.DataFrame(rows).T[list(units)]
+
+
+def _bank_of(unit: NDArray[np.float32], size: int) -> FilterBank:
+    return FilterBank([Layer("half", "", unit.reshape(-1, size, size), None, None, 0.0)])
+
+
+def _held_out(
+    unit: NDArray[np.float32],
+    half: NDArray[np.bool_],
+    learn: Callable[[NDArray[np.float32]], KeySet],
+) -> float:
+    """What keys learned on one half explain of the other, both ways, weighted by filters."""
+    other = sum((~part).sum() * _value(unit[~part], learn(unit[part])) for part in (half, ~half))
+    return float(other / len(unit))
 
 
 KINDS = ("code", "lines", "idealized")
+COUNT = 50  # candidates
+FEWEST = 50  # filters that half a model must have
 
 
 def matched_cosine(a: KeySet, b: KeySet) -> float:
@@ -113,7 +136,7 @@ def idealised_twin(keys: KeySet) -> tuple[KeySet, pd.DataFrame]:
     Returns:
         The twins, in the order of the keys, and the table of `keyfilters.match`.
     """
-    table = match(keys.filters, null_draws=0).assign(key=keys.names)
+    table = match(keys.filters, null=None).assign(key=keys.names)
     drawn = render_models(table, keys.filters.shape[1:])
     told = f"idealised twin of: {keys.provenance}"
     return KeySet.from_filters(drawn, keys.names, provenance=told), table

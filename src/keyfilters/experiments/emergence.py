@@ -26,7 +26,6 @@ from keyfilters.asked import parse
 from keyfilters.bank import FilterBank
 from keyfilters.clusters import Atlas
 from keyfilters.clusters.config import AtlasConfig
-from keyfilters.clusters.nulls import tap_permuted_null
 from keyfilters.errors import KeyFiltersError, nearest
 from keyfilters.experiments.on_keys import IDEALISED, RANDOM, key_set
 from keyfilters.experiments.runner import run_grid
@@ -41,7 +40,9 @@ from keyfilters.experiments.trial import (
     train_and_measure,
     watched,
 )
+from keyfilters.nulls import null_units
 from keyfilters.receptive_fields import match
+from keyfilters.scalespace import centred_unit
 from keyfilters.sources import read
 from keyfilters.training import Data
 
@@ -234,30 +235,37 @@ def shares(filters: NDArray[np.float32], seed: int) -> dict[str, float]:
     Returns:
         explained (% of the filters of which one idealised receptive field explains at least
         (1 − t)² of the variance, t the atlas's threshold), shuffled (the same for the filters with
-        shuffled taps), beyond (their difference), r2 (median), keys (% of the variance of unit
+        shuffled taps), covariance (for Gaussian filters of the same tap covariance), beyond (the
+        difference to these), r2 (median), keys (% of the variance of unit
         filters that the nearest of the eight idealised keys explains), random_keys (the same for
         eight random ones, mean of ten draws) and keys_beyond (their difference).
     """
     size = filters.shape[1]
     flat = filters.reshape(len(filters), -1)
     bar = (1 - AtlasConfig().threshold_of((size, size))) ** 2
-    r2 = match(filters, null_draws=0)["r2"].to_numpy()
-    shuffled = tap_permuted_null(flat, seed).reshape(filters.shape)
-    null = match(shuffled, null_draws=0)["r2"].to_numpy()
+    r2 = match(filters, null=None)["r2"].to_numpy()
+    unit = centred_unit(flat)
+    nulls = {
+        kind: match(null_units(unit, (size, size), kind, seed).reshape(filters.shape), null=None)[
+            "r2"
+        ].to_numpy()
+        for kind in ("tap-permuted", "covariance")
+    }
 
     def kept(name: str, draw: int = 0) -> float:
-        unit = flat - flat.mean(1, keepdims=True)
-        unit /= np.linalg.norm(unit, axis=1, keepdims=True)
         a = key_set(name, size, draw).assign(unit.reshape(filters.shape))[1]
         return 100 * float((np.asarray(a) ** 2).mean())
 
-    explained, chance = (100 * float((x >= bar).mean()) for x in (r2, null))
+    explained, shuffled, covariance = (
+        100 * float((x >= bar).mean()) for x in (r2, nulls["tap-permuted"], nulls["covariance"])
+    )
     keys = kept(IDEALISED)
     random = float(np.mean([kept(RANDOM, draw) for draw in range(DRAWS)]))
     return {
         "explained": explained,
-        "shuffled": chance,
-        "beyond": explained - chance,
+        "shuffled": shuffled,
+        "covariance": covariance,
+        "beyond": explained - covariance,
         "r2": float(np.median(r2)),
         "keys": keys,
         "random_keys": random,

@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from keyfilters.asked import parse
-from keyfilters.discovery.consensus import consensus_keys
 from keyfilters.errors import KeyFiltersError, nearest
 from keyfilters.keyset import KeySet
 from keyfilters.receptive_fields import PUBLISHED
@@ -208,7 +207,7 @@ def key_set(name: str, size: int, seed: int = 0) -> KeySet:
     if name == RANDOM:
         return KeySet.random(COUNT, size, seed)
     if name == CONSENSUS:
-        return consensus_keys(size)
+        return KeySet.consensus(size)
     if Path(name).suffix and Path(name).is_file():
         keys = KeySet.from_file(name)
         if keys.size != size:

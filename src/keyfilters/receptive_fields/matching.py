@@ -13,12 +13,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from keyfilters.bank import flaws
+from keyfilters.bank import FilterBank, flaws
 from keyfilters.errors import KeyFiltersError
+from keyfilters.nulls import null_units
 from keyfilters.receptive_fields.families import FAMILIES, FREE
 from keyfilters.receptive_fields.general_solver import fit_general, parameter_grid
 from keyfilters.receptive_fields.models import COLUMNS
 from keyfilters.receptive_fields.separable_solver import ORDER_2, fit_separable, starts
+from keyfilters.receptive_fields.significance import choose_null, significance
+from keyfilters.scalespace import centred_unit
 
 __all__ = ["match"]
 
@@ -31,7 +34,7 @@ GENERAL = tuple(
 )
 REFINED = {"separable": 3, "general": 2}  # candidates per filter that the solvers refine
 WORTH_MENTION = 2.0  # difference of the criterion below which the simpler family is preferred
-NULL_DRAWS = 2000
+NULL_DRAWS = 1000
 FLOOR = 1e-5  # of the unexplained share; below it lies what rounding in float32 leaves
 
 
@@ -39,6 +42,8 @@ def match(
     filters: NDArray[Any] | Tensor,
     *,
     families: str = "all",
+    null: str | None = "auto",
+    bank: FilterBank | None = None,
     device: str = "cpu",
     chunk: int = 4096,
     null_draws: int = NULL_DRAWS,
@@ -54,28 +59,34 @@ def match(
     the families are not nested, so likelihood ratios do not apply, and the criterion asks a further
     parameter to explain what N taps of noise would not. Among families that differ by less than 2,
     "not worth more than a bare mention", the simplest wins. What a family so chosen reaches by
-    chance is measured: the p-value is the share of Gaussian random filters of this size that reach
-    the same r² in the same way, and q its false-discovery rate over the filters given
-    (Benjamini–Hochberg).
+    chance is measured: null filters are matched in the same way, and the p-value is the share of
+    them that reach the same r², see `keyfilters.receptive_fields.significance`. Trained filters are
+    smooth, so that the null has their tap covariance where there are filters enough to know it.
 
     Args:
         filters: ``(n, k_y, k_x)``, both sides odd and at least 3.
         families: ``"all"``, or ``"separable"`` for the 25 pairs of operators of order 0 to 2.
+        null: kind of the null filters, see `keyfilters.null_bank`; ``"auto"`` for covariance where
+            a bank or at least five filters a tap are given, else white; None leaves p and q out.
+        bank: whose filters of this size the null is made from; None for the filters given.
         device: where to compute.
         chunk: filters at a time.
-        null_draws: random filters for the p-values; 0 leaves p and q out.
-        seed: of the random filters.
+        null_draws: number of null filters; 0 leaves p and q out.
+        seed: of the null filters.
         progress: called with the number of filters done and in all.
 
     Returns:
         A frame with one row a filter: family, kind, sigma_x, sigma_y (taps), second (what other
         scale or strength the family has), angle (radians counter-clockwise from x; sigma_x is then
         the scale along it), amplitude (of the model as rendered), offset (per tap), r2, parameters
-        (their number, amplitude and offset included), p, q, and flaw: ``"constant"``, ``"dead"``
-        (zero) or ``"non-finite"`` for a filter without a shape, whose other columns are empty.
+        (their number, amplitude and offset included), p, q (its false-discovery rate over the
+        filters given), p_from (``"count"``, ``"tail"`` or ``"floor"``), null (its kind), and flaw:
+        ``"constant"``, ``"dead"`` (zero) or ``"non-finite"`` for a filter without a shape, whose
+        other columns are empty.
 
     Raises:
-        KeyFiltersError: wrong shape, even or too small sides, unknown families.
+        KeyFiltersError: wrong shape, even or too small sides, unknown families or null, a bank
+            without filters of this size.
 
     >>> from keyfilters.receptive_fields.families import family
     >>> edge = family("x:d y:0").render(torch.tensor([[0.8, 1.1]]), (7, 7))
@@ -86,7 +97,6 @@ def match(
     stack = _checked(filters)
     if families not in ("all", "separable"):
         raise KeyFiltersError(f"families must be 'all' or 'separable', got {families!r}")
-    size = (stack.shape[1], stack.shape[2])
     flaw = flaws(stack, dead_below=0.0)  # whatever the scale
     usable = np.flatnonzero(flaw == "")
     columns = {name: np.full(len(stack), np.nan) for name in _NUMBERS}
@@ -107,13 +117,9 @@ def match(
             **columns,
         }
     )
-    if null_draws:
-        null = _null_r2(size, families, null_draws, seed)
-        reached = len(null) - np.searchsorted(null, table["r2"].to_numpy()[usable], side="left")
-        p = np.full(len(stack), np.nan)
-        p[usable] = (1 + reached) / (1 + len(null))
-        table["p"] = p
-        table["q"] = _false_discovery_rate(p)
+    if null is not None and null_draws:
+        null_r2, kind = _null_r2(stack[usable], bank, null, families, null_draws, seed, device)
+        table = pd.concat([table, significance(table["r2"].to_numpy(), null_r2, kind)], axis=1)
     return table.assign(flaw=flaw)
 
 
@@ -227,22 +233,26 @@ def _general_atoms(
     return tuple(grids)
 
 
-@lru_cache(maxsize=16)
-def _null_r2(size: tuple[int, int], families: str, draws: int, seed: int) -> NDArray[np.float64]:
-    """Sorted r² that Gaussian random filters reach in the same way."""
-    random = np.random.default_rng(seed).standard_normal((draws, *size))
-    return np.sort(match(random, families=families, null_draws=0)["r2"].to_numpy())
-
-
-def _false_discovery_rate(p: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Benjamini–Hochberg q-values of the p-values that are not NaN."""
-    from scipy.stats import false_discovery_control
-
-    q = np.full(len(p), np.nan)
-    known = np.isfinite(p)
-    if known.any():
-        q[known] = false_discovery_control(p[known])
-    return q
+def _null_r2(
+    filters: NDArray[np.floating[Any]],
+    bank: FilterBank | None,
+    null: str,
+    families: str,
+    draws: int,
+    seed: int,
+    device: str,
+) -> tuple[NDArray[np.float64], str]:
+    """Explained shares of null filters, matched in the same way, and the kind of null."""
+    size = (filters.shape[1], filters.shape[2])
+    if bank is not None:
+        held, rows = bank.stack(size)
+        filters = held[(rows["flaw"] == "").to_numpy()]
+    kind = choose_null(null, len(filters), size[0] * size[1])
+    if not len(filters):
+        return np.empty(0), kind
+    drawn = null_units(centred_unit(filters), size, kind, seed, draws).reshape(-1, *size)
+    found = match(drawn, families=families, null=None, device=device)
+    return found["r2"].to_numpy(), kind
 
 
 def _checked(filters: NDArray[Any] | Tensor) -> NDArray[np.floating[Any]]:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from keyfilters.report.drawing import (
     INK,
-    MUTED,
+    NULL_COLOURS,
     figure_of,
     legend_below,
     percent,
@@ -24,24 +24,24 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from keyfilters.discovery import Discovery
+    from keyfilters.discovery.number import KeyNumber
 
-__all__ = ["by_share", "elimination", "over_depth", "over_models", "quality"]
+__all__ = ["by_share", "elimination", "gap", "over_depth", "over_models", "quality"]
 
 PANELS = 4  # models drawn layer by layer
 BARS = 24  # models in one chart
 
 
 def elimination(one: Discovery) -> str:
-    """Value against the number of candidates left, round by round, beside chance."""
+    """Value against the number of candidates left, round by round, beside the nulls."""
     figure, axes = single_axes(6.2, 3.9)
     for number, style in zip(one.curve["round"].unique(), cycle(("-", "--", "-.")), strict=False):
         part = one.curve[one.curve["round"] == number]
         colour = "#2f66b0" if number == 1 else "#2a9d6f"
         axes.plot(part["keys"], part["value"], style, color=colour, label=f"round {number}")
     first = one.curve[one.curve["round"] == 1]
-    axes.plot(first["keys"], first["chance"], ":", color=MUTED, label="random candidates")
-    axes.axvline(one.elbow, color="#c8452f", linewidth=0.9)
-    axes.text(one.elbow + 0.6, 0.02, f"elbow: {one.elbow}", color="#c8452f", fontsize=9)
+    for null in one.nulls:
+        axes.plot(first["keys"], first[null], ":", color=NULL_COLOURS[null], label=f"{null} null")
     axes.plot(len(one.keys), one.value, "D", color=INK, markersize=5, label="the keys")
     axes.set_ylim(0, 1)
     axes.set_xlabel("candidates left")
@@ -51,14 +51,34 @@ def elimination(one: Discovery) -> str:
     return to_svg(figure)
 
 
+def gap(number: KeyNumber) -> str:
+    """Held-out share that keys explain of the filters and of the covariance null."""
+    figure, axes = single_axes(6.2, 3.9)
+    curve = number.curve
+    axes.plot(curve["keys"], curve["held_out"], color="#2f66b0", label="filters, held out")
+    axes.plot(curve["keys"], curve["covariance"], "--", color=NULL_COLOURS["covariance"],
+              label="covariance null, held out")  # fmt: skip
+    axes.plot(curve["keys"], curve["gap"], color="#c8452f", label="gap (± standard error)")
+    axes.fill_between(curve["keys"], curve["gap"] - curve["se"], curve["gap"] + curve["se"],
+                      color="#c8452f", alpha=0.2)  # fmt: skip
+    if number.number is not None:
+        axes.axvline(number.number, color=INK, linewidth=0.9)
+        axes.text(number.number + 0.6, 0.9, f"{number.number} keys", color=INK, fontsize=9)
+    axes.set_ylim(min(0.0, float(curve["gap"].min())), 1)
+    axes.set_xlabel("number of keys")
+    axes.set_ylabel("explained")
+    percent(axes, "y")
+    legend_below(figure, axes, columns=2)
+    return to_svg(figure)
+
+
 def quality(one: Discovery) -> str:
     """Share of the filters whose best key explains at least so much."""
     figure, axes = single_axes(6.2, 3.9)
-    for column, colour, style, label in (
-        ("r2", "#2f66b0", "-", "the keys"),
-        ("chance", MUTED, ":", "as many of the random candidates"),
-    ):
-        values = np.sort(one.served[column].to_numpy())
+    curves = [(one.served["r2"].to_numpy(), "#2f66b0", "-", "the filters")]
+    curves += [(x, NULL_COLOURS[null], ":", f"{null} null") for null, x in one.null_r2.items()]
+    for r2, colour, style, label in curves:
+        values = np.sort(r2)
         share = 1 - np.arange(len(values)) / len(values)
         some = np.unique(np.linspace(0, len(values) - 1, 400).astype(int))
         axes.plot(values[some], share[some], style, color=colour, label=label)

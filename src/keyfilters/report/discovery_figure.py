@@ -39,9 +39,9 @@ def discovery_figure(found: Mapping[str, Discovery]) -> Figure:
     for axes, (name, one) in zip(charts, found.items(), strict=True):
         curve = one.curve[one.curve["round"] == 1]
         axes.plot(curve["keys"], 100 * curve["value"], color="#0b6e4f", label="candidates")
-        axes.plot(curve["keys"], 100 * curve["chance"], color=MUTED, ls=":", label="random")
-        axes.axvline(one.elbow, color="#c44536", lw=0.8)
-        axes.text(one.elbow + 0.7, 4, f"elbow: {one.elbow}", color="#c44536", fontsize=8)
+        if one.nulls:
+            label = f"{one.strictest} null"
+            axes.plot(curve["keys"], 100 * curve[one.strictest], color=MUTED, ls=":", label=label)
         axes.plot(len(one.keys), 100 * one.value, "D", color=INK, ms=4, label="keys, exchanged")
         axes.set_title(name, fontsize=10)
         axes.set_xlabel("number of keys", fontsize=8)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from keyfilters.discovery import Discovery
 from keyfilters.discovery.universality import idealised_twin
 from keyfilters.environment import environment
+from keyfilters.nulls import NULLS
 from keyfilters.receptive_fields.families import family
 from keyfilters.report import discovery_charts as charts
 from keyfilters.report.template import render, write_page
@@ -39,7 +40,7 @@ def write_discovery_report(
     """Write the page of one or several discoveries: a file that opens without a network.
 
     For each: the keys, beside their idealised receptive fields; the curve of the elimination with
-    its elbow and what random candidates give; the candidates in the order in which they were
+    what the same search finds in null filters; the candidates in the order in which they were
     dropped; which key serves how many filters, layer by layer or model by model; and how well.
 
     Args:
@@ -67,21 +68,23 @@ def write_discovery_report(
 
 
 def _section(name: str, one: Discovery) -> dict[str, Any]:
-    r2, chance = one.served["r2"], one.served["chance"]
+    r2 = one.served["r2"]
     return {
         "name": name,
         "count": len(one.served),
         "value": one.value,
-        "chance": one.chance,
-        "elbow": one.elbow,
-        "asked": len(one.keys) != one.elbow,
+        "words": one.words,
+        "number": "" if one.number is None else one.number.words,
+        "chance": one.nulls[one.strictest] if one.nulls else None,
+        "null": NULLS[one.strictest] if one.nulls else "",
         "measure": MEASURES.get(one.options["criterion"], MEASURES["variance"]),
         "keys": _keys(one),
         "rounds": [_drops(one, number) for number in one.curve["round"].unique()],
         "good": float((r2 >= 0.64).mean()),
-        "good_by_chance": float((chance >= 0.64).mean()),
+        "good_by_null": {null: float((x >= 0.64).mean()) for null, x in one.null_r2.items()},
         "median": float(r2.median()),
         "curve": charts.elimination(one),
+        "gap": "" if one.number is None else charts.gap(one.number),
         "quality": charts.quality(one),
         "depth": charts.over_depth(one),
         "wide": one.served["model"].nunique() > 1,

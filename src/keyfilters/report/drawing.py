@@ -20,6 +20,7 @@ __all__ = [
     "INK",
     "KIND_COLOURS",
     "MUTED",
+    "NULL_COLOURS",
     "figure_of",
     "legend_below",
     "percent",
@@ -46,6 +47,13 @@ KIND_COLOURS = dict(
     )
 )
 INK, MUTED = "#22252b", "#737985"
+# From weak to strict, the strict ones dark.
+NULL_COLOURS = {
+    "white": "#d9dce2",
+    "tap-permuted": "#b3b8c2",
+    "covariance": "#22252b",
+    "phase": "#737985",
+}
 
 STYLE = {
     "svg.fonttype": "none",

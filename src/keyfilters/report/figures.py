@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import pandas as pd
 
 from keyfilters.clusters import Atlas, SizeAtlas
+from keyfilters.clusters.evidence import STRICT
+from keyfilters.nulls import NULLS
 from keyfilters.report.drawing import (
     INK,
     KIND_COLOURS,
     MUTED,
+    NULL_COLOURS,
     figure_of,
     legend_below,
     percent,
@@ -23,24 +25,21 @@ from keyfilters.report.drawing import (
 __all__ = ["coverage_bars", "depth_profile", "layer_coverage", "rate_curve", "sweep"]
 
 UNCLASSIFIED = "#e6e6e6"
-SWEPT = ("filters", "gaussian refit", "tap-permuted refit")
-NULL_COLOURS = {"gaussian": "#737985", "tap-permuted": "#b3b8c2"}
 
 
 def coverage_bars(atlas: SizeAtlas) -> str:
-    """Bars: coverage of every method, beside the refitted and the same-prototype nulls."""
-    table = atlas.evidence.coverage.iloc[::-1].reset_index(drop=True)
-    figure, axes = single_axes(6.2, 0.42 * len(table) + 1.3)
-    y = np.arange(len(table))
-    axes.barh(y + 0.17, table["coverage"], 0.42, color="#2f66b0", xerr=table["sd"], ecolor=INK,
-              label="trained filters (± sd over seeds)")  # fmt: skip
-    axes.barh(y - 0.13, table["gaussian refit"], 0.16, color=NULL_COLOURS["gaussian"],
-              label="Gaussian filters, method refitted")  # fmt: skip
-    axes.barh(y - 0.31, table["tap-permuted refit"], 0.16, color=NULL_COLOURS["tap-permuted"],
-              label="taps shuffled, method refitted")  # fmt: skip
-    for i, value in enumerate(table["coverage"]):
-        axes.text(value + 0.02, i + 0.17, f"{value:.0%}", va="center", fontsize=9)
-    axes.set_yticks(y, [_label(row) for row in table.itertuples()], color=INK)
+    """Bars: coverage of every method, beside that of the same method on the nulls."""
+    claims = atlas.evidence.claims[::-1]
+    figure, axes = single_axes(6.2, 0.5 * len(claims) + 1.6)
+    y = np.arange(len(claims))
+    axes.barh(y + 0.22, [c.value for c in claims], 0.34, color="#2f66b0", ecolor=INK,
+              xerr=[c.sd for c in claims], label="trained filters (± sd over seeds)")  # fmt: skip
+    for i, (null, colour) in enumerate(NULL_COLOURS.items()):
+        axes.barh(y - 0.05 - 0.12 * i, [c.nulls[null] for c in claims], 0.11, color=colour,
+                  label=NULLS[null])  # fmt: skip
+    for i, claim in enumerate(claims):
+        axes.text(claim.value + 0.02, i + 0.22, f"{claim.value:.0%}", va="center", fontsize=9)
+    axes.set_yticks(y, [_label(c.name, atlas.evidence.prototypes) for c in claims], color=INK)
     axes.set_xlim(0, 1.12)
     percent(axes, "x")
     axes.set_xlabel(f"share of filters with dissimilarity below {atlas.threshold:g}")
@@ -59,13 +58,11 @@ def rate_curve(atlas: SizeAtlas) -> str:
         label = {"k-means": "k-means"}.get(method, f"{method}, best of its own")
         axes.errorbar(part["prototypes"], part["coverage"], part["sd"], color=colour, marker="o",
                       markersize=3.5, label=label)  # fmt: skip
-    for data, style in (("gaussian refit", "--"), ("tap-permuted refit", ":")):
-        part = rate[(rate["method"] == "k-means") & (rate["data"] == data)]
-        axes.plot(part["prototypes"], part["coverage"], style, color=MUTED,
-                  label=f"k-means refitted to {_data_label(data)}")  # fmt: skip
-    part = rate[(rate["method"] == "idealised filters") & (rate["data"] == "gaussian")]
-    axes.plot(part["prototypes"], part["coverage"], "--", color="#2a9d6f", alpha=0.6,
-              label="the same idealised filters on Gaussian filters")  # fmt: skip
+    for null, style in zip(STRICT, ("--", ":"), strict=True):
+        for method in ("k-means", "idealised filters"):
+            part = rate[(rate["method"] == method) & (rate["data"] == null)]
+            axes.plot(part["prototypes"], part["coverage"], style, color=colours[method], alpha=0.7)
+        axes.plot([], [], style, color=MUTED, label=f"the same, {null} null")
     axes.set_xscale("log", base=2)
     ticks = sorted(rate["prototypes"].unique())
     axes.set_xticks(ticks, [str(tick) for tick in ticks])
@@ -84,12 +81,12 @@ def sweep(atlas: SizeAtlas) -> str:
     figure, axes = single_axes(6.2, 3.9)
     methods = ("autoencoder 1-D", "k-means 32", "idealised filters")
     for method, colour in zip(methods, ("#c8452f", "#2f66b0", "#2a9d6f"), strict=True):
-        for data, style in zip(SWEPT, ("-", "--", ":"), strict=True):
+        for data, style in zip(("filters", *STRICT), ("-", "--", ":"), strict=True):
             part = table[(table["method"] == method) & (table["data"] == data)]
             axes.plot(part["threshold"], part["coverage"], style, color=colour,
                       label=method if data == "filters" else None)  # fmt: skip
-    axes.plot([], [], "--", color=MUTED, label="the same on Gaussian filters")
-    axes.plot([], [], ":", color=MUTED, label="the same on shuffled taps")
+    for null, style in zip(STRICT, ("--", ":"), strict=True):
+        axes.plot([], [], style, color=MUTED, label=f"the same, {null} null")
     axes.axvline(atlas.threshold, color=INK, linewidth=0.8)
     axes.text(atlas.threshold, 1.03, "threshold", fontsize=9, ha="center", va="bottom")
     axes.set_ylim(0, 1.02)
@@ -132,7 +129,7 @@ def depth_profile(atlas: Atlas, size: tuple[int, int], models: Sequence[str]) ->
 
 
 def layer_coverage(atlas: Atlas, size: tuple[int, int], models: Sequence[str]) -> str:
-    """Coverage of every layer over depth, with the same prototypes on the nulls."""
+    """Coverage of every layer over depth, and of the strict nulls by a code fitted to them."""
     table = atlas.coverage_
     label = f"{size[0]}×{size[1]}"
     table = table[(table["level"] == "layer") & (table["size"] == label)]
@@ -143,10 +140,10 @@ def layer_coverage(atlas: Atlas, size: tuple[int, int], models: Sequence[str]) -
         colour = palette[i % len(palette)]
         axes.plot(part["depth"], part["coverage"], "o-", markersize=4, color=colour,
                   label=shorten(model))  # fmt: skip
-        axes.plot(part["depth"], part["tap-permuted"], ":", color=colour)
-        axes.plot(part["depth"], part["gaussian"], "--", color=colour, alpha=0.6)
-    axes.plot([], [], ":", color=MUTED, label="its filters with taps shuffled")
-    axes.plot([], [], "--", color=MUTED, label="Gaussian filters")
+        for null, style in zip(STRICT, ("--", ":"), strict=True):
+            axes.plot(part["depth"], part[null], style, color=colour, alpha=0.7)
+    for null, style in zip(STRICT, ("--", ":"), strict=True):
+        axes.plot([], [], style, color=MUTED, label=f"{null} null")
     axes.set_ylim(0, 1)
     percent(axes, "y")
     axes.set_xlabel("relative depth of the layer")
@@ -155,13 +152,7 @@ def layer_coverage(atlas: Atlas, size: tuple[int, int], models: Sequence[str]) -
     return to_svg(figure)
 
 
-def _label(row: object) -> str:
-    count = getattr(row, "prototypes", float("nan"))
-    method = str(getattr(row, "method", ""))
-    if method.startswith("k-means") or pd.isna(count):
-        return method
-    return f"{method} ({count:.0f})"
-
-
-def _data_label(data: str) -> str:
-    return {"gaussian refit": "Gaussian filters", "tap-permuted refit": "shuffled taps"}[data]
+def _label(claim: str, prototypes: dict[str, float]) -> str:
+    method = claim.removeprefix("coverage, ")
+    count = prototypes[method]
+    return method if method.startswith("k-means") or np.isnan(count) else f"{method} ({count:.0f})"

@@ -7,16 +7,19 @@ from collections.abc import Sequence
 import numpy as np
 
 from keyfilters.clusters import Atlas, SizeAtlas
+from keyfilters.nulls import NULLS
 from keyfilters.report.drawing import (
     INK,
     KIND_COLOURS,
-    MUTED,
+    NULL_COLOURS,
     legend_below,
     percent,
     shorten,
     single_axes,
     to_svg,
 )
+
+NULL_STYLES = {"white": ":", "tap-permuted": ":", "covariance": "--", "phase": "--"}
 
 __all__ = ["explained_depth", "explained_share", "scale_depth"]
 
@@ -34,8 +37,8 @@ def explained_share(atlas: SizeAtlas) -> str:
         axes.plot(levels, share, style, color=colour, label=label)
 
     draw(explained.table["r2"], "-", "#2f66b0", "trained filters")
-    draw(explained.nulls["tap-permuted"], ":", MUTED, "the same, taps shuffled")
-    draw(explained.nulls["gaussian"], "--", MUTED, "Gaussian filters")
+    for null, style in NULL_STYLES.items():
+        draw(explained.nulls[null], style, NULL_COLOURS[null], NULLS[null])
     axes.axvline(explained.bar, color=INK, linewidth=0.8)
     axes.set_xlim(0, 1)
     axes.set_ylim(0, 1)
@@ -43,7 +46,7 @@ def explained_share(atlas: SizeAtlas) -> str:
     percent(axes, "y")
     axes.set_xlabel("explained variance r²")
     axes.set_ylabel("share of filters with at least that")
-    legend_below(figure, axes, columns=2)
+    legend_below(figure, axes, columns=1)
     return to_svg(figure)
 
 
@@ -59,10 +62,10 @@ def explained_depth(atlas: Atlas, size: tuple[int, int], models: Sequence[str]) 
         part = table[table["model"] == model].groupby("depth")["good"].mean()
         axes.plot(part.index, part, "o-", markersize=4, color=palette[i % len(palette)],
                   label=shorten(model))  # fmt: skip
-    for name, style in (("tap-permuted", ":"), ("gaussian", "--")):
-        level = float((explained.nulls[name] >= explained.bar).mean())
-        label = {"tap-permuted": "taps shuffled", "gaussian": "Gaussian filters"}[name]
-        axes.axhline(level, linestyle=style, color=MUTED, label=label)
+    for null, level in explained.claim.nulls.items():
+        axes.axhline(
+            level, linestyle=NULL_STYLES[null], color=NULL_COLOURS[null], label=NULLS[null]
+        )
     axes.set_ylim(0, 1)
     percent(axes, "y")
     axes.set_xlabel("relative depth of the layer")

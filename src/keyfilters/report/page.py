@@ -7,7 +7,11 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from keyfilters.claims import LEVEL
 from keyfilters.clusters import Atlas, SizeAtlas
+from keyfilters.clusters.autoencoder import distinct_prototypes
+from keyfilters.clusters.methods import ONE_DIMENSION
+from keyfilters.nulls import NULLS
 from keyfilters.report import figures, model_figures
 from keyfilters.report.drawing import KIND_COLOURS
 from keyfilters.report.payload import build_payload
@@ -43,6 +47,7 @@ def render_report(atlas: Atlas) -> str:
         headline=_headline(atlas),
         sizes=[_size_context(atlas, atlas.sizes_[size]) for size in _largest_first(atlas)],
         kinds=KIND_COLOURS,
+        nulls=NULLS,
         layers=_layer_table(atlas),
         skipped=_grouped(atlas.bank_.skipped),
         unusable=_flaw_table(atlas),
@@ -60,18 +65,18 @@ def _largest_first(atlas: Atlas) -> list[tuple[int, int]]:
 
 def _headline(atlas: Atlas) -> list[dict[str, str]]:
     """One tile a kernel size: what is classified, and beside it what chance gives."""
-    coverage = atlas.coverage_[atlas.coverage_["level"] == "bank"].set_index("size", drop=False)
+    claims = atlas.claims_.set_index(["size", "claim"])
     tiles = []
     for size in _largest_first(atlas):
-        row = coverage.loc[f"{size[0]}×{size[1]}"]
-        evidence = atlas.sizes_[size].evidence.coverage.set_index("method")
-        refit = evidence.loc["autoencoder 1-D", "gaussian refit"]
+        kernel = f"{size[0]}×{size[1]}"
+        row = claims.loc[(kernel, f"coverage, {ONE_DIMENSION}")]
         tiles.append(
             {
-                "size": row["size"],
-                "classified": f"{row.coverage:.0%}",
-                "chance": f"{refit:.0%}",
-                "filters": f"{row.filters:,}",
+                "size": kernel,
+                "classified": f"{row['value']:.0%}",
+                "chance": f"{row['chance']:.0%}",
+                "null": NULLS[row["strictest"]],
+                "filters": f"{len(atlas.sizes_[size].rows):,}",
             }
         )
     return tiles
@@ -88,15 +93,19 @@ def _size_context(atlas: Atlas, size: SizeAtlas) -> dict[str, Any]:
         "count": len(size.rows),
         "patterns": len(patterns),
         "names": by_name.sort_values("share", ascending=False).head(6).to_dict("records"),
-        "chance": size.chance,
+        "words": atlas.words_[size.size],
         "squares": size.squares["words"],
-        "agreement": size.agreement,
+        "agreement": size.agreement.reset_index(names="data").to_dict("records"),
         "seeds": atlas.config.seeds,
-        "distinct": size.autoencoder.distinct_prototypes,
+        "distinct": distinct_prototypes(size.decoded),
         "name_bar": atlas.summary_["sizes"][f"{size.size[0]}×{size.size[1]}"][
             "similarity_of_chance_names"
         ],
-        "coverage": size.evidence.coverage.to_dict("records"),
+        "claims": _claim_rows(atlas, size),
+        "keys": {
+            name: {"provenance": use.keys.provenance, "count": len(use.keys)}
+            for name, use in size.keys.items()
+        },
         "models_left_out": len(models) - len(ordered),
         "explained": _explained_context(atlas, size, ordered),
         "coverage_bars": figures.coverage_bars(size),
@@ -107,12 +116,25 @@ def _size_context(atlas: Atlas, size: SizeAtlas) -> dict[str, Any]:
     }
 
 
+def _claim_rows(atlas: Atlas, size: SizeAtlas) -> list[dict[str, Any]]:
+    """Claims of one kernel size, with the number of prototypes where a method has one."""
+    table = atlas.claims_[atlas.claims_["size"] == f"{size.size[0]}×{size.size[1]}"]
+    return [
+        row
+        | {
+            "prototypes": size.evidence.prototypes.get(row["claim"].removeprefix("coverage, ")),
+            "beyond": row["q"] < LEVEL,
+        }
+        for row in table.to_dict("records")
+    ]
+
+
 def _explained_context(atlas: Atlas, size: SizeAtlas, models: list[str]) -> dict[str, Any] | None:
     if size.explained is None:
         return None
     return {
-        "words": size.explained.words,
         "bar": size.explained.bar,
+        "significant": size.explained.significant,
         "kinds": size.explained.shares.to_dict("records"),
         "left": size.explained.component_shares.tolist(),
         "share": model_figures.explained_share(size),

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 from keyfilters.clusters import Atlas, SizeAtlas
 from keyfilters.clusters.explained import Explained
+from keyfilters.clusters.key_use import KeyUse
+from keyfilters.nulls import NULLS
 from keyfilters.receptive_fields import build_dictionary
 from keyfilters.receptive_fields.families import family
 from keyfilters.receptive_fields.models import render_models
@@ -96,7 +98,11 @@ def _pack_layer(
         "size": sizes.index(size) if size in sizes else -1,
         "stride": stride,
         "coverage": _round(own["coverage"].iloc[0]) if len(own) else None,
-        "chance": _round(own["tap-permuted"].iloc[0]) if len(own) else None,
+        "chance": _round(own[list(NULLS)].max(axis=1).iloc[0]) if len(own) else None,
+        "keys": {
+            name: _bytes(_key_numbers(atlas, size, name, rows))
+            for name in ("published", "consensus")
+        },
         "w": _bytes(_quantise(weight)),
         "pattern": _bytes(pattern.astype(np.uint8)),
         "classified": _bytes(rows["classified"].to_numpy(dtype=np.uint8)),
@@ -105,6 +111,35 @@ def _pack_layer(
         "norm": _bytes(rows["norm"].to_numpy(dtype="<f4")),
         "mean": _bytes(rows["mean"].to_numpy(dtype="<f4")),
     }
+
+
+def _key_numbers(
+    atlas: Atlas, size: tuple[int, int], name: str, rows: pd.DataFrame
+) -> NDArray[np.uint8]:
+    """Number of the key that serves each filter, `NO_PATTERN` for none."""
+    use = atlas.sizes_[size].keys.get(name) if size in atlas.sizes_ else None
+    number = {} if use is None else {key: i for i, key in enumerate(use.keys.names)}
+    return np.array([number.get(key, NO_PATTERN) for key in rows[f"{name}_key"]], dtype=np.uint8)
+
+
+def _pack_keys(
+    use: KeyUse, rows: NDArray[np.int64], position: NDArray[np.int64]
+) -> list[dict[str, Any]]:
+    """Keys of one set as cards: the key, whom it serves, and those that it explains best."""
+    cards = []
+    for i, row in enumerate(use.table.itertuples()):
+        served = np.flatnonzero((use.index == i) & (position[rows] >= 0))
+        best = served[np.argsort(-use.r2[served], kind="stable")[:MEMBERS]]
+        cards.append(
+            {
+                "label": row.key,
+                "share": _round(row.share, 5),
+                "r2": _round(row.r2),
+                "key": _bytes(_quantise(use.keys.filters[i : i + 1])),
+                "members": position[rows[best]].tolist(),
+            }
+        )
+    return cards
 
 
 def _pack_size(
@@ -136,19 +171,20 @@ def _pack_size(
                 "members": members.tolist(),
             }
         )
-    auto = atlas.autoencoder
-    drawn = np.linspace(0, len(auto.decoded_) - 1, STRIP).round().astype(int)
-    bins = np.searchsorted((drawn[1:] + drawn[:-1]) / 2, patterns.code * len(auto.decoded_))
+    count = len(atlas.decoded)
+    drawn = np.linspace(0, count - 1, STRIP).round().astype(int)
+    bins = np.searchsorted((drawn[1:] + drawn[:-1]) / 2, patterns.code * count)
     usage = np.bincount(bins, minlength=len(drawn))
     at = [np.bincount(patterns.index[bins == i]).argmax() if n else -1 for i, n in enumerate(usage)]
     return {
         "k": atlas.size,
         "threshold": atlas.threshold,
         "patterns": cards,
-        "strip": _bytes(_quantise(auto.decoded_[drawn])),
-        "stripCode": [_round(c) for c in auto.codes_[drawn, 0]],
+        "strip": _bytes(_quantise(atlas.decoded[drawn])),
+        "stripCode": [_round((c + 0.5) / count) for c in drawn],
         "stripUsage": usage.tolist(),
         "stripPattern": [int(i) for i in at],
+        "keys": {name: _pack_keys(use, atlas.rows, position) for name, use in atlas.keys.items()},
         "models": None if atlas.explained is None else _pack_models(atlas.explained, atlas),
     }
 

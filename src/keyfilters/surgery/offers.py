@@ -75,7 +75,7 @@ def _own_models(filters: NDArray[np.float64]) -> NDArray[np.float64]:
 
     A filter without a shape has the model 0, which leaves its mean.
     """
-    models = render_models(match(filters, null_draws=0), filters.shape[1:])
+    models = render_models(match(filters, null=None), filters.shape[1:])
     models = np.where(np.isnan(models), 0.0, models)
     models -= models.mean((1, 2), keepdims=True)
     norm = np.linalg.norm(models, axis=(1, 2), keepdims=True)

@@ -78,7 +78,7 @@ def idealized_near(
     for model in dict.fromkeys(layer.model for layer in offered):
         for layer in nearest_layers([x for x in offered if x.model == model], depth):
             if id(layer) not in tables:
-                tables[id(layer)] = match(layer.weight, null_draws=0).assign(offset=0.0)
+                tables[id(layer)] = match(layer.weight, null=None).assign(offset=0.0)
             table = tables[id(layer)]
             trained = render_models(table, layer.size)
             if scale_sigma:
@@ -124,7 +124,7 @@ def resize_filters(
     how = " and ".join(word for word, does in (("cropped", crops), ("padded", pads)) if does)
     if not (crops and resize in ("pad", "render")) and not (pads and resize in ("crop", "render")):
         return exact, how
-    table = match(filters, null_draws=0)
+    table = match(filters, null=None)
     drawn = render_models(table, size)
     shapeless = np.asarray(np.isnan(drawn).any((1, 2)))
     tail = f", {shapeless.sum()} without a shape {how}" if shapeless.any() else ""

@@ -55,6 +55,7 @@ for (const layer of ATLAS.layers) {
   layer.channel = as(Uint16Array, layer.channel);
   layer.norm = as(Float32Array, layer.norm); layer.mean = as(Float32Array, layer.mean);
   layer.first = total; total += layer.n;
+  for (const name in layer.keys) layer.keys[name] = bytes(layer.keys[name]);
   layer.patterns = layer.size < 0 ? [] : ATLAS.sizes[layer.size].patterns;
 }
 const owner = (i) => ATLAS.layers.find((layer) => i < layer.first + layer.n);
@@ -72,13 +73,29 @@ function card(size, pattern) {
     make("figure", {}, single(as(Int8Array, pattern.form), k, 84, "idealised form"), make("figcaption", {}, named ? "idealised" : "nearest: too far")),
     make("div", { className: "meta" }, make("b", {}, pattern.similarity.toFixed(2)), " similar", make("br"), pattern.filters.toLocaleString("en") + " filters", make("br"), "code " + pattern.code)),
     make("div", { className: "meta" }, (named ? "" : "nearest: ") + pattern.formula + parameters));
+  box.append(...members(pattern.members, k, "random members of " + pattern.label));
+  return box;
+}
+// Filters of the page by their numbers, in rows as wide as a card.
+function members(numbers, k, label) {
+  if (!numbers.length) return [];
   const px = Math.max(2, Math.floor(27 / Math.max(...k))), step = [px * k[1] + 7, px * k[0] + 7], perRow = Math.max(1, Math.floor(250 / step[0]));
-  const [canvas, ctx] = canvasOf(Math.min(perRow, pattern.members.length) * step[0], Math.ceil(pattern.members.length / perRow) * step[1], "random members of " + pattern.label);
-  pattern.members.forEach((i, n) => {
+  const [canvas, ctx] = canvasOf(Math.min(perRow, numbers.length) * step[0], Math.ceil(numbers.length / perRow) * step[1], label);
+  numbers.forEach((i, n) => {
     const layer = owner(i);
     framed(ctx, layer.w, (i - layer.first) * k[0] * k[1], k, (n % perRow) * step[0], Math.floor(n / perRow) * step[1], px);
   });
-  if (pattern.members.length) { canvas.className = "members"; box.append(canvas); }
+  canvas.className = "members";
+  return [canvas];
+}
+// Keys: the key, how many filters it serves, and those that it explains best.
+function keyCard(size, key) {
+  const box = make("article", { className: "card" });
+  box.append(make("h4", {}, key.label, make("span", { title: "share of filters that it serves" }, percent(key.share, 1))));
+  box.append(make("div", { className: "pair" },
+    make("figure", {}, single(as(Int8Array, key.key), size.k, 84, key.label), make("figcaption", {}, "key")),
+    make("div", { className: "meta" }, "explains ", make("b", {}, key.r2 == null ? "–" : percent(key.r2)), " of the variance of the filters that it serves, of either sign")));
+  box.append(...members(key.members, size.k, "filters that " + key.label + " explains best"));
   return box;
 }
 ATLAS.sizes.forEach((size, s) => {
@@ -91,6 +108,8 @@ ATLAS.sizes.forEach((size, s) => {
     $("gallery-" + s).after(more);
   }
   strip(size, $("strip-" + s));
+  for (const name in size.keys)
+    $("keys-" + name + "-" + s).append(...[...size.keys[name]].sort((a, b) => b.share - a.share).map((key) => keyCard(size, key)));
   if (size.models) models(size, s);
 });
 
@@ -190,7 +209,9 @@ function paint(layer, box) {
     const pattern = layer.patterns[layer.pattern[i]];
     return [layer.w, i * layer.k[0] * layer.k[1], layer.k, [
       pattern ? pattern.label + (layer.classified[i] ? "" : " (nearest; not classified)") : "no pattern",
-      pattern ? "dissimilarity " + (layer.far[i] / 100).toFixed(2) : "", layer.model, layer.name + ", channel " + layer.channel[i],
+      pattern ? "dissimilarity " + (layer.far[i] / 100).toFixed(2) : "",
+      ...Object.entries(layer.keys).filter(([, serves]) => serves[i] !== 255).map(([name, serves]) => `${name} key: ${ATLAS.sizes[layer.size].keys[name][serves[i]].label}`),
+      layer.model, layer.name + ", channel " + layer.channel[i],
       "norm " + layer.norm[i].toPrecision(3) + ", mean " + layer.mean[i].toPrecision(3)].filter(Boolean)];
   });
 }
@@ -201,7 +222,7 @@ function browse() {
     const box = make("div"); box.layer = layer;
     box.style.minHeight = (() => { const g = geometry(layer, $("browser").clientWidth || 1000); return g.rows * g.cell[1] + "px"; })();
     const facts = ` ${layer.n} filters of ${layer.k.join("×")}` + (layer.stride ? `, stride ${layer.stride.join("×")}` : "") + `, depth ${layer.depth.toFixed(2)}` +
-      (layer.coverage == null ? "" : `; classified ${percent(layer.coverage)} (taps shuffled: ${percent(layer.chance)})`);
+      (layer.coverage == null ? "" : `; classified ${percent(layer.coverage)} (strictest null: ${percent(layer.chance)})`);
     const section = make("section", { className: "layer" }, make("h4", {}, layer.name, make("span", {}, facts)), box);
     eye.observe(box);
     if (layer.model === model) return [section];

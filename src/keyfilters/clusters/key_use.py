@@ -1,0 +1,88 @@
+"""How well known keys explain the filters of a bank, and which key serves which filter."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from keyfilters.claims import FILTERS, Claim
+from keyfilters.errors import KeyFiltersError
+from keyfilters.keyset import KeySet
+
+__all__ = ["KeyUse", "explained_by_keys", "known_keys"]
+
+Array = NDArray[np.float32]
+
+
+@dataclass(frozen=True, eq=False)
+class KeyUse:
+    """One key set on the filters of one kernel size.
+
+    Attributes:
+        keys: the set.
+        index: ``(n,)`` key that explains most of each filter's variance over the taps.
+        sign: ``(n,)`` sign of its amplitude, 1 or -1.
+        r2: ``(n,)`` share that ``a x + b`` with that key explains.
+        claim: mean of `r2` beside that of null filters.
+        table: one row a key: key, share (of the filters that it serves), r2 (their mean).
+    """
+
+    keys: KeySet
+    index: NDArray[np.int64]
+    sign: NDArray[np.int64]
+    r2: Array
+    claim: Claim
+    table: pd.DataFrame
+
+
+def known_keys(size: tuple[int, int]) -> dict[str, KeySet]:
+    """Return the key sets that can be drawn for a window: published and consensus.
+
+    Published are the eight idealised keys of lindeberg2026modelling at the scales of method B.
+    """
+    if size[0] != size[1]:
+        return {}
+    found = {}
+    for name, make in (
+        ("published", lambda: KeySet.published("lindeberg2026-B", size[0])),
+        ("consensus", lambda: KeySet.consensus(size[0])),
+    ):
+        try:
+            found[name] = make()
+        except KeyFiltersError:  # no such keys of this size
+            continue
+    return found
+
+
+def explained_by_keys(name: str, keys: KeySet, data: Mapping[str, Array]) -> KeyUse:
+    """Measure one key set on filters and on their nulls.
+
+    Args:
+        name: of the key set.
+        keys: K keys.
+        data: ``(n, taps)`` centred unit filters under `FILTERS`, null filters under their kinds.
+    """
+    flat = keys.filters.reshape(len(keys), -1).astype(np.float32)
+    cosine = data[FILTERS] @ flat.T
+    index = np.abs(cosine).argmax(1)
+    best = cosine[np.arange(len(cosine)), index]
+    scores = {key: (unit @ flat.T).astype(np.float64) ** 2 for key, unit in data.items()}
+    claim = Claim.measure(
+        f"variance explained by {len(keys)} {name} keys",
+        {key: s.max(1)[None] for key, s in scores.items()},
+    )
+    r2 = best**2
+    served = np.bincount(index, minlength=len(keys))
+    total = np.bincount(index, weights=r2, minlength=len(keys))
+    table = pd.DataFrame(
+        {
+            "key": keys.names,
+            "share": served / len(index),
+            "r2": np.divide(total, served, out=np.full(len(keys), np.nan), where=served > 0),
+        }
+    )
+    return KeyUse(keys, index, np.where(best < 0, -1, 1), r2, claim, table)

@@ -1,0 +1,113 @@
+"""How many keys? As many as explain more of held-out filters than of noise that is as smooth."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from keyfilters.clusters.keys import learn_keys
+from keyfilters.discovery.elimination import eliminate
+from keyfilters.discovery.gains import explained
+from keyfilters.nulls import null_units
+from keyfilters.seeds import child_integer, child_seed
+from keyfilters.threads import one_thread
+
+__all__ = ["KeyNumber", "number_of_keys"]
+
+MOST = 48  # keys that are tried
+DRAWS = 5  # null banks, and starts of the lines
+SURE = 3.0  # standard errors that the gap must exceed
+
+Array = NDArray[np.float32]
+
+
+@dataclass(frozen=True, eq=False)
+class KeyNumber:
+    """The number of keys of a bank, and the curves that it is read from.
+
+    Attributes:
+        number: of keys; None where no number of keys explains more of the filters than of the null.
+        curve: one row a number of keys: keys, held_out (mean share of the variance of filters that
+            keys of the other half explain), covariance (the same of the null with the same tap
+            covariance, mean over draws), gap (the difference) and se (its standard error).
+    """
+
+    number: int | None
+    curve: pd.DataFrame
+
+    @property
+    def words(self) -> str:
+        """The answer in one sentence."""
+        if self.number is None:
+            return (
+                "No number of keys stands out: held out, keys explain no more of these filters "
+                "than of Gaussian filters with the same tap covariance."
+            )
+        row = self.curve.set_index("keys").loc[self.number]
+        return (
+            f"{self.number} keys: held out they explain {row['held_out']:.1%} of the filters' "
+            f"variance, of Gaussian filters with the same tap covariance {row['covariance']:.1%}; "
+            "more keys do not widen the gap beyond its standard error."
+        )
+
+
+@one_thread()
+def number_of_keys(
+    unit: Array, size: int, half: NDArray[np.bool_], *, seed: int = 0, draws: int = DRAWS
+) -> KeyNumber:
+    """Read the number of keys off the gap between held-out filters and their covariance null.
+
+    Keys are lines learned on one half and dropped one by one, the least missed first; what the
+    survivors explain is measured on the other half. Both halves are averaged, and the same is done
+    with null filters. The number is the least one whose gap lies within one standard error of the
+    widest; it depends on the filters only, not on candidates. Where the widest gap is at most three
+    standard errors there is no such number.
+
+    Args:
+        unit: ``(n, taps)`` centred filters of unit norm.
+        size: taps along either side.
+        half: ``(n,)`` which filters are in the first half, see `keyfilters.claims.halves`.
+        seed: of lines and null filters.
+        draws: number of null banks, and of starts of the lines.
+    """
+    reals, nulls = [], []
+    for i in range(draws):
+        stream = child_seed(seed, "number", i)
+        start = child_integer(stream, "lines")
+        reals.append(_held_out(unit, size, half, start))
+        drawn = null_units(unit, (size, size), "covariance", stream)
+        nulls.append(_held_out(drawn, size, half, start).mean(axis=0))
+    shares = np.mean(reals, axis=0)
+    real, null = shares.mean(axis=0), np.mean(nulls, axis=0)
+    gap = real - null
+    se = np.sqrt(shares.var(axis=0) / len(unit) + np.var(nulls, axis=0, ddof=1) / draws)
+    widest = int(gap.argmax())
+    number = None
+    if gap[widest] > SURE * se[widest]:
+        number = int(np.flatnonzero(gap >= gap[widest] - se[widest])[0]) + 1
+    curve = pd.DataFrame(
+        {
+            "keys": np.arange(1, len(gap) + 1),
+            "held_out": real,
+            "covariance": null,
+            "gap": gap,
+            "se": se,
+        }
+    )
+    return KeyNumber(number, curve)
+
+
+def _held_out(unit: Array, size: int, half: NDArray[np.bool_], seed: int) -> NDArray[np.float32]:
+    """Share of each filter's variance that 1, 2, … keys of the other half explain: ``(n, K)``."""
+    most = max(1, min(MOST, int(half.sum()) // 4, int((~half).sum()) // 4))
+    best = np.empty((len(unit), most), dtype=np.float32)
+    for learned, measured in ((half, ~half), (~half, half)):
+        lines = learn_keys(unit[learned].reshape(-1, size, size), most, seed=seed, restarts=1)
+        survivors = eliminate(explained(unit[learned], lines)).survivors(len(lines))
+        shares = np.maximum.accumulate(explained(unit[measured], lines)[:, survivors], axis=1)
+        best[measured, : len(lines)] = shares
+        best[measured, len(lines) :] = shares[:, -1:]
+    return best
