@@ -206,7 +206,7 @@ class KeySet:
 
         Returns:
             Arrays ``(n,)``: index; a and residual ``‖w − a·x − b‖₂`` in units of w and b per tap,
-            float32 if w is so or shorter, else float64. A filter that is not finite has index −1
+            float32 if w is so or shorter (float16, bfloat16, float8), else float64. A filter that is not finite has index −1
             and NaN.
 
         Raises:
@@ -238,7 +238,8 @@ class KeySet:
                 f"these keys are {k}×{k}, but the filters are {k_y}×{k_x}; take keys of their size"
                 + (drawn if k_y == k_x and k_y % 2 else "")
             )
-        return torch.float32 if name in ("float32", "float16", "bfloat16") else torch.float64
+        short = ("float32", "float16", "bfloat16")
+        return torch.float32 if name in short or name.startswith("float8") else torch.float64
 
     def reconstruct(self, index: ArrayLike, a: ArrayLike, b: ArrayLike) -> NDArray[Any]:
         """Return the filters ``a·x + b``.
