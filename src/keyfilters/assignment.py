@@ -20,7 +20,7 @@ from keyfilters.threads import in_parts
 __all__ = ["Assignment", "assign"]
 
 TIED = 64  # products with two keys that differ by less than so many roundings of ‖w‖ are equal
-BLOCK = 2048  # filters whose taps stay in the cache while they are summed
+BLOCK = 8192  # filters that are summed at once, which bounds the memory
 
 
 class Assignment(NamedTuple):
