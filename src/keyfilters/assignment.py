@@ -48,6 +48,7 @@ def assign(
     exact = device.type == "cpu" and torch.get_float32_matmul_precision() == "highest"
     working = dtype if exact else torch.float64
     place = device if device.type == "cuda" else torch.device("cpu")
+    wide = dtype == torch.float64
     quick, precise = keys.to(device, working), keys.to(place)
     index = torch.empty(len(w), dtype=torch.int64)
     a, b, residual = torch.empty(3, len(w), dtype=dtype)
@@ -57,7 +58,7 @@ def assign(
         chosen, sure = _choose(part.to(device), quick)
         for start in range(0, len(part), BLOCK):
             block = slice(start, start + BLOCK)
-            found = _measure(part[block], chosen[block], sure[block], precise)
+            found = _measure(part[block], chosen[block], sure[block], precise, wide)
             for column, values in zip((index, a, b, residual), found, strict=True):
                 column[rows][block] = values
 
@@ -90,13 +91,17 @@ def _choose(w: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
     return index.long(), sure
 
 
-def _measure(w: Tensor, index: Tensor, sure: Tensor, keys: Tensor) -> tuple[Tensor, ...]:
-    """Return index, a, b and residual of filters ``(m, taps)``, in float64 and a fixed order."""
+def _measure(
+    w: Tensor, index: Tensor, sure: Tensor, keys: Tensor, wide: bool
+) -> tuple[Tensor, ...]:
+    """Return index, a, b and residual of filters ``(m, taps)``, in float64 and a fixed order.
+
+    Filters that are `wide` have digits of float64, others of float32 at most.
+    """
     taps = w.shape[1]
     columns = w.to(keys.device, torch.float64).T.contiguous()
     index, sure = index.to(keys.device), sure.to(keys.device)
     low, high = columns.amin(0), columns.amax(0)
-    wide = w.dtype == torch.float64
     scale = _power_of_two(torch.maximum(-low, high)) if wide else torch.ones_like(low)
     columns = columns / scale if wide else columns  # so that squares neither overflow nor vanish
     if not bool(sure.all()):
@@ -146,5 +151,3 @@ def _power_of_two(x: Tensor) -> Tensor:
     """Return a power of two near positive numbers, by which division is exact."""
     exponent = torch.frexp(x).exponent.long().clamp_(-1000, 1000)
     return (exponent + 1023).bitwise_left_shift(52).view(torch.float64)
-
-

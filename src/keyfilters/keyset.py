@@ -206,8 +206,8 @@ class KeySet:
 
         Returns:
             Arrays ``(n,)``: index; a and residual ``‖w − a·x − b‖₂`` in units of w and b per tap,
-            float32 if w is so or shorter (float16, bfloat16, float8), else float64. A filter that is not finite has index −1
-            and NaN.
+            float32 if w is so or shorter, else float64. A filter that is not finite has index −1
+            and NaN. The bits depend on a filter and the keys only, not on chunks or threads.
 
         Raises:
             KeyFiltersError: w has another shape or size, or is not of real numbers.
