@@ -30,8 +30,7 @@ def in_new_thread(call: Callable[[], Any]) -> Any:
 def three_threads() -> Any:
     before = torch.get_num_threads()
     torch.set_num_threads(3)
-    with threadpoolctl.threadpool_limits(3, user_api="blas"):
-        yield
+    yield
     torch.set_num_threads(before)
 
 

@@ -24,7 +24,8 @@ class _Limit:
     """The limit of the whole process, counted: the last of the threads inside takes it away.
 
     BLAS has one number of threads a process; torch and OpenMP have one each thread, and torch
-    another one for threads that it has not met yet.
+    another one for threads that it has not met yet. A thread of its own limits BLAS, since
+    threadpoolctl lets only the thread that set a limit take it away.
     """
 
     def __init__(self, forked: bool = False) -> None:
@@ -34,6 +35,7 @@ class _Limit:
         self.threads = 1  # torch's, of the first thread that came in
         self.controller: Any = None
         self.blas: Any = None
+        self.keeper: Any = None
         self.own = threading.local()
 
     def enter(self) -> None:
@@ -43,20 +45,26 @@ class _Limit:
             if not self.inside:
                 self.threads = before
                 self.controller = ThreadpoolController()
-                self.blas = self.controller.limit(limits=1, user_api="blas")
+                self.keeper = ThreadPoolExecutor(1)
+                self.keeper.submit(self._limit_blas).result()
             elif before == 1:
                 before = self.threads
             self.inside += 1
-            openmp = self.controller.limit(limits=1, user_api="openmp")
+            openmp = self.controller.select(user_api="openmp").limit(limits=1)
             torch.set_num_threads(1)
         self.own.depth, self.own.threads, self.own.openmp = 1, before, openmp
+
+    def _limit_blas(self) -> None:
+        self.blas = self.controller.select(user_api="blas").limit(limits=1)
+        self.blas.__enter__()
 
     def leave(self) -> None:
         with self.lock:
             self.inside -= 1
             self.own.openmp.restore_original_limits()
             if not self.inside:
-                self.blas.restore_original_limits()
+                self.keeper.submit(self.blas.__exit__, None, None, None).result()
+                self.keeper.shutdown()
                 torch.set_num_threads(self.threads)  # which new threads take over
             torch.set_num_threads(self.own.threads)
         self.own.depth = 0

@@ -247,7 +247,7 @@ def _read_files(
 def _read_model(files: ModelFiles, model: str | None = None) -> FilterBank:
     """Read the files of one model; whatever a format's library raises becomes one sentence."""
     path = files.paths[0]
-    model = model or model_name(path)
+    model = model or model_name(path.parent / files.label)
     if files.missing:
         raise SourceError(
             f"{path.parent / files.label} lacks {len(files.missing)} of its "

@@ -58,6 +58,11 @@ class ModelFiles:
         return self.paths[0].parent
 
     @property
+    def is_variant(self) -> bool:
+        """Whether its name says that it is a rounded or otherwise changed copy of another."""
+        return VARIANT.search(self.label.removesuffix(self.format)) is not None
+
+    @property
     def stem(self) -> str:
         """The name without suffix, number of shards and variant, equal for formats of one model."""
         stem = self.label[: -len(self.format)] if self.label.endswith(self.format) else self.label
@@ -109,7 +114,10 @@ def group_files(files: Sequence[Path], formats: Sequence[str]) -> list[ModelFile
             groups[path.parent, label] = ModelFiles(label, kind, (path,))
         else:
             groups[path.parent, f"{label} in {shard['count']}"] = _shards(path, shard, kind)
-    return sorted(groups.values(), key=lambda x: (x.folder, list(formats).index(x.format), x.label))
+    return sorted(
+        groups.values(),
+        key=lambda x: (x.folder, list(formats).index(x.format), x.is_variant, x.label),
+    )
 
 
 def _shards(path: Path, shard: re.Match[str], kind: str) -> ModelFiles:
@@ -162,7 +170,7 @@ def model_name(path: Path) -> str:
     if shard := SHARD.fullmatch(stem):
         stem = shard["stem"] + shard["suffix"]
     stem = Path(stem).stem
-    if stem in UNNAMED:
+    if VARIANT.sub("", stem) in UNNAMED:
         return repo or path.absolute().parent.name
     stem = re.sub(r"-[0-9a-f]{8}$", "", stem)
     return f"{repo}/{stem}" if repo else stem

@@ -49,7 +49,8 @@ def replace_in_file(
       a convolution of a one-channel image, unless `layers` has its very name.
     - ``.pth``, ``.pt``, ``.ckpt``, ``.bin``, ``.pth.tar``: the whole structure is kept, in
       PyTorch's zip format with tensors on the CPU. Of several sets of weights that which `kf.read`
-      reads is replaced; the report names the others, which stay as they are even where they share memory with it.
+      reads is replaced; the report names the others, which stay as they are even where they
+      share memory with it.
     - ``.onnx``: what is left alone is said at `keyfilters.surgery.onnx_files.open_onnx`. Data
       outside the file goes to ``TARGET.data`` beside the target, never to the source's own.
 
