@@ -4,9 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 import keyfilters as kf
 from keyfilters.bank import FilterBank, Layer
+from keyfilters.errors import KeyFiltersError
 
 
 def layer(
@@ -68,3 +70,34 @@ def test_filters_without_a_shape_are_listed() -> None:
     bank = FilterBank([Layer("net", "conv", weight, None, None, 0.0)])
     assert bank.unusable()["flaw"].tolist() == ["dead", "constant", "non-finite"]
     assert bank.stack(3)[1]["flaw"].tolist() == ["dead", "constant", "non-finite", ""]
+
+
+def test_shapes_that_are_no_filters_and_sizes_of_any_integer() -> None:
+    w = np.ones((8, 1, 7, 7), np.float32)
+    with pytest.raises(KeyFiltersError, match=r"got float32 of shape \(8, 1, 7, 7\); give weight"):
+        Layer("m", "c", w, None, None, 0.0)
+    with pytest.raises(KeyFiltersError, match="got complex64 of shape"):
+        Layer("m", "c", w[:, 0] * 1j, None, None, 0.0)
+    bank = FilterBank([Layer("m", "c", w[:, 0], None, None, 0.0)])
+    for size in (np.int64(7), (np.int32(7), 7), [7, 7], np.array([7, 7])):
+        assert len(bank.stack(size)[0]) == 8  # type: ignore[arg-type]
+    for bad in (7.0, "77", (7,), None):
+        with pytest.raises(KeyFiltersError, match=r"expected a size as k or \(k_y, k_x\)"):
+            bank.stack(bad)  # type: ignore[arg-type]
+
+
+def test_banks_of_others_and_damaged_ones(tmp_path: Path) -> None:
+    path = tmp_path / "b.safetensors"
+    for notes, message in (
+        ({"layers": "[]"}, None),
+        ({"layers": "[{}]"}, "cannot be read as a filter bank"),
+        ({"layers": "[1]"}, "cannot be read as a filter bank"),
+        ({"layers": "[]", "skipped": "[1]"}, "cannot be read as a filter bank"),
+        ({}, "cannot be read as a filter bank"),
+    ):
+        save_file({"x": np.ones(1)}, path, metadata={"format": "keyfilters-bank-1", **notes})
+        if message is None:
+            assert not FilterBank.load(path).skipped
+        else:
+            with pytest.raises(KeyFiltersError, match=message):
+                FilterBank.load(path)

@@ -4,6 +4,7 @@ import errno
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,12 @@ def full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_full_disk_leaves_the_last_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_whole(tmp_path / "new" / "x", "ω")
     full_disk(monkeypatch)
-    message = r"cannot write .*x: No space left on device; the last good file stays; mend that and"
+    message = r"cannot write .*x: No space left on device; the last good file stays; fix this and"
     with pytest.raises(KeyFiltersError, match=message):
         write_whole(tmp_path / "new" / "x", b"new")
     assert [p.name for p in (tmp_path / "new").iterdir()] == ["x"]
     assert (tmp_path / "new" / "x").read_text(encoding="utf-8") == "ω"
-    with pytest.raises(KeyFiltersError, match=r"y: No space left on device; mend that"):
+    with pytest.raises(KeyFiltersError, match=r"y: No space left on device; fix this"):
         write_whole(tmp_path / "new" / "y", b"new")
     with pytest.raises(KeyFiltersError, match=r"cannot write .*z"):
         write_whole(tmp_path / "new" / "x" / "z", b"new")
@@ -48,4 +49,13 @@ def test_two_processes_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr("keyfilters.files.os.fsync", meanwhile)
     write_whole(path, b"own")
     assert seen == [b"other"] and path.read_bytes() == b"own"
+    assert [p.name for p in tmp_path.iterdir()] == ["x"]
+
+
+def test_many_threads_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    contents = [bytes([i]) * 1000 for i in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda content: [write_whole(path, content) for _ in range(20)], contents))
+    assert path.read_bytes() in contents
     assert [p.name for p in tmp_path.iterdir()] == ["x"]

@@ -356,3 +356,11 @@ def test_bad_arguments(call: Callable[[], Tensor], message: str) -> None:
     with pytest.raises(KeyFiltersError, match=message):
         call()
     assert bool((W5 == 0).all())  # refused before anything is written
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_weights_of_eight_bits(dtype: torch.dtype) -> None:
+    weight = torch.zeros(8, 1, 5, 5).to(dtype)
+    assert init.center_surround_(weight, std=0.1) is weight
+    wide = weight.float()
+    assert (wide[:, 0, 2, 2] != 0).all() and (wide[:, 0, 2, 2] > 0).sum() == 4

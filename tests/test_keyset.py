@@ -111,20 +111,49 @@ def test_filters_as_they_come() -> None:
         assert [len(x) for x in keys.assign(empty)] == [0] * 4
 
 
-def test_chunks_change_nothing() -> None:
-    keys = KeySet.random(8, 5)
-    w = filters_of_many_kinds(keys, 100).astype(np.float32)
+def unaligned(w: NDArray[Any], shift: int) -> NDArray[Any]:
+    """The same numbers at an address that is no multiple of a vector's length."""
+    bytes_ = np.empty(w.nbytes + 128, np.uint8)
+    start = -bytes_.ctypes.data % 64 + shift * w.itemsize
+    moved = bytes_[start : start + w.nbytes].view(w.dtype).reshape(w.shape)
+    moved[...] = w
+    return moved
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(("count", "size"), [(8, 5), (1, 3), (40, 7)])
+def test_the_bits_depend_on_filters_and_keys_only(count: int, size: int, dtype: type) -> None:
+    keys = KeySet.random(count, size)
+    w = filters_of_many_kinds(keys, 30).astype(dtype)
     w[5], w[17, 0, 0] = 1.0, np.nan
     expected = keys.assign(w)
-    for chunk in (1, 7, 599, 600, 10**6):
-        found = keys.assign(w, chunk=chunk)
-        np.testing.assert_array_equal(found.index, expected.index)
-        size = np.linalg.norm(w, axis=(1, 2)) * 1e-6
-        for one, other in zip(found[1:], expected[1:], strict=True):
-            assert ((np.abs(one - other) <= size) | np.isnan(other)).all()
+    for chunk in (1, 7, len(w) - 1, len(w), 10**6):
+        assert_same(keys.assign(w, chunk=chunk), expected, 0)
+    for shift in (1, 3, 7):
+        assert_same(keys.assign(unaligned(w, shift), chunk=50), expected, 0)
+    for start, stop in ((0, 1), (3, 20), (41, len(w))):
+        part = Assignment(*(x[start:stop] for x in expected))
+        assert_same(keys.assign(w[start:stop]), part, 0)
     threads = torch.get_num_threads()
-    assert_same(keys.assign(w, chunk=50), keys.assign(w, chunk=50), 0)
-    assert torch.get_num_threads() == threads
+    try:
+        for number in (1, 2, 5):
+            torch.set_num_threads(number)
+            assert_same(keys.assign(w, chunk=16), expected, 0)
+            assert torch.get_num_threads() == number
+        torch.set_float32_matmul_precision("medium")
+        assert_same(keys.assign(w), expected, 0)
+    finally:
+        torch.set_num_threads(threads)
+        torch.set_float32_matmul_precision("highest")
+
+
+def test_every_short_type_is_assigned_in_float32() -> None:
+    keys = KeySet.random(4, 5)
+    w = torch.randn(8, 5, 5, generator=torch.Generator().manual_seed(0))
+    for dtype in (torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2):
+        found = keys.assign(w.to(dtype))
+        assert found.a.dtype == np.float32
+        assert_same(found, keys.assign(w.to(dtype).float()), 0)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

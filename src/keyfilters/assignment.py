@@ -1,13 +1,13 @@
-"""Which key is nearest to each of millions of filters, quickly where that is safe.
+"""Which key is nearest to each of millions of filters, quickly and always with the same bits.
 
-One product of matrices gives all that is needed. Where rounding leaves a doubt, because keys do
-equally well or because little is left over, a filter is looked at again in float64.
+Products of matrices round as their shape, the alignment of memory and the number of threads make
+them. Here they only choose the key, where no rounding can change the choice; where one could, the
+keys are compared again in float64. All numbers returned are sums in a fixed order, tap by tap of
+single filters, so that they depend on nothing but the filter and the key.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,12 +15,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from keyfilters.threads import one_thread
+from keyfilters.threads import in_parts
 
 __all__ = ["Assignment", "assign"]
 
-CANCELS = 1e-2  # share of ‖w‖² below which a difference of squares has lost too many digits
 TIED = 64  # products with two keys that differ by less than so many roundings of ‖w‖ are equal
+BLOCK = 8192  # filters that are summed at once, which bounds the memory
 
 
 class Assignment(NamedTuple):
@@ -44,42 +44,29 @@ def assign(
         chunk: filters at a time in every thread.
         device: where to compute.
     """
-    # Graphics cards may be set to round the factors of float32 products to ten bits.
-    working = torch.float64 if device.type == "cuda" else dtype
+    # Graphics cards, and processors if so asked, may round factors of float32 products to ten bits.
+    exact = device.type == "cpu" and torch.get_float32_matmul_precision() == "highest"
+    working = dtype if exact else torch.float64
+    place = device if device.type == "cuda" else torch.device("cpu")
+    wide = dtype == torch.float64
+    quick, precise = keys.to(device, working), keys.to(place)
     index = torch.empty(len(w), dtype=torch.int64)
     a, b, residual = torch.empty(3, len(w), dtype=dtype)
-    sure = torch.empty(len(w), dtype=torch.bool)
 
-    def quickly(rows: slice) -> None:
-        part = _rows(w, rows, working).to(device)
-        found = _quickly(part, keys.to(part))
-        index[rows], a[rows], b[rows], residual[rows], sure[rows] = found
+    def work(rows: slice) -> None:
+        part = _rows(w, rows, working)
+        chosen, sure = _choose(part.to(device), quick)
+        for start in range(0, len(part), BLOCK):
+            block = slice(start, start + BLOCK)
+            found = _measure(part[block], chosen[block], sure[block], precise, wide)
+            for column, values in zip((index, a, b, residual), found, strict=True):
+                column[rows][block] = values
 
-    def carefully(some: slice) -> None:
-        rows = doubtful[some]
-        found = _carefully(_rows(w, rows, torch.float64).cpu(), keys)
-        for column, values in zip((index, a, b, residual), found, strict=True):
-            column[rows] = values.to(column)
-
-    _in_chunks(quickly, len(w), chunk)
-    doubtful = np.flatnonzero(~sure.numpy())
-    _in_chunks(carefully, len(doubtful), chunk)
+    in_parts(work, len(w), chunk)
     return Assignment(index.numpy(), a.numpy(), b.numpy(), residual.numpy())
 
 
-def _in_chunks(work: Callable[[slice], None], count: int, chunk: int) -> None:
-    parts = [slice(start, start + chunk) for start in range(0, count, chunk)]
-    threads = min(torch.get_num_threads(), len(parts))
-    if threads < 2:
-        for part in parts:
-            work(part)
-        return
-    # Threads that share every step of a chunk wait for each other on a busy machine.
-    with one_thread(), ThreadPoolExecutor(threads) as pool:
-        list(pool.map(work, parts))
-
-
-def _rows(w: NDArray[Any] | Tensor, rows: Any, dtype: torch.dtype) -> Tensor:
+def _rows(w: NDArray[Any] | Tensor, rows: slice, dtype: torch.dtype) -> Tensor:
     """Return some of the filters as ``(m, taps)``."""
     part = w[rows]
     if not isinstance(part, Tensor):
@@ -88,53 +75,79 @@ def _rows(w: NDArray[Any] | Tensor, rows: Any, dtype: torch.dtype) -> Tensor:
     return part.to(dtype).flatten(1)
 
 
-def _quickly(w: Tensor, keys: Tensor) -> tuple[Tensor, ...]:
-    """Assign by one product of matrices: index, a, b, residual, and whether they can be relied on.
-
-    Keys have no mean, so w is not centred, and residual² is ‖w‖² − taps·b² − a².
-    """
-    taps, precision = w.shape[1], torch.finfo(w.dtype)
-    table = torch.cat([keys, torch.full_like(keys[:1], 1 / taps)]) @ w.T
-    products, b = table[:-1], table[-1]
+def _choose(w: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the key of every filter by one product of matrices, and where no rounding matters."""
+    precision = torch.finfo(w.dtype)
+    products = (keys @ w.T).abs_()
     norm = torch.linalg.vector_norm(w, dim=1)
-    top, low = products.amax(0), products.amin(0)
-    best = torch.maximum(top, -low)
-    a = best.copysign(top + low)
     # 1 where a key does as well as the best, else 0; their numbers and how many by one product,
     # because a search for positions takes longer than all the rest.
-    as_good = products.abs_().ge_(best.sub(norm, alpha=TIED * precision.eps))
+    doubt = (TIED + 2 * w.shape[1]) * precision.eps  # a sum of n products is off by n roundings
+    as_good = products.ge_(products.amax(0).sub_(norm, alpha=doubt))
     numbers = torch.arange(len(keys)).to(keys)
     index, many = torch.stack([numbers, torch.ones_like(numbers)]) @ as_good
-    squared = norm.square_()
-    enough = (CANCELS * squared).clamp_(min=precision.tiny / precision.eps)
-    power = squared.addcmul_(b, b, value=-taps)
-    left = power.addcmul(a, a, value=-1)
-    sure = (power > enough) & (many == 1)  # not so for NaN and overflow
-    residual = left.sqrt()
-    close: Any = ((left < enough) & sure).nonzero()[:, 0]
-    if len(close):
-        if len(close) > len(w) // 4:
-            close = slice(None)  # sooner done than picking rows
-        as_good.mul_(a)  # now the table is that of factors
-        model = torch.cat([keys, torch.ones_like(keys[:1])])
-        rest = torch.addmm(w[close], table[:, close].T, model, alpha=-1)
-        residual[close] = torch.linalg.vector_norm(rest, dim=1)
-    return index, a, b, residual, sure
+    least = (precision.tiny / precision.eps) ** 0.5  # below it squares vanish
+    sure = (many == 1) & (norm > least) & (norm < precision.max**0.5)  # not so for NaN
+    return index.long(), sure
 
 
-def _carefully(w: Tensor, keys: Tensor) -> tuple[Tensor, ...]:
-    """Assign term by term: index, a, b and residual."""
-    tiny, eps = torch.finfo(w.dtype).tiny, torch.finfo(w.dtype).eps
-    largest = w.abs().amax(1, keepdim=True).clamp(min=tiny)
-    unit = w / largest  # so that squares neither overflow nor vanish
-    b = unit.mean(1, keepdim=True)
-    centred = (unit - b).masked_fill(unit.amax(1, keepdim=True) == unit.amin(1, keepdim=True), 0)
-    products = centred @ keys.T
-    strength = products.abs()
-    rounding = TIED * eps * torch.linalg.vector_norm(unit, dim=1, keepdim=True)
-    index = (strength >= strength.amax(1, keepdim=True) - rounding).byte().argmax(1)
-    a = products.gather(1, index[:, None])
-    residual = torch.linalg.vector_norm(centred - a * keys[index], dim=1, keepdim=True)
-    bad = ~largest[:, 0].isfinite()
-    found = (torch.cat([a, b, residual], 1) * largest).masked_fill(bad[:, None], torch.nan)
-    return index.masked_fill(bad, -1), *found.T
+def _measure(
+    w: Tensor, index: Tensor, sure: Tensor, keys: Tensor, wide: bool
+) -> tuple[Tensor, ...]:
+    """Return index, a, b and residual of filters ``(m, taps)``, in float64 and a fixed order.
+
+    Filters that are `wide` have digits of float64, others of float32 at most.
+    """
+    taps = w.shape[1]
+    columns = w.to(keys.device, torch.float64).T.contiguous()
+    index, sure = index.to(keys.device), sure.to(keys.device)
+    low, high = columns.amin(0), columns.amax(0)
+    scale = _power_of_two(torch.maximum(-low, high)) if wide else torch.ones_like(low)
+    columns = columns / scale if wide else columns  # so that squares neither overflow nor vanish
+    if not bool(sure.all()):
+        doubtful = (~sure).nonzero()[:, 0]
+        index = index.index_copy(0, doubtful, _compare(columns[:, doubtful], keys))
+    key = keys.index_select(0, index).T.contiguous()
+    b = _total(columns.clone()) / taps
+    if wide:
+        columns -= b
+        a = _total(key * columns)
+        residual = _total(columns.sub_(key.mul_(a)).square_()).sqrt_()
+    else:  # twice the digits of the filters: a difference of squares loses none of theirs
+        a = _total(key.mul_(columns))
+        left = _total(columns.square_()).sub_(b.square().mul_(taps)).sub_(a.square())
+        residual = left.clamp_(min=0).sqrt_()
+    flat = low == high
+    bad = ~(low.isfinite() & high.isfinite())
+    index = index.masked_fill(flat, 0).masked_fill(bad, -1)
+    a, residual = ((x * scale).masked_fill(flat, 0) for x in (a, residual))
+    b = torch.where(flat, low, b * scale)
+    return index, *(x.masked_fill(bad, torch.nan) for x in (a, b, residual))
+
+
+def _compare(columns: Tensor, keys: Tensor) -> Tensor:
+    """Return the first of the keys that do best, to rounding, for filters ``(taps, m)``."""
+    centred = columns - _total(columns.clone()) / len(columns)
+    strength = torch.stack([_total(centred * key[:, None]).abs_() for key in keys])
+    norm = _total(columns.square()).sqrt_()
+    enough = strength.amax(0) - TIED * torch.finfo(columns.dtype).eps * norm
+    return (strength >= enough).byte().argmax(0)
+
+
+def _total(columns: Tensor) -> Tensor:
+    """Sum the rows of ``(rows, m)``, which is overwritten, halves upon halves.
+
+    A reduction of torch or a product of matrices would add in an order of its own.
+    """
+    rows = len(columns)
+    while rows > 1:
+        half = rows // 2
+        columns[:half] += columns[rows - half : rows]
+        rows -= half
+    return columns[0]
+
+
+def _power_of_two(x: Tensor) -> Tensor:
+    """Return a power of two near positive numbers, by which division is exact."""
+    exponent = torch.frexp(x).exponent.long().clamp_(-1000, 1000)
+    return (exponent + 1023).bitwise_left_shift(52).view(torch.float64)

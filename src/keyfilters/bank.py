@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import operator
 import os
-import tempfile
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -16,6 +16,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from keyfilters.errors import KeyFiltersError, SourceError
+from keyfilters.files import write_whole
 
 __all__ = ["FilterBank", "Layer", "flaws"]
 
@@ -36,6 +37,9 @@ class Layer:
         depth: relative depth in [0, 1] among the model's depthwise layers.
         multiplier: filters per input channel; None where the format does not tell.
         note: what a reader should know about this layer, usually empty.
+
+    Raises:
+        KeyFiltersError: the weight is not three-dimensional or not of real numbers.
     """
 
     model: str
@@ -46,6 +50,15 @@ class Layer:
     depth: float
     multiplier: int | None = None
     note: str = ""
+
+    def __post_init__(self) -> None:
+        shape, kind = np.shape(self.weight), np.asarray(self.weight).dtype
+        if len(shape) != 3 or kind.kind not in "fiu":
+            hint = "; give weight[:, 0]" if len(shape) == 4 and shape[1] == 1 else ""
+            raise KeyFiltersError(
+                f"layer {self.name}: expected filters as real numbers of shape (C, k_y, k_x), got "
+                f"{kind} of shape {shape}{hint}"
+            )
 
     @property
     def size(self) -> tuple[int, int]:
@@ -152,7 +165,13 @@ class FilterBank:
         Raises:
             KeyFiltersError: the bank holds no filter of this size.
         """
-        wanted = (size, size) if isinstance(size, int) else (size[0], size[1])
+        try:
+            k_y, k_x = size if isinstance(size, Sequence | np.ndarray) else (size, size)
+            wanted = operator.index(k_y), operator.index(k_x)  # of NumPy's integers too
+        except (TypeError, ValueError) as error:
+            raise KeyFiltersError(
+                f"expected a size as k or (k_y, k_x) in taps, got {size!r}"
+            ) from error
         layers = [layer for layer in self.layers if layer.size == wanted]
         if not layers:
             held = ", ".join(f"{y}×{x}" for y, x in self.sizes) or "none"
@@ -189,18 +208,13 @@ class FilterBank:
         """Write the bank as one safetensors file; nothing is left behind if that fails."""
         from safetensors.numpy import save
 
-        path = Path(path)
         metadata = {
             "format": FORMAT,
             "layers": json.dumps([_to_json(layer) for layer in self.layers]),
             "skipped": json.dumps(self.skipped),
         }
         tensors = {f"{i:05d}": np.ascontiguousarray(x.weight) for i, x in enumerate(self.layers)}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            unfinished = Path(folder) / path.name
-            unfinished.write_bytes(save(tensors, metadata=metadata))
-            unfinished.replace(path)
+        write_whole(Path(path), save(tensors, metadata=metadata))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> FilterBank:
@@ -220,9 +234,12 @@ class FilterBank:
                     _from_json(fields, file.get_tensor(f"{i:05d}"))
                     for i, fields in enumerate(json.loads(metadata["layers"]))
                 ]
-        except (SafetensorError, OSError, KeyError, TypeError, json.JSONDecodeError) as error:
+                skipped = [(name, why) for name, why in json.loads(metadata.get("skipped", "[]"))]
+        except SourceError:
+            raise
+        except (SafetensorError, OSError, LookupError, TypeError, ValueError) as error:
             raise SourceError(f"{path} cannot be read as a filter bank: {error}") from error
-        return cls(layers, json.loads(metadata["skipped"]))
+        return cls(layers, skipped)
 
 
 def _free_name(name: str, taken: set[str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 from contextlib import suppress
 from pathlib import Path
 
@@ -12,10 +13,10 @@ __all__ = ["write_whole"]
 
 
 def write_whole(path: Path, content: bytes | str) -> None:
-    """Write a file beside its place and move it there, making folders where they lack.
+    """Write a file beside its place and move it there. Missing parent folders are created.
 
-    Two processes may write to one place: the later file stays. A process that is killed meanwhile
-    leaves its part as ``.NAME.PROCESS`` beside the last good file.
+    Processes and threads may write to one place at once: the later file stays. A process that is
+    killed meanwhile leaves its part as ``.NAME.PROCESS.NUMBER`` beside the last good file.
 
     Args:
         path: the file.
@@ -24,10 +25,10 @@ def write_whole(path: Path, content: bytes | str) -> None:
     Raises:
         KeyFiltersError: it cannot be written; the last good file stays.
     """
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with unfinished.open("wb") as file:
+        with unfinished.open("xb") as file:
             file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
@@ -37,4 +38,4 @@ def write_whole(path: Path, content: bytes | str) -> None:
             unfinished.unlink()
         stays = "; the last good file stays" * path.is_file()
         message = f"cannot write {path}: {error.strerror or error}{stays}"
-        raise KeyFiltersError(f"{message}; mend that and give the same command again") from error
+        raise KeyFiltersError(f"{message}; fix this and run the same command again") from error

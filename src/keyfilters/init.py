@@ -110,7 +110,8 @@ def center_surround_(
     filters = kernels[[i % len(gammas) for n in (lit, count - lit) for i in range(n)]]
     filters[lit:] *= -1
     picked = torch.randperm(channels, **_source(generator))[:count].to(weight.device)
-    return weight.index_copy_(0, picked, filters.reshape(-1, *weight.shape[1:]).to(weight))
+    weight[picked] = filters.reshape(-1, *weight.shape[1:]).to(weight)
+    return weight
 
 
 def filter_covariance(size: int | tuple[int, int], variance: float) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,10 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from keyfilters.errors import KeyFiltersError
+from keyfilters.files import write_whole
 from keyfilters.receptive_fields import read_filters
 from keyfilters.receptive_fields.filter_files import SUFFIXES
 
@@ -44,31 +46,34 @@ def read_keys(path: Path) -> tuple[NDArray[np.float64], dict[str, Any]]:
 
 
 def write_keys(path: Path, filters: NDArray[np.float64], fields: dict[str, Any]) -> None:
-    """Write ``(K, k, k)`` filters and a note; missing folders are made.
+    """Write ``(K, k, k)`` filters and a note, all at once. Missing parent folders are created.
 
     Raises:
-        KeyFiltersError: the name ends in none of the suffixes of `read_filters`.
+        KeyFiltersError: the name ends in none of the suffixes of `read_filters`, or the file cannot
+            be written.
     """
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
         kinds = ", ".join(SUFFIXES)
         raise KeyFiltersError(f"cannot write keys to {path.name}; expected one of {kinds}")
     notes = json.dumps(fields)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    content: bytes | str
     if suffix == ".safetensors":
-        save_file({"filters": filters}, path, metadata={FORMAT: notes})
+        content = save({"filters": filters}, metadata={FORMAT: notes})
     elif suffix == ".txt":
         lines = [f"# {FORMAT} {notes}"]
         for i, key in enumerate(filters.tolist(), start=1):
             lines += ["", f"Filter {i}:", *(" ".join(map(repr, row)) for row in key)]
-        path.write_text("\n".join([*lines, ""]), encoding="utf-8")
+        content = "\n".join([*lines, ""])
     else:
         arrays: dict[str, Any] = {"filters": filters, FORMAT: notes}
-        with path.open("wb") as file:  # given a name, NumPy may add another ending
-            if suffix == ".npy":
-                np.save(file, filters)
-            else:
-                np.savez(file, **arrays)
+        file = io.BytesIO()
+        if suffix == ".npy":
+            np.save(file, filters)
+        else:
+            np.savez(file, **arrays)
+        content = file.getvalue()
+    write_whole(path, content)
 
 
 def _notes(path: Path) -> tuple[str, Any]:

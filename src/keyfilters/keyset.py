@@ -233,7 +233,7 @@ class KeySet:
         Returns:
             Arrays ``(n,)``: index; a and residual ``‖w − a·x − b‖₂`` in units of w and b per tap,
             float32 if w is so or shorter, else float64. A filter that is not finite has index −1
-            and NaN.
+            and NaN. The bits depend on a filter and the keys only, not on chunks or threads.
 
         Raises:
             KeyFiltersError: w has another shape or size, or is not of real numbers.
@@ -264,7 +264,8 @@ class KeySet:
                 f"these keys are {k}×{k}, but the filters are {k_y}×{k_x}; take keys of their size"
                 + (drawn if k_y == k_x and k_y % 2 else "")
             )
-        return torch.float32 if name in ("float32", "float16", "bfloat16") else torch.float64
+        short = ("float32", "float16", "bfloat16")
+        return torch.float32 if name in short or name.startswith("float8") else torch.float64
 
     def reconstruct(self, index: ArrayLike, a: ArrayLike, b: ArrayLike) -> NDArray[Any]:
         """Return the filters ``a·x + b``.

@@ -1,27 +1,133 @@
-"""Fitting on one thread: the matrices are small.
+"""Work on one thread each: limits that threads share, and parts of one work for several threads.
 
-More threads gain nothing there, wait for each other at every step on a busy machine (half a minute
-then becomes ten), and change the last digits of sums with the number of cores.
+The matrices here are small. More threads a matrix gain nothing, wait for each other at every step
+on a busy machine (half a minute then becomes ten), and change the last digits of sums with the
+number of cores. Work is spread over its parts instead.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import os
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController
 
-__all__ = ["one_thread"]
+__all__ = ["in_parts", "one_thread", "one_thread_if_forked"]
+
+
+class _Limit:
+    """The limit of the whole process, counted: the last of the threads inside takes it away.
+
+    BLAS has one number of threads a process; torch and OpenMP have one each thread, and torch
+    another one for threads that it has not met yet. A thread of its own limits BLAS, since
+    threadpoolctl lets only the thread that set a limit take it away.
+    """
+
+    def __init__(self, forked: bool = False) -> None:
+        self.forked = forked
+        self.lock = threading.Lock()
+        self.inside = 0
+        self.threads = 1  # torch's, of the first thread that came in
+        self.controller: Any = None
+        self.blas: Any = None
+        self.keeper: Any = None
+        self.own = threading.local()
+
+    def enter(self) -> None:
+        with self.lock:
+            # Nothing is torch's own in a thread that meets it here: it takes over the limit.
+            before = torch.get_num_threads()
+            if not self.inside:
+                self.threads = before
+                self.controller = ThreadpoolController()
+                self.keeper = ThreadPoolExecutor(1)
+                self.keeper.submit(self._limit_blas).result()
+            elif before == 1:
+                before = self.threads
+            self.inside += 1
+            openmp = self.controller.select(user_api="openmp").limit(limits=1)
+            torch.set_num_threads(1)
+        self.own.depth, self.own.threads, self.own.openmp = 1, before, openmp
+
+    def _limit_blas(self) -> None:
+        self.blas = self.controller.select(user_api="blas").limit(limits=1)
+        self.blas.__enter__()
+
+    def leave(self) -> None:
+        with self.lock:
+            self.inside -= 1
+            self.own.openmp.restore_original_limits()
+            if not self.inside:
+                self.keeper.submit(self.blas.__exit__, None, None, None).result()
+                self.keeper.shutdown()
+                torch.set_num_threads(self.threads)  # which new threads take over
+            torch.set_num_threads(self.own.threads)
+        self.own.depth = 0
+
+
+_limit = _Limit()
+
+
+def _after_fork() -> None:
+    """Forget the threads of the parent, of which none lives on in the child."""
+    global _limit
+    _limit = _Limit(forked=True)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Let torch, BLAS and OpenMP use one thread inside a ``with`` block or a decorated function."""
-    threads = torch.get_num_threads()
-    with threadpool_limits(1):
-        torch.set_num_threads(1)
+    """Let torch, BLAS and OpenMP use one thread inside a ``with`` block or a decorated function.
+
+    Several threads may be inside at a time. When the last has left, everything is as before.
+    """
+    limit = _limit
+    if getattr(limit.own, "depth", 0):
+        limit.own.depth += 1
         try:
             yield
         finally:
-            torch.set_num_threads(threads)
+            limit.own.depth -= 1
+        return
+    limit.enter()
+    try:
+        yield
+    finally:
+        limit.leave()
+
+
+def one_thread_if_forked() -> AbstractContextManager[None]:
+    """Return `one_thread` in a forked process, where OpenMP would wait for threads it has lost."""
+    return one_thread() if _limit.forked else nullcontext()
+
+
+def in_parts(work: Callable[[slice], None], count: int, size: int) -> None:
+    """Do a work part by part, as many parts at a time as torch has threads, on one thread each.
+
+    Args:
+        work: called with the slice of every part.
+        count: length of the whole.
+        size: length of a part; the last one may be shorter.
+    """
+    parts = [slice(start, min(start + size, count)) for start in range(0, count, size)]
+    threads = 1 if _limit.forked else min(torch.get_num_threads(), len(parts))
+
+    def alone(part: slice) -> None:
+        with one_thread():  # of every thread its own
+            work(part)
+
+    with one_thread():
+        if threads < 2:
+            for part in parts:
+                work(part)
+        else:
+            with ThreadPoolExecutor(threads) as pool:
+                list(pool.map(alone, parts))

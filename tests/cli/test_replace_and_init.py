@@ -122,3 +122,32 @@ def test_what_the_user_can_mend(
 def test_files_cannot_be_measured(capsys: pytest.CaptureFixture[str], checkpoint: Path) -> None:
     code, _, error = run(capsys, "replace", str(checkpoint), "--images", "photos")
     assert code == 2 and "need a model that runs: timm:NAME" in error
+
+
+def test_external_data_travel_with_the_model(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    onnx = pytest.importorskip("onnx")
+    w = np.random.default_rng(0).normal(size=(8, 1, 7, 7)).astype(np.float32)
+    node = onnx.helper.make_node("Conv", ["x", "w"], ["y"], name="dw", group=8)
+    ends = [
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1, 8, side, side])
+        for name, side in (("x", 16), ("y", 10))
+    ]
+    weight = onnx.numpy_helper.from_array(w, "w")
+    graph = onnx.helper.make_graph([node], "g", ends[:1], ends[1:], [weight])
+    opset = onnx.helper.make_opsetid("", 17)
+    model = onnx.helper.make_model(graph, opset_imports=[opset])
+    source, out = tmp_path / "net.onnx", tmp_path / "out"
+    external = {"save_as_external_data": True, "location": "net.onnx.data", "size_threshold": 0}
+    onnx.save(model, source, **external)
+    before = source.read_bytes()
+    code, _, error = run(capsys, "replace", str(source), "--out", str(out))
+    assert (code, error) == (0, "")
+    bank = kf.read(out / "net.onnx")
+    keys = kf.KeySet.published("lindeberg2026-B")
+    assert keys.assign(bank.layers[0].weight).residual.max() < 1e-5
+    assert (
+        source.read_bytes() == before and kf.read(source).layers[0].weight[0, 0, 0] == w[0, 0, 0, 0]
+    )
+    assert len(list(out.iterdir())) == 3  # the model, its data and the table

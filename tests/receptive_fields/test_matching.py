@@ -1,14 +1,21 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
+import scipy.special
 import torch
 from scipy.optimize import minimize
 
 import keyfilters as kf
 from keyfilters.receptive_fields.families import Family, family
 from keyfilters.receptive_fields.matching import FLOOR, GENERAL, SEPARABLE, WORTH_MENTION, match
-from keyfilters.receptive_fields.separable_solver import ORDER_2, fit_separable, starts
+from keyfilters.receptive_fields.separable_solver import (
+    ORDER_2,
+    AxisKernels,
+    fit_separable,
+    starts,
+)
 
 
 def planted(form: Family, count: int, size: int, noise: float, seed: int = 0) -> tuple:
@@ -130,6 +137,62 @@ def test_noise_is_not_discovered(size: int) -> None:
     if size > 3:  # nine taps say too little
         assert found[800:].mean() > 0.9
         assert found[:800].sum() <= 0.2 * found.sum()
+
+
+@pytest.mark.parametrize("families", ["separable", "all"])
+def test_any_scale_and_offset_gives_the_same(families: str) -> None:
+    filters, *_ = planted(family("x:d y:dd"), 6, 7, noise=0.1)
+    base = match(filters, families=families, null_draws=0)
+    for power in (-1000, -140, -63, 66, 128, 1000):
+        scaled = match(filters * 2.0**power, families=families, null_draws=0)
+        numbers = ["sigma_x", "sigma_y", "r2"]  # a power of two changes no bit
+        pd.testing.assert_frame_equal(scaled[["family", *numbers]], base[["family", *numbers]])
+        np.testing.assert_array_equal(scaled["amplitude"], base["amplitude"] * 2.0**power)
+    for scale, offset in ((1e-19, 0.0), (1e20, 0.0), (1.0, 1e4), (-1e-7, 1e-3)):
+        moved = match(scale * filters + offset, families=families, null_draws=0)
+        assert (moved["family"] == base["family"]).all()
+        np.testing.assert_allclose(moved["r2"], base["r2"], atol=1e-4)
+        np.testing.assert_allclose(moved["amplitude"], scale * base["amplitude"], rtol=2e-2)
+
+
+def test_filters_of_any_real_type() -> None:
+    filters = torch.tensor(planted(family("x:d y:0"), 5, 5, noise=0.1)[0])
+    short = (torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2)
+    for dtype in (*short, torch.float32):
+        given = filters.to(dtype)
+        pd.testing.assert_frame_equal(
+            match(given, null_draws=0), match(given.double(), null_draws=0)
+        )
+    whole = np.random.default_rng(0).integers(-9, 9, size=(2, 5, 5))
+    pd.testing.assert_frame_equal(match(whole, null_draws=0), match(whole * 1.0, null_draws=0))
+    for bad in (filters > 0, filters + 1j, np.full((1, 5, 5), "x")):
+        with pytest.raises(kf.KeyFiltersError, match="expected filters of real numbers, got"):
+            match(bad)
+
+
+@pytest.mark.parametrize("taps", [3, 7, 31, 51, 63])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_kernels_of_wide_windows_against_bessel_functions(taps: int, dtype: torch.dtype) -> None:
+    sigma = torch.linspace(0.1, taps / 2, 9, dtype=dtype)
+    kernels = AxisKernels(taps, up=False, like=sigma)
+    n, variance = np.abs(np.arange(taps) - taps // 2), (sigma**2).numpy().astype(np.float64)
+    exact = scipy.special.ive(n, variance[:, None])
+    found = kernels.all(sigma**2)[:, 0].numpy()
+    assert (np.abs(found - exact).max(1) <= 1e-6 * exact.max(1)).all()
+
+
+@pytest.mark.parametrize("size", [(63, 63), (3, 41)])
+def test_wide_windows(size: tuple[int, int]) -> None:
+    sigma = torch.tensor([[size[1] * 0.3, size[0] * 0.4]], dtype=torch.float64)
+    table = match(family("x:d y:0").render(sigma, size), families="separable", null_draws=0)
+    assert table["family"][0] == "x:d y:0" and table["r2"][0] > 0.99999
+    np.testing.assert_allclose(table[["sigma_x", "sigma_y"]].to_numpy(), sigma, rtol=1e-2)
+
+
+def test_rotated_forms_of_a_wide_window() -> None:
+    given = torch.tensor([[9.0, 18.0, 0.6]], dtype=torch.float64)
+    table = match(family("rotated edge").render(given, (63, 63)), null_draws=0)
+    assert table["family"][0] == "rotated edge" and table["r2"][0] > 0.99999
 
 
 def test_chunks_change_nothing() -> None:

@@ -43,3 +43,18 @@ def test_gradient_also_at_zero() -> None:
 def test_bad_variance(variance: float) -> None:
     with pytest.raises(ValueError, match="finite and at least 0"):
         discrete_gaussian(variance, 3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_rounded_once(dtype: torch.dtype) -> None:
+    variance = torch.tensor([0.3, 1.0, 4.0], dtype=dtype)
+    kernel = discrete_gaussian(variance, 3)
+    assert kernel.dtype == dtype
+    assert torch.equal(kernel, discrete_gaussian(variance.float(), 3).to(dtype))
+
+
+def test_autocast_changes_nothing() -> None:
+    variance = torch.tensor([0.3, 1.0, 4.0])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        kernel = discrete_gaussian(variance, 3)
+    assert torch.equal(kernel, discrete_gaussian(variance, 3))

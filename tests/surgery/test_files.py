@@ -19,7 +19,7 @@ from torch import Tensor, nn
 import keyfilters as kf
 from keyfilters.errors import KeyFiltersError, NoFiltersError, SourceError
 from keyfilters.keyset import KeySet
-from keyfilters.surgery.files import replace_in_file
+from keyfilters.surgery.files import _move, replace_in_file
 from keyfilters.surgery.replace import replace_filters_
 
 KEYS = [KeySet.random(8, size=k, seed=k) for k in (3, 5, 7)]
@@ -355,8 +355,9 @@ def test_a_failure_to_write_leaves_the_old_target(
         raise OSError("disk full")
 
     monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(OSError, match="disk full"):
-        replace_in_file(folder / "good.pth", folder / "b.pth", KEYS3)
+    for target in (folder / "b.pth", folder / "new" / "deep" / "b.pth"):
+        with pytest.raises(KeyFiltersError, match=r"disk full; what was there is unchanged"):
+            replace_in_file(folder / "good.pth", target, KEYS3)
     assert (folder / "b.pth").read_bytes() == b"old"
     assert sorted(p.name for p in folder.iterdir()) == names
 
@@ -364,3 +365,25 @@ def test_a_failure_to_write_leaves_the_old_target(
 def test_errors_of_the_source_are_source_errors(folder: Path) -> None:
     with pytest.raises(SourceError):
         replace_in_file(folder / "none.pth", folder / "b.pth", KEYS3)
+
+
+def test_a_file_that_cannot_be_moved_leaves_the_others_as_they_were(tmp_path: Path) -> None:
+    new, aside, place = tmp_path / "new", tmp_path / "aside", tmp_path / "place"
+    for folder in (new, aside, place, place / "c"):  # a folder stands where c would go
+        folder.mkdir()
+    (place / "b").write_text("old")
+    for name in "abc":
+        (new / name).write_text("new")
+    with pytest.raises(OSError):
+        _move([new / name for name in "abc"], place, aside)
+    assert sorted(p.name for p in place.iterdir()) == ["b", "c"]
+    assert (place / "b").read_text() == "old"
+
+
+@pytest.mark.parametrize("ending", [".pth.tar", ".PT.TAR"])
+def test_files_that_are_named_like_archives(tmp_path: Path, ending: str) -> None:
+    torch.save({"stem": torch.ones(2, 3, 3, 3), "dw.weight": weight()}, tmp_path / f"a{ending}")
+    replace_in_file(tmp_path / f"a{ending}", tmp_path / f"b{ending}", KEYS3)
+    assert torch.equal(load(tmp_path / f"b{ending}")["dw.weight"], replaced(weight()))
+    with pytest.raises(KeyFiltersError, match=r"does not end in \.p.*\.tar; type"):
+        replace_in_file(tmp_path / f"a{ending}", tmp_path / "b.pth", KEYS3)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import numpy as np
 import pytest
@@ -143,3 +144,25 @@ def test_what_cannot_be_done_is_refused_and_changes_nothing() -> None:
         replace_filters_(model, three)
     model.load_state_dict(before)
     assert all(torch.equal(x, before[n]) for n, x in model.state_dict().items())
+
+
+def test_lists_of_keys() -> None:
+    net = nn.Sequential(nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 8, 5, groups=8))
+    three, five = (KeySet.random(4, size=k) for k in (3, 5))
+    for keys in ([three, five], (five, three)):
+        assert not kf.replace_filters_(copy.deepcopy(net), keys)["left"].any()
+    before = copy.deepcopy(net.state_dict())
+    bad: list[tuple[Any, str]] = [
+        ([], "expected at least one key set, got an empty list"),
+        ([three, five, three], "two key sets of one size, 3×3; give one"),
+        ([three.filters], "got a ndarray; type for example KeySet.from_filters"),
+        (three.filters, "got a ndarray"),
+        (None, "got a NoneType"),
+        ([three, "keys"], "got a str"),
+        ({"0": [three]}, "got a list"),
+        ("keys", "keys must be a KeySet or 'idealized', got 'keys'"),
+    ]
+    for keys, message in bad:
+        with pytest.raises(kf.KeyFiltersError, match=message):
+            kf.replace_filters_(net, keys)
+    assert all(torch.equal(before[name], x) for name, x in net.state_dict().items())

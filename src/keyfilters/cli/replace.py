@@ -81,6 +81,7 @@ def _file(source: str) -> Path:
 def _replace_file(
     source: Path, keys: str, layers: list[str] | None, out: Path | None, seed: int
 ) -> None:
+    import shutil
     import tempfile
 
     import keyfilters as kf
@@ -93,7 +94,8 @@ def _replace_file(
         show(report, f"{source.name}, keys {keys}", SHOWN)
         if out is not None:
             with folder_at_once(out) as unfinished:
-                (unfinished / source.name).write_bytes(target.read_bytes())
+                for file in Path(folder).iterdir():  # a model's external data is beside it
+                    shutil.copyfile(file, unfinished / file.name)
                 report.to_csv(unfinished / "replace.csv", index=False)
             typer.echo(f"The model: {(out / source.name).resolve()}")
 

@@ -41,55 +41,62 @@ def rotated_second(sigma: Tensor, across: Tensor, angle: Tensor, size: tuple[int
 
 
 def _spectrum(sigma: Tensor, across: Tensor, angle: Tensor, size: tuple[int, int]) -> Tensor:
-    """Generating function at the nodes, ``(n, nodes)``."""
+    """Generating function at the nodes, ``(n, nodes of u, nodes of v)``."""
     s, t = sigma**2, across**2
     cos, sin = angle.cos(), angle.sin()
-    covariance = (s * cos**2 + t * sin**2, s * sin**2 + t * cos**2, (s - t) * cos * sin)
-    u, v, _ = _nodes(size)
-    factors = torch.stack([1 - u.cos(), 1 - v.cos(), u.sin() * v.sin()]).to(sigma)
-    return torch.exp(-torch.stack(covariance, dim=1) @ factors)
+    xx, yy, xy = (
+        c[:, None, None]
+        for c in (s * cos**2 + t * sin**2, s * sin**2 + t * cos**2, (s - t) * cos * sin)
+    )
+    u, v, _ = (x.to(sigma) for x in _nodes(size))
+    exponent = xx * (1 - u.cos())[:, None] + yy * (1 - v.cos())
+    return exponent.addcmul_(xy, u.sin()[:, None] * v.sin()).neg_().exp_()
 
 
 def _draw(spectrum: Tensor, operator: str, size: tuple[int, int]) -> Tensor:
-    return (spectrum @ _table(operator, size).to(spectrum)).unflatten(1, size)
+    """Sum over the frequencies, along one axis after the other: ``(n, k_y, k_x)``, row 0 on top."""
+    drawn = spectrum.new_zeros(len(spectrum), *size)
+    for along_u, along_v in zip(*(x.to(spectrum) for x in _tables(operator, size)), strict=True):
+        drawn += (spectrum @ along_v).mT @ along_u
+    return drawn
 
 
 @lru_cache(maxsize=16)
 def _nodes(size: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
-    """Frequencies u and v and their weights, over half of the square: the other half mirrors it."""
+    """Frequencies u and v, and weights of u, which cover half a circle: v's half mirrors it."""
     # Copies of the kernel M taps away must stay off the window at σ = half its longer side.
-    count = 2 ** math.ceil(math.log2(4.5 * max(size)))
+    count = max(32, 2 * math.ceil(2.25 * max(size)))
     step = 2 * math.pi / count
-    u, v = torch.meshgrid(
-        torch.arange(count // 2 + 1, dtype=torch.float64) * step,
-        torch.arange(count, dtype=torch.float64) * step,
-        indexing="ij",
-    )
+    u = torch.arange(count // 2 + 1, dtype=torch.float64) * step
+    v = torch.arange(count, dtype=torch.float64) * step
     weight = torch.full_like(u, 2 / count**2)
     weight[0] = weight[-1] = 1 / count**2
-    return u.flatten(), v.flatten(), weight.flatten()
+    return u, v, weight
 
 
 @lru_cache(maxsize=96)
-def _table(operator: str, size: tuple[int, int]) -> Tensor:
-    """What each node adds to each tap, ``(nodes, taps)``, row 0 on top.
+def _tables(operator: str, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """What nodes add to taps, ``(2, nodes of u, k_x)`` and ``(2, nodes of v, k_y)``.
 
-    In a window of even side the taps lie half-way between those of the kernel, as elsewhere.
+    Of the two terms the first is of cosines, the second of sines:
+    ``cos(ux + vy) = cos ux cos vy − sin ux sin vy``, and for one difference
+    ``−sin(ux + vy) = −sin ux cos vy − cos ux sin vy``. In a window of even side the taps lie
+    half-way between those of the kernel, as elsewhere.
     """
     u, v, weight = _nodes(size)
     y, x = ((torch.arange(k, dtype=torch.float64) - (k - 1) / 2) for k in size)
-    place_y, place_x = torch.meshgrid(-y, x, indexing="ij")
-    phase = u[:, None] * place_x.flatten() + v[:, None] * place_y.flatten()
-    for side, frequency in ((size[1], u), (size[0], v)):
-        if side % 2 == 0:  # the mean of two neighbours
-            weight = weight * (frequency / 2).cos()
-    lift = weight[:, None] * {"x": -phase.sin(), "y": -phase.sin()}.get(operator, phase.cos())
-    factor = {
-        "0": torch.ones_like(u),
-        "x": u.sin(),
-        "y": v.sin(),
-        "xx": -2 * (1 - u.cos()),
-        "yy": -2 * (1 - v.cos()),
-        "xy": -u.sin() * v.sin(),
-    }
-    return factor[operator][:, None] * lift
+    along_u = {"x": weight * u.sin(), "xx": -2 * weight * (1 - u.cos()), "xy": weight * u.sin()}
+    along_v = {"y": v.sin(), "yy": -2 * (1 - v.cos()), "xy": -v.sin()}
+    lift_u, lift_v = along_u.get(operator, weight), along_v.get(operator, torch.ones_like(v))
+    if size[1] % 2 == 0:  # the mean of two neighbours
+        lift_u = lift_u * (u / 2).cos()
+    if size[0] % 2 == 0:
+        lift_v = lift_v * (v / 2).cos()
+    phase_u, phase_v = u[:, None] * x, v[:, None] * -y
+    terms_u = [phase_u.cos(), phase_u.sin()]
+    if operator in ("x", "y"):
+        terms_u = [phase_u.sin(), phase_u.cos()]
+    terms_v = [phase_v.cos(), phase_v.sin()]
+    signs = (-1.0 if operator in ("x", "y") else 1.0, -1.0)
+    table_u = torch.stack([sign * term for sign, term in zip(signs, terms_u, strict=True)])
+    return table_u * lift_u[:, None], torch.stack(terms_v) * lift_v[:, None]

@@ -22,6 +22,7 @@ from keyfilters.receptive_fields.models import COLUMNS
 from keyfilters.receptive_fields.separable_solver import ORDER_2, fit_separable, starts
 from keyfilters.receptive_fields.significance import choose_null, significance
 from keyfilters.scalespace import centred_unit
+from keyfilters.threads import one_thread
 
 __all__ = ["match"]
 
@@ -35,9 +36,11 @@ GENERAL = tuple(
 REFINED = {"separable": 3, "general": 2}  # candidates per filter that the solvers refine
 WORTH_MENTION = 2.0  # difference of the criterion below which the simpler family is preferred
 NULL_DRAWS = 1000
+ENTRIES = 2**22  # of a matrix of a chunk of filters, so that large windows fit into memory
 FLOOR = 1e-5  # of the unexplained share; below it lies what rounding in float32 leaves
 
 
+@one_thread()
 def match(
     filters: NDArray[Any] | Tensor,
     *,
@@ -64,13 +67,13 @@ def match(
     smooth, so that the null has their tap covariance where there are filters enough to know it.
 
     Args:
-        filters: ``(n, k_y, k_x)``, both sides odd and at least 3.
+        filters: ``(n, k_y, k_x)`` of any real type and scale, both sides odd and at least 3.
         families: ``"all"``, or ``"separable"`` for the 25 pairs of operators of order 0 to 2.
         null: kind of the null filters, see `keyfilters.null_bank`; ``"auto"`` for covariance where
             a bank or at least five filters a tap are given, else white; None leaves p and q out.
         bank: whose filters of this size the null is made from; None for the filters given.
         device: where to compute.
-        chunk: filters at a time.
+        chunk: filters at a time, fewer where the window is large.
         null_draws: number of null filters; 0 leaves p and q out.
         seed: of the null filters.
         progress: called with the number of filters done and in all.
@@ -101,11 +104,16 @@ def match(
     usable = np.flatnonzero(flaw == "")
     columns = {name: np.full(len(stack), np.nan) for name in _NUMBERS}
     columns["family"] = np.full(len(stack), -1.0)
+    # Rotated forms are drawn from about (4.5 k)² / 2 frequencies.
+    chunk = max(1, min(chunk, ENTRIES // (10 * max(size) ** 2)))
     for start in range(0, len(usable), chunk):
         rows = usable[start : start + chunk]
-        part = torch.as_tensor(stack[rows], dtype=torch.float32, device=device)
-        for name, values in _match_chunk(part, families).items():
+        part, mean, scale = _centred(stack[rows])
+        found = _match_chunk(torch.as_tensor(part, dtype=torch.float32, device=device), families)
+        for name, values in found.items():
             columns[name][rows] = values.double().cpu().numpy()
+        columns["amplitude"][rows] *= scale
+        columns["offset"][rows] = columns["offset"][rows] * scale + mean
         if progress is not None:
             progress(min(start + chunk, len(usable)), len(usable))
     number = columns.pop("family").astype(int)
@@ -255,8 +263,28 @@ def _null_r2(
     return found["r2"].to_numpy(), kind
 
 
-def _checked(filters: NDArray[Any] | Tensor) -> NDArray[np.floating[Any]]:
-    stack = filters.detach().cpu().numpy() if isinstance(filters, Tensor) else np.asarray(filters)
+def _centred(
+    stack: NDArray[np.float64],
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Return filters less their mean, divided by their scale, a power of two; mean and scale."""
+    scale = 2.0 ** np.clip(np.frexp(np.abs(stack).max((1, 2)))[1], -1000, 1000)
+    unit = stack / scale[:, None, None]  # exactly, so that no square overflows or vanishes
+    mean = unit.mean((1, 2))
+    unit -= mean[:, None, None]
+    spread = 2.0 ** np.frexp(np.abs(unit).max((1, 2)))[1]
+    return unit / spread[:, None, None], mean * scale, spread * scale
+
+
+def _checked(filters: NDArray[Any] | Tensor) -> NDArray[np.float64]:
+    if isinstance(filters, Tensor):
+        given = filters.detach().cpu()
+        kind = str(given.dtype).removeprefix("torch.")
+        stack = (given.double() if given.is_floating_point() else given).numpy()
+    else:
+        stack = np.asarray(filters)
+        kind = stack.dtype.name
+    if stack.dtype.kind not in "fiu" and not kind.startswith(("bfloat", "float")):
+        raise KeyFiltersError(f"expected filters of real numbers, got {kind}")
     if stack.ndim != 3:
         raise KeyFiltersError(f"expected filters of shape (n, k_y, k_x), got {stack.shape}")
     if min(stack.shape[1:]) < 3 or any(k % 2 == 0 for k in stack.shape[1:]):
@@ -264,4 +292,4 @@ def _checked(filters: NDArray[Any] | Tensor) -> NDArray[np.floating[Any]]:
             f"expected windows with odd sides of at least 3 taps, got {stack.shape[1]}×"
             f"{stack.shape[2]}; the idealised filters are centred on a tap along both axes"
         )
-    return stack
+    return stack.astype(np.float64)

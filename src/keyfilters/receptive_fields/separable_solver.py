@@ -16,20 +16,21 @@ import torch
 from torch import Tensor
 
 from keyfilters.scalespace.differences import OPERATORS
+from keyfilters.scalespace.gaussian import node_count
 
 __all__ = ["ORDER_2", "SeparableFit", "fit_separable", "starts"]
 
 ORDER_2 = ("0", "d", "d+", "d-", "dd")  # orders 0 to 2, centred and one-sided
 GRID = 6  # scales along each axis from which the steps start
 STEPS = 6
-NODES = 32
 
 
 class AxisKernels:
     """Operators of order 0 to 2 applied to the discrete Gaussian along one axis, and derivatives.
 
     The quadrature of `keyfilters.scalespace.discrete_gaussian` with the operators folded into its
-    table, so that a kernel costs one exponential a node and one product of matrices.
+    table, so that a kernel costs one exponential a node and one product of matrices. There are as
+    many nodes as the widest kernel of the window needs.
 
     Args:
         taps: length of the window, odd.
@@ -39,9 +40,10 @@ class AxisKernels:
 
     def __init__(self, taps: int, *, up: bool, like: Tensor) -> None:
         radius = taps // 2
-        theta = torch.arange(NODES + 1, dtype=torch.float64) * (math.pi / NODES)
-        weight = torch.full_like(theta, 1 / NODES)
-        weight[0] = weight[-1] = 0.5 / NODES
+        half = node_count((taps / 2) ** 2, radius + 1) // 2
+        theta = torch.arange(half + 1, dtype=torch.float64) * (math.pi / half)
+        weight = torch.full_like(theta, 1 / half)
+        weight[0] = weight[-1] = 0.5 / half
         offsets = torch.arange(-radius - 1, radius + 2, dtype=torch.float64)
         table = weight[:, None] * torch.cos(theta[:, None] * offsets)
         columns = []
@@ -50,9 +52,10 @@ class AxisKernels:
             cut = before * table[:, :-2] + here * table[:, 1:-1] + after * table[:, 2:]
             columns.append(cut.flip(1) if up else cut)
         self.taps = taps
-        self.decay = (torch.cos(theta) - 1).to(like)
+        decay = torch.cos(theta) - 1
+        self.decay = decay.to(like)
         self.table = torch.cat(columns, dim=1).to(like)
-        self.slope_table = (self.decay.double().cpu()[:, None] * torch.cat(columns, dim=1)).to(like)
+        self.slope_table = (decay[:, None] * torch.cat(columns, dim=1)).to(like)
 
     def all(self, variance: Tensor) -> Tensor:
         """Kernels of all operators: ``(n,)`` variances -> ``(n, 5, taps)``."""

@@ -7,9 +7,9 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["discrete_gaussian"]
+__all__ = ["discrete_gaussian", "node_count"]
 
-NODES = 64  # enough for variances up to 25 at any radius up to 16; see _node_count
+NODES = 64  # enough for variances up to 25 at any radius up to 16; see node_count
 
 
 def discrete_gaussian(variance: Tensor | float, radius: int) -> Tensor:
@@ -47,7 +47,7 @@ def discrete_gaussian(variance: Tensor | float, radius: int) -> Tensor:
     if known.numel() and not (bool(torch.isfinite(known).all()) and bool((known >= 0).all())):
         raise ValueError("variance must be finite and at least 0")
     largest = float(known.max()) if known.numel() else 0.0
-    half = _node_count(largest, radius) // 2
+    half = node_count(largest, radius) // 2
     # By symmetry the nodes of [0, pi] are enough, those inside counted twice. The table is made in
     # float64, so that only the last product is rounded to the variance's own precision.
     theta = torch.arange(half + 1, dtype=torch.float64) * (math.pi / half)
@@ -55,14 +55,21 @@ def discrete_gaussian(variance: Tensor | float, radius: int) -> Tensor:
     weight[0] = weight[-1] = 0.5 / half
     offsets = torch.arange(-radius, radius + 1, dtype=torch.float64)
     table = weight[:, None] * torch.cos(theta[:, None] * offsets)
-    decay = (torch.cos(theta) - 1).to(s)
-    kernel = torch.exp(s[..., None] * decay) @ table.to(s)
+    decay = torch.cos(theta) - 1
+    wide = s.to(torch.promote_types(s.dtype, torch.float32))  # half precision has too few digits
+    with torch.autocast(s.device.type, enabled=False):
+        kernel = (torch.exp(wide[..., None] * decay.to(wide)) @ table.to(wide)).to(s.dtype)
     # Rounding leaves 1e-17 where the impulse has an exact 0; its gradient is kept.
     impulse = (offsets == 0).to(s)
     return torch.where((s == 0)[..., None], kernel - kernel.detach() + impulse, kernel)
 
 
-def _node_count(variance: float, radius: int) -> int:
-    """Number of nodes M on the full circle; the error is about T(M - radius; variance)."""
+def node_count(variance: float, radius: int) -> int:
+    """Return how many nodes M the full circle needs; the error is about T(M - radius; variance).
+
+    Args:
+        variance: the largest, in taps squared.
+        radius: half-width of the window in taps.
+    """
     needed = 2 * radius + 32 if variance <= 1 else radius + 24 + 10 * math.sqrt(variance)
     return max(NODES, 2 * math.ceil(needed / 2))

@@ -2,22 +2,38 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from os import PathLike, fspath
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from keyfilters.bank import FilterBank
-from keyfilters.errors import NoFiltersError, SourceError, nearest
-from keyfilters.sources.checkpoints import read_pickle, read_safetensors
+from keyfilters.errors import KeyFiltersError, NoFiltersError, SourceError, nearest
+from keyfilters.sources.checkpoints import read_pickle, read_safetensors, read_shards
+from keyfilters.sources.folders import (
+    INDEX,
+    SHARD,
+    ModelFiles,
+    format_of,
+    group_files,
+    model_files_in,
+    model_name,
+    read_index,
+    repeated,
+    repository,
+    snapshots,
+)
+from keyfilters.sources.hub import download
 from keyfilters.sources.modules import read_module
 from keyfilters.sources.onnx_files import read_onnx
 from keyfilters.sources.packages import find_distribution, model_files
 from keyfilters.sources.statedicts import read_state_dict
 from keyfilters.sources.tflite_files import read_tflite
-from keyfilters.sources.timm_models import download, is_timm_folder, read_timm, read_timm_folder
+from keyfilters.sources.timm_models import is_timm_folder, read_timm, read_timm_folder
+from keyfilters.threads import one_thread_if_forked
 
 if TYPE_CHECKING:
     from torch import nn
@@ -31,9 +47,12 @@ READERS: dict[str, Callable[[Path, str], FilterBank]] = {
     ".pt": read_pickle,
     ".ckpt": read_pickle,
     ".bin": read_pickle,
+    ".pth.tar": read_pickle,  # torch.save's files, which training scripts give this name
+    ".pt.tar": read_pickle,
     ".onnx": read_onnx,
     ".tflite": read_tflite,
 }
+FORMATS = tuple(READERS)
 
 
 def read(
@@ -51,9 +70,11 @@ def read(
             - ``"hf-hub:ORG/REPO"``, also with ``@REVISION``;
             - ``"package:DIST"`` or ``"package:DIST/FILE"``: model files inside an installed Python
               distribution;
-            - a file: ``.safetensors``, ``.pth``, ``.pt``, ``.ckpt``, ``.bin``, ``.onnx``,
-              ``.tflite``, or a bank that `FilterBank.save` wrote;
-            - a folder of such files.
+            - a file: ``.safetensors``, ``.pth``, ``.pt``, ``.ckpt``, ``.bin``, ``.pth.tar``,
+              ``.onnx``, ``.tflite``, the index of a model in several files
+              (``.safetensors.index.json``), or a bank that `FilterBank.save` wrote;
+            - a folder of such files, also a hub's cache. A model in several files is read as one;
+              the same model in two formats is counted once.
         seed: initialises models that are read without pretrained weights.
         progress: called with the name of every source or file before it is read.
 
@@ -93,6 +114,11 @@ def read_one(
     source: Any, seed: int = 0, progress: Callable[[str], None] = lambda name: None
 ) -> FilterBank:
     """Read one source, which may hold no depthwise filter; see `read`."""
+    with one_thread_if_forked():
+        return _read_one(source, seed, progress)
+
+
+def _read_one(source: Any, seed: int, progress: Callable[[str], None]) -> FilterBank:
     if isinstance(source, Mapping):
         return read_state_dict(source, "state_dict")
     if hasattr(source, "named_modules"):
@@ -106,13 +132,12 @@ def read_one(
     if scheme in ("timm", "hf-hub", "package") and not rest:
         raise SourceError(f"{scheme}: names nothing; type for example {_EXAMPLES[scheme]}")
     if scheme == "package":
-        return _read_files(package_files(rest), progress)
+        return _read_files(group_files(package_files(rest), FORMATS), progress)
     progress(fspath(source))
     if scheme == "timm":
-        return read_timm(rest, seed)
+        return _read_timm(rest, seed)
     if scheme == "hf-hub":
-        folder = download(rest)
-        return _read_folder(folder, progress, model=rest)
+        return _read_folder(download(rest), progress, model=rest)
     return _read_path(Path(source), progress)
 
 
@@ -123,30 +148,53 @@ _EXAMPLES = {
 }
 
 
+def _read_timm(spec: str, seed: int) -> FilterBank:
+    from huggingface_hub.constants import HF_HUB_CACHE
+    from safetensors import SafetensorError
+
+    try:
+        return read_timm(spec, seed)
+    except SafetensorError as error:
+        held = Path(HF_HUB_CACHE) / f"models--timm--{spec}"
+        raise SourceError(
+            f"the weights of timm:{spec} in the cache are cut short or damaged ({error}); delete "
+            f"{held} and run the same command again, which fetches them anew"
+        ) from error
+
+
 def _read_path(path: Path, progress: Callable[[str], None]) -> FilterBank:
     if path.is_dir():
         return _read_folder(path, progress)
+    if path.is_symlink() and not path.exists():
+        raise SourceError(f"{path} is a link to a file that is not there; fetch the file again")
     if not path.exists():
         beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
         hint = nearest(path.name, beside)
         if not path.suffix and not hint and path.parent == Path():
             hint = f"; for a model of timm type: timm:{path}"
         raise SourceError(f"there is no file {path}{hint}")
-    reader = READERS.get(path.suffix.lower())
-    if reader is None:
+    if path.name.endswith(INDEX):
+        return _read_model(read_index(path, FORMATS))
+    kind = format_of(path, FORMATS)
+    if kind is None:
         raise SourceError(f"cannot read {path}; the formats known are {', '.join(READERS)}")
-    return reader(path, _model_name(path))
+    bank = _read_model(ModelFiles(path.name, kind, (path,)))
+    if shard := SHARD.fullmatch(path.name):
+        part = f"part {int(shard['part'])} of {int(shard['count'])} of a model; the others were not"
+        bank.skipped.append((path.name, f"{part} read: give the folder to read them all"))
+    return bank
 
 
 def _read_folder(
     folder: Path, progress: Callable[[str], None], model: str | None = None
 ) -> FilterBank:
-    if is_timm_folder(folder):
-        return read_timm_folder(folder, model or folder.resolve().name)
-    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in READERS and p.is_file())
-    if not files:
-        raise SourceError(f"no model file in {folder}; the formats known are {', '.join(READERS)}")
-    return _read_files(files, progress)
+    for root in snapshots(folder):
+        if is_timm_folder(root) and [root] == snapshots(folder):
+            with torch.random.fork_rng(devices=[]):  # drawn, and then overwritten
+                return read_timm_folder(root, model or repository(root) or root.resolve().name)
+    found = model_files_in(folder, FORMATS)
+    alone = {x.stem for x in found} == {found[0].stem}
+    return _read_files(found, progress, model if alone else None)
 
 
 def package_files(spec: str) -> list[Path]:
@@ -173,25 +221,50 @@ def package_files(spec: str) -> list[Path]:
     return files
 
 
-def _read_files(files: list[Path], progress: Callable[[str], None]) -> FilterBank:
-    """Read files into one bank; one that cannot be read is noted, unless it is the only one."""
+def _read_files(
+    found: Sequence[ModelFiles], progress: Callable[[str], None], model: str | None = None
+) -> FilterBank:
+    """Read models into one bank; one that cannot be read is noted, unless it is the only one."""
     bank = FilterBank([])
-    for path in files:
-        progress(path.name)
+    known: list[tuple[ModelFiles, FilterBank]] = []
+    for files in found:
+        progress(files.label)
         try:
-            bank = bank + READERS[path.suffix.lower()](path, _model_name(path))
+            one = _read_model(files, model)
         except SourceError as error:
-            if len(files) == 1:
+            if len(found) == 1:
                 raise
-            bank.skipped.append((path.name, f"unreadable: {error}"))
+            bank.skipped.append((files.label, f"unreadable: {error}"))
+            continue
+        if one.layers and (earlier := repeated(files, one, known)):
+            bank.skipped.append((files.label, f"the same model as {earlier}, counted once"))
+            continue
+        known.append((files, one))
+        bank = bank + one
     return bank
 
 
-def _model_name(path: Path) -> str:
-    """Name a model by its file, without torch.hub's hash, or by its folder if files say nothing."""
-    if path.stem in ("model", "pytorch_model", "weights", "best", "last", "checkpoint"):
-        return path.resolve().parent.name
-    return re.sub(r"-[0-9a-f]{8}$", "", path.stem)
+def _read_model(files: ModelFiles, model: str | None = None) -> FilterBank:
+    """Read the files of one model; whatever a format's library raises becomes one sentence."""
+    path = files.paths[0]
+    model = model or model_name(path.parent / files.label)
+    if files.missing:
+        raise SourceError(
+            f"{path.parent / files.label} lacks {len(files.missing)} of its "
+            f"{len(files.missing) + len(files.paths)} parts, such as {files.missing[0]}; put all "
+            "of them into one folder"
+        )
+    try:
+        if len(files.paths) > 1:
+            return read_shards(files.paths, model)
+        return READERS[files.format](path, model)
+    except KeyFiltersError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise SourceError(
+            f"{path} cannot be read ({type(error).__name__}: {reason}); fetch or write it again"
+        ) from error
 
 
 def _what_was_seen(sources: Sequence[Any], bank: FilterBank) -> str:

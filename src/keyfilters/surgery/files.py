@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import torch
 from keyfilters.bank import FORMAT
 from keyfilters.errors import KeyFiltersError, NoFiltersError, SourceError
 from keyfilters.sources.checkpoints import load_pickle, read_safetensors
+from keyfilters.sources.folders import format_of
 from keyfilters.sources.statedicts import WRAPPERS, _holds_tensors, unwrap
 from keyfilters.surgery.offers import Keys
 from keyfilters.surgery.onnx_files import Save, open_onnx
@@ -44,9 +47,10 @@ def replace_in_file(
     - ``.safetensors``: the metadata is kept. The order of the layers is not, so that the first one
       is taken too; in the other checkpoints, as in a state dict, it is left alone where it could be
       a convolution of a one-channel image, unless `layers` has its very name.
-    - ``.pth``, ``.pt``, ``.ckpt``, ``.bin``: the whole structure is kept, in PyTorch's zip format
-      with tensors on the CPU. Of several sets of weights that which `kf.read` reads is replaced;
-      the report names the others, which stay as they are even where they share memory with it.
+    - ``.pth``, ``.pt``, ``.ckpt``, ``.bin``, ``.pth.tar``: the whole structure is kept, in
+      PyTorch's zip format with tensors on the CPU. Of several sets of weights that which `kf.read`
+      reads is replaced; the report names the others, which stay as they are even where they
+      share memory with it.
     - ``.onnx``: what is left alone is said at `keyfilters.surgery.onnx_files.open_onnx`. Data
       outside the file goes to ``TARGET.data`` beside the target, never to the source's own.
 
@@ -82,32 +86,76 @@ def replace_in_file(
     if not sites and not left:
         raise NoFiltersError(f"{source} has no depthwise convolution, so there is nothing to write")
     report = replace_sites_(sites, left, keys)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-        unfinished = Path(folder) / target.name
-        save(unfinished, set(report["layer"][report["left"] == ""]))
-        # The model comes last: it must never stand beside data that is not its own.
-        for file in sorted(Path(folder).iterdir(), key=unfinished.__eq__):
-            file.replace(target.parent / file.name)
+    _write(target, save, set(report["layer"][report["left"] == ""]))
     return report
+
+
+def _write(target: Path, save: Save, written: Collection[str]) -> None:
+    """Write a model and what lies beside it, or leave files and folders as they were."""
+    made = [folder for folder in (target.parent, *target.parent.parents) if not folder.exists()]
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+            unfinished = Path(folder) / "new" / target.name
+            unfinished.parent.mkdir()
+            save(unfinished, written)
+            # The model comes last: it must never stand beside data that is not its own.
+            files = sorted(unfinished.parent.iterdir(), key=unfinished.__eq__)
+            _move(files, target.parent, Path(folder))
+    except BaseException as error:
+        for new in made:
+            with suppress(OSError):  # another process may have written to it
+                new.rmdir()
+        if isinstance(error, KeyFiltersError) or not isinstance(error, Exception):
+            raise
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise KeyFiltersError(
+            f"cannot write {target}: {reason or type(error).__name__}; what was there is unchanged"
+        ) from error
+
+
+def _move(files: Sequence[Path], folder: Path, aside: Path) -> None:
+    """Move files into a folder, all or none: what they replace is kept aside until all are there.
+
+    Args:
+        files: on the file system of the folder.
+        folder: where they go.
+        aside: an empty folder there.
+    """
+    moved: list[tuple[Path, Path | None]] = []
+    try:
+        for file in files:
+            place, kept = folder / file.name, None
+            if place.exists():
+                kept = aside / f"{file.name}.before"
+                shutil.copy2(place, kept)
+            file.replace(place)
+            moved.append((place, kept))
+    except BaseException:
+        for place, kept in moved:
+            if kept is None:
+                place.unlink()
+            else:
+                kept.replace(place)
+        raise
 
 
 def _check(source: Path, target: Path, overwrite: bool) -> Callable[[Path, Layers], Opened]:
     """Return what opens the source, once it is clear that the target may be written."""
-    suffix = source.suffix.lower()
-    if suffix == ".tflite":
+    suffix = format_of(source, OPENERS)
+    if source.suffix.lower() == ".tflite":
         raise KeyFiltersError(
             f"{source}: TFLite files are read, but cannot be written; export the model to ONNX and "
             "replace its filters there"
         )
-    if suffix not in OPENERS:
+    if suffix is None:
         raise KeyFiltersError(
             f"cannot replace filters in {source}; the formats written are {', '.join(OPENERS)}"
         )
-    if target.suffix.lower() != suffix:
+    if format_of(target, OPENERS) != suffix:
         raise KeyFiltersError(
-            f"the format stays the same, but {target} does not end in {source.suffix}; "
-            f"type {target.with_suffix(source.suffix)}"
+            f"the format stays the same, but {target} does not end in {suffix}; "
+            f"type {target.with_suffix(suffix)}"
         )
     if not source.is_file():
         raise SourceError(f"there is no file {source}")
@@ -188,5 +236,7 @@ OPENERS: dict[str, Callable[[Path, Layers], Opened]] = {
     ".pt": _open_pickle,
     ".ckpt": _open_pickle,
     ".bin": _open_pickle,
+    ".pth.tar": _open_pickle,
+    ".pt.tar": _open_pickle,
     ".onnx": _open_onnx,
 }

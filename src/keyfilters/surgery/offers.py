@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -14,7 +14,7 @@ from keyfilters.receptive_fields import match
 from keyfilters.receptive_fields.models import render_models
 from keyfilters.surgery.sites import Site
 
-__all__ = ["Keys", "Offer", "offer_keys"]
+__all__ = ["Keys", "Offer", "offer_keys", "sets_by_size"]
 
 Keys = KeySet | Sequence[KeySet] | Mapping[str, KeySet] | Literal["idealized"]
 
@@ -32,14 +32,12 @@ def offer_keys(sites: Sequence[Site], keys: Keys, left: dict[str, str]) -> dict[
         offered = {site.name: _own_models(site.filters) for site in fitting}
         reason = "no idealised models for filters of {size}"
     elif isinstance(keys, Mapping):
+        _require_sets(keys.values())
         _check_names(keys, sites, left)
         offered = {site.name: keys[site.name] for site in sites if site.name in keys}
         reason = "no keys were given for it"
     else:
-        sets = [keys] if isinstance(keys, KeySet) else list(keys)
-        by_size = {(k.size, k.size): k for k in sets}
-        if len(by_size) < len(sets):
-            raise KeyFiltersError("two key sets of one size; give one for each layer, by name")
+        by_size = sets_by_size(keys)
         have = ", ".join(f"{k}×{k}" for k, _ in by_size)
         if sites and not any(site.size in by_size for site in sites):
             sizes = ", ".join(sorted({site.extent for site in sites}))
@@ -55,6 +53,45 @@ def offer_keys(sites: Sequence[Site], keys: Keys, left: dict[str, str]) -> dict[
     if not offered:
         raise KeyFiltersError(f"nothing would be replaced: {'; '.join(sorted(set(left.values())))}")
     return offered
+
+
+def sets_by_size(keys: KeySet | Sequence[KeySet]) -> dict[tuple[int, int], KeySet]:
+    """Return key sets by the size ``(k, k)`` of their keys.
+
+    Args:
+        keys: a key set, or several of different sizes.
+
+    Raises:
+        KeyFiltersError: something else, no set, or two sets of one size.
+
+    >>> list(sets_by_size([KeySet.random(4, size=k) for k in (3, 5)]))
+    [(3, 3), (5, 5)]
+    """
+    if isinstance(keys, KeySet):
+        keys = [keys]
+    if not isinstance(keys, (list, tuple)):
+        _require_sets([keys])
+    if not keys:
+        raise KeyFiltersError(f"expected at least one key set, got an empty {type(keys).__name__}")
+    _require_sets(keys)
+    by_size = {(k.size, k.size): k for k in keys}
+    if len(by_size) < len(keys):
+        sizes = [k.size for k in keys]
+        double = next(size for size in sizes if sizes.count(size) > 1)
+        raise KeyFiltersError(
+            f"two key sets of one size, {double}×{double}; give one set a size, or one for each "
+            "layer by name: {layer: keys}"
+        )
+    return by_size
+
+
+def _require_sets(given: Iterable[object]) -> None:
+    for one in given:
+        if not isinstance(one, KeySet):
+            raise KeyFiltersError(
+                f"expected a KeySet or a list of them, one a size, got a {type(one).__name__}; "
+                "type for example KeySet.from_filters(filters)"
+            )
 
 
 def _check_names(keys: Mapping[str, KeySet], sites: Sequence[Site], left: dict[str, str]) -> None:

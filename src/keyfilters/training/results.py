@@ -70,10 +70,23 @@ def write_history(out: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def write_weights(path: Path, model: nn.Module) -> None:
-    """Write the state of a module as safetensors; raises as `write_whole`."""
+    """Write the state of a module as safetensors, parametrised weights as they are used.
+
+    Raises as `write_whole`.
+    """
     from safetensors.torch import save
+    from torch.nn.utils import parametrize
 
     state = model.state_dict()
+    for name, module in model.named_modules():
+        if not parametrize.is_parametrized(module):
+            continue
+        inside = f"{name}." if name else ""
+        for tensor in list(module.get_submodule("parametrizations")._modules):
+            for key in [k for k in state if k.startswith(f"{inside}parametrizations.{tensor}.")]:
+                del state[key]
+            with torch.no_grad():
+                state[f"{inside}{tensor}"] = getattr(module, tensor)
     write_whole(path, save({k: x.detach().cpu().contiguous().clone() for k, x in state.items()}))
 
 

@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+import multiprocessing
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+import threadpoolctl
+import torch
+
+import keyfilters as kf
+from keyfilters import threads
+from keyfilters.threads import in_parts, one_thread
+
+
+def blas() -> list[int]:
+    return [x["num_threads"] for x in threadpoolctl.threadpool_info() if x["user_api"] == "blas"]
+
+
+def in_new_thread(call: Callable[[], Any]) -> Any:
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(call).result()
+
+
+@pytest.fixture
+def three_threads() -> Any:
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("three_threads")
+def test_threads_that_overlap_leave_all_as_it_was() -> None:
+    before = blas()
+    entered, leave = threading.Event(), threading.Event()
+
+    def long() -> int:
+        with one_thread():
+            entered.set()
+            assert leave.wait(60)
+            inside = torch.get_num_threads()
+        assert torch.get_num_threads() == 3
+        return inside
+
+    for first in ("other", "this"):
+        entered.clear()
+        leave.clear()
+        with ThreadPoolExecutor(1) as pool:
+            if first == "other":  # and it leaves last
+                task = pool.submit(long)
+                assert entered.wait(60)
+                with one_thread(), one_thread():
+                    assert torch.get_num_threads() == 1 and set(blas()) <= {1}
+                assert torch.get_num_threads() == 3 and set(blas()) <= {1}
+                leave.set()
+            else:
+                with one_thread():
+                    task = pool.submit(long)
+                    assert entered.wait(60)
+                    leave.set()
+                    assert task.result() == 1
+                    assert torch.get_num_threads() == 1 and set(blas()) <= {1}
+            assert task.result() == 1
+        assert blas() == before and torch.get_num_threads() == 3
+        assert in_new_thread(torch.get_num_threads) == 3
+
+
+@pytest.mark.usefixtures("three_threads")
+def test_an_error_inside_leaves_all_as_it_was() -> None:
+    before = blas()
+    with pytest.raises(ZeroDivisionError), one_thread():
+        in_parts(lambda part: 1 // 0, 10, 3)  # type: ignore[arg-type, return-value]
+    assert blas() == before and torch.get_num_threads() == 3
+
+
+@pytest.mark.usefixtures("three_threads")
+def test_parts_cover_the_whole_on_one_thread_each() -> None:
+    seen, inside = np.zeros(10, int), set()
+
+    def work(part: slice) -> None:
+        seen[part] += 1
+        inside.add(torch.get_num_threads())
+
+    for size in (1, 3, 10, 99):
+        in_parts(work, 10, size)
+    in_parts(work, 0, 4)
+    assert (seen == 4).all() and inside == {1}
+
+
+def _forked(queue: Any) -> None:
+    w = np.random.default_rng(0).normal(size=(20, 5, 5))
+    net = torch.nn.Conv2d(64, 64, 31, groups=64)  # large enough for several threads
+    found = kf.KeySet.random(4, 5).assign(w, chunk=3)
+    queue.put((len(kf.match(w, null_draws=0)), len(found.a), len(kf.read(net))))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_forked_process_does_not_hang() -> None:
+    (torch.ones(300, 300) @ torch.ones(300, 300)).sum()
+    torch.ones(10**6).add_(1)  # OpenMP has threads now, which the child will lack
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    child = context.Process(target=_forked, args=(queue,))
+    with one_thread():  # whose count the child must not inherit
+        child.start()
+    try:
+        assert queue.get(timeout=120) == (20, 20, 64)
+    finally:
+        child.kill()
+        child.join()
+    assert not threads._limit.forked
