@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from keyfilters.bank import FilterBank
 from keyfilters.errors import NoFiltersError, SourceError, nearest
 from keyfilters.sources.checkpoints import read_pickle, read_safetensors
-from keyfilters.sources.modules import read_module
+from keyfilters.sources.modules import is_module, read_module
 from keyfilters.sources.onnx_files import read_onnx
 from keyfilters.sources.packages import find_distribution, model_files
 from keyfilters.sources.statedicts import read_state_dict
@@ -40,6 +40,7 @@ def read(
     *sources: nn.Module | Mapping[str, Any] | str | PathLike[str],
     seed: int = 0,
     progress: Callable[[str], None] | None = None,
+    fused: bool = False,
 ) -> FilterBank:
     """Read the depthwise filters of one or several sources into one bank.
 
@@ -56,6 +57,8 @@ def read(
             - a folder of such files.
         seed: initialises models that are read without pretrained weights.
         progress: called with the name of every source or file before it is read.
+        fused: whether to read of modules and timm models the kernels that re-parameterised blocks
+            (MobileOne, RepVGG, …) fuse into, in place of their branches.
 
     Returns:
         The bank. Weights are bit-identical to the stored ones (dequantised where they are stored as
@@ -69,7 +72,8 @@ def read(
     >>> read(nn.Conv2d(8, 8, 5, groups=8), {"dw.weight": nn.Conv2d(4, 4, 7, groups=4).weight})
     FilterBank(12 filters in 2 layers of 2 models; 5×5: 8, 7×7: 4)
     """
-    return join(sources, (read_one(s, seed, progress or (lambda name: None)) for s in sources))
+    silent = progress or (lambda name: None)
+    return join(sources, (read_one(s, seed, silent, fused=fused) for s in sources))
 
 
 def join(sources: Sequence[Any], banks: Iterable[FilterBank]) -> FilterBank:
@@ -90,13 +94,17 @@ def join(sources: Sequence[Any], banks: Iterable[FilterBank]) -> FilterBank:
 
 
 def read_one(
-    source: Any, seed: int = 0, progress: Callable[[str], None] = lambda name: None
+    source: Any,
+    seed: int = 0,
+    progress: Callable[[str], None] = lambda name: None,
+    *,
+    fused: bool = False,
 ) -> FilterBank:
     """Read one source, which may hold no depthwise filter; see `read`."""
     if isinstance(source, Mapping):
         return read_state_dict(source, "state_dict")
-    if hasattr(source, "named_modules"):
-        return read_module(source)
+    if is_module(source):
+        return read_module(source, fused=fused)
     if not isinstance(source, (str, PathLike)):
         raise SourceError(
             f"cannot read a {type(source).__name__}; expected an nn.Module, a state dict, a path, "
@@ -109,7 +117,7 @@ def read_one(
         return _read_files(package_files(rest), progress)
     progress(fspath(source))
     if scheme == "timm":
-        return read_timm(rest, seed)
+        return read_timm(rest, seed, fused=fused)
     if scheme == "hf-hub":
         folder = download(rest)
         return _read_folder(folder, progress, model=rest)

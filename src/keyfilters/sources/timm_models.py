@@ -21,10 +21,10 @@ __all__ = ["download", "is_timm_folder", "load_timm", "read_timm", "read_timm_fo
 WEIGHT_PATTERNS = ("*.safetensors", "*.bin", "*.pth", "*.pt", "*.onnx", "*.tflite")
 
 
-def read_timm(spec: str, seed: int = 0) -> FilterBank:
-    """Read a model of timm's registry; see `load_timm`."""
+def read_timm(spec: str, seed: int = 0, *, fused: bool = False) -> FilterBank:
+    """Read a model of timm's registry; see `load_timm` and `read_module`."""
     module, label = load_timm(spec, seed)
-    return read_module(module, label)
+    return read_module(module, label, fused=fused)
 
 
 def load_timm(spec: str, seed: int = 0) -> tuple[nn.Module, str]:
@@ -94,7 +94,8 @@ def read_timm_folder(folder: Path, model: str) -> FilterBank:
 
     known = (RuntimeError, OSError, ValueError, KeyError, TypeError, AssertionError)
     try:
-        module = timm.create_model(f"local-dir:{folder.absolute()}", pretrained=True)
+        with torch.random.fork_rng(devices=[]):
+            module = timm.create_model(f"local-dir:{folder.absolute()}", pretrained=True)
     except (*known, SafetensorError) as error:
         raise SourceError(
             f"{folder} looks like a timm model but cannot be loaded: {_first_line(error)}"
