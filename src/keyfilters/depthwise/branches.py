@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
@@ -40,6 +41,7 @@ def fused(module: nn.Module) -> nn.Module:
 
 
 def _fuse_(module: nn.Module) -> None:
+    child: Any
     for name, child in list(module.named_children()):
         if callable(getattr(child, "fuse", None)):
             new = child.fuse()
@@ -64,7 +66,7 @@ def branch_notes(root: nn.Module) -> dict[str, str]:
         convs = {
             f"{path}.{name}": conv
             for name, conv in block.named_modules()
-            if name and isinstance(conv, nn.Conv2d)
+            if name and isinstance(conv, nn.Conv2d) and max(conv.kernel_size) > 1
         }
         depthwise = [n for n, conv in convs.items() if conv.groups == conv.in_channels > 1]
         branches = [n for n in depthwise if _same_channels(convs[n], convs[depthwise[0]])]

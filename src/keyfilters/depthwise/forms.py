@@ -6,7 +6,7 @@ One class a way of storing it. `form_of` tells which one a convolution has.
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,9 +19,7 @@ from keyfilters.passes import evaluating, first_line, quiet
 __all__ = ["NO_DATA", "Form", "form_of", "why_not_held", "why_not_writable"]
 
 Tensors = dict[str, Tensor]
-NO_DATA = (
-    "it has no data (meta device); type model.to_empty(device=...) and load the weights first"
-)
+NO_DATA = "it has no data (meta device); type model.to_empty(device=...) and load the weights first"
 
 
 class Form:
@@ -93,9 +91,10 @@ class Parametrised(Form):
 
     def __init__(self, conv: nn.Module) -> None:
         super().__init__(conv)
-        self.drawing: Any = conv.get_submodule("parametrizations.weight")
-        kinds = [type(x).__name__ for x in self.drawing]
-        self.on_keys = any(getattr(x, "draws_keys", False) for x in self.drawing)
+        self.drawing: nn.Module = conv.get_submodule("parametrizations.weight")
+        parts = list(self.drawing.children())
+        kinds = [type(x).__name__ for x in parts]
+        self.on_keys = any(getattr(x, "draws_keys", False) for x in parts)
         self.moves = "_SpectralNorm" in kinds
         self.how = f"parametrised by {', '.join(kinds)}"
         self.undo = 'torch.nn.utils.parametrize.remove_parametrizations(conv, "weight")'
@@ -115,9 +114,10 @@ class Parametrised(Form):
 
     def encode(self, kernel: Tensor) -> Tensors:
         twin = copy.deepcopy(self.drawing).eval()
+        like = next(iter(self.stored().values()))
         try:
             with quiet():
-                twin.right_inverse(kernel)
+                cast(Any, twin).right_inverse(kernel.to(like.device, like.dtype))
         except (RuntimeError, ValueError, NotImplementedError, TypeError) as error:
             raise KeyFiltersError(
                 f"its kernel is {self.how}, which cannot make these filters ({first_line(error)})"
@@ -163,8 +163,8 @@ class WeightNorm(Hooked):
         return torch._weight_norm(v, g, self.hook.dim)
 
     def encode(self, kernel: Tensor) -> Tensors:
-        g = self.conv.weight_g
-        norm = torch.norm_except_dim(kernel, 2, self.hook.dim).reshape(g.shape)  # type: ignore[union-attr]
+        shape = self.stored()["weight_g"].shape
+        norm = torch.norm_except_dim(kernel, 2, self.hook.dim).reshape(shape)
         return {"weight_g": norm, "weight_v": kernel}
 
 

@@ -28,7 +28,7 @@ class _Watch(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def probe(conv: nn.Module, values: dict[str, Tensor]) -> Tensor:
+def probe(conv: Any, values: dict[str, Tensor]) -> Tensor:
     """Return the weight that the forward pass of a convolution hands to ``conv2d``.
 
     Args:
@@ -55,10 +55,8 @@ def probe(conv: nn.Module, values: dict[str, Tensor]) -> Tensor:
         for hooks in (twin._forward_hooks, twin._forward_pre_hooks):
             hooks.clear()
         like = next(x for x in own.values() if x is not None and x.is_floating_point())
-        size: tuple[int, ...] = conv.kernel_size  # type: ignore[assignment]
-        dilation: tuple[int, ...] = conv.dilation  # type: ignore[assignment]
-        sides = [d * (k - 1) + 1 for k, d in zip(size, dilation, strict=True)]
-        images = torch.zeros(1, conv.in_channels, *sides, dtype=like.dtype, device=like.device)  # type: ignore[arg-type]
+        sides = [d * (k - 1) + 1 for k, d in zip(conv.kernel_size, conv.dilation, strict=True)]
+        images = torch.zeros(1, conv.in_channels, *sides, dtype=like.dtype, device=like.device)
         with quiet(), _Watch() as watch:
             twin(images)
     except Exception as error:  # of any kind: this is the class's own code

@@ -56,12 +56,20 @@ def _call(module: Any) -> tuple[list[int], list[int], int, bool] | None:
         return None
     for node in nodes:
         kind = node.kind()
-        inputs = [value.toIValue() for value in node.inputs()]
+        inputs = [_constant(value) for value in node.inputs()]
         if kind in ("aten::_convolution", "aten::convolution"):
             return inputs[3], inputs[5], inputs[8], inputs[6]
         if kind in ("aten::conv1d", "aten::conv2d", "aten::conv3d"):
             return inputs[3], inputs[5], inputs[6], False
     return None
+
+
+def _constant(value: Any) -> Any:
+    """Return a constant of a graph, or a list of them; None for what is computed."""
+    node = value.node()
+    if node.kind() == "prim::ListConstruct":
+        return [x.toIValue() for x in node.inputs()]
+    return value.toIValue()
 
 
 def _exported(root: fx.GraphModule) -> list[dict[str, Any]]:

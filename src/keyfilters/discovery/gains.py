@@ -57,7 +57,8 @@ class OutputGains:
                     gather(model, site.conv, outputs[site.name], settings),
                 )
                 for site in sites
-                if site.conv is not None and site.name in outputs  # else it takes no part in the forward pass
+                if site.conv is not None
+                and site.name in outputs  # else it takes no part in the forward pass
             ]
         self.ridge = settings.ridge
 

@@ -35,7 +35,7 @@ def made_kernels(tensors: Part) -> tuple[dict[str, Tensor | str], dict[str, str]
         found = next((make(part) for has, make in WAYS if has <= part.keys()), None)
         if found is None and not any(x in names[0] for x in (INFIX, "weight_orig")):
             continue  # tensors whose names end so by chance
-        known = "its kernel is made by a parametrisation that the names do not tell; read the module"
+        known = "its kernel is made by a parametrisation that names do not tell; read the module"
         made[layer] = known if found is None else found
         parts |= dict.fromkeys(names, layer)
     return made, parts

@@ -100,17 +100,17 @@ def read_state_dict(
     first, done = in_model_order, set()
     made, parts = made_kernels(tensors)
     for name in tensors if in_model_order else sorted(tensors, key=_natural):
-        stored: Tensor | str = tensors[name]
-        layer, note = name.removesuffix(".weight"), ""
+        stored, layer, note = tensors[name], name.removesuffix(".weight"), ""
         if name in parts:
             layer = parts[name]
             if layer in done:
                 continue
             done.add(layer)
-            stored, note = made[layer], "its kernel is made of several stored tensors"
-            if isinstance(stored, str):
-                collector.skip(layer, stored)
+            kernel, note = made[layer], "its kernel is made of several stored tensors"
+            if isinstance(kernel, str):
+                collector.skip(layer, kernel)
                 continue
+            stored = kernel
         elif not _may_be_convolution(name, stored):
             if _looks_like_filters(stored):
                 collector.skip(name, "has the shape of filters, but the name of a buffer")
@@ -118,16 +118,16 @@ def read_state_dict(
         shape_note = FIRST if first else SHAPE_ONLY
         order = "" if in_model_order else BY_NAME
         notes = "; ".join(filter(None, [shape_note, note, order]))
-        first = not _offer(collector, layer, stored, notes) and first
+        if reason := _why_unreadable(stored):
+            collector.skip(name, reason)
+            continue
+        first = False
+        _offer(collector, layer, stored, notes)
     return collector.bank()
 
 
-def _offer(collector: Collector, name: str, stored: Tensor, note: str) -> bool:
-    """Offer one weight; say whether it was one that can be read."""
+def _offer(collector: Collector, name: str, stored: Tensor, note: str) -> None:
     tensor = stored.dequantize() if stored.is_quantized else stored
-    if reason := _why_unreadable(tensor):
-        collector.skip(name, reason)
-        return False
     out_channels, channels_per_group, *kernel = tensor.shape
     # What input a weight of one channel a group sees is not told; any other is not depthwise.
     in_channels = None if channels_per_group == 1 else channels_per_group
@@ -139,13 +139,12 @@ def _offer(collector: Collector, name: str, stored: Tensor, note: str) -> bool:
         identity=(tensor.data_ptr(), tensor.shape, tensor.stride()) if alive else None,
         note=note,
     )
-    return True
 
 
 def _why_unreadable(tensor: Tensor) -> str:
     if tensor.is_meta:
         return "it has no data (meta device); load the weights first"
-    if not tensor.is_floating_point():
+    if not tensor.is_floating_point() and not tensor.is_quantized:
         return f"{tensor.dtype} weights without scales"
     return why_too_large(tensor) if tensor.shape[1] == 1 else ""
 

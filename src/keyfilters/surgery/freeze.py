@@ -169,9 +169,7 @@ def _targets(root: nn.Module, layers: Sequence[str] | None) -> list[Kernel]:
         if not any(fnmatchcase(x.name, pattern) for x in found):
             tail = nearest(pattern, [x.name for x in found])
             raise KeyFiltersError(f"no depthwise layer is called {pattern!r}{tail}")
-    chosen = [
-        x for x in found if wanted is None or any(fnmatchcase(x.name, p) for p in wanted)
-    ]
+    chosen = [x for x in found if wanted is None or any(fnmatchcase(x.name, p) for p in wanted)]
     for kernel in chosen:
         if kernel.form is None or isinstance(kernel.module, torch.jit.ScriptModule):
             why = kernel.unreadable or kernel.unwritable or "a scripted module is not frozen here"

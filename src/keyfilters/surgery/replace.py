@@ -108,7 +108,7 @@ def replace_sites_(
                 writes[site.name] = site.prepare(found[site.name].filters)
             except KeyFiltersError as error:
                 refused.append(str(error))
-                left[site.name] = str(error)
+                left[site.name] = str(error).removeprefix(f"{site.name}: ")
         if not writes:
             raise KeyFiltersError(f"nothing would be replaced: {'; '.join(refused)}")
         for name, write_ in writes.items():

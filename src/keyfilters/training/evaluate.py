@@ -189,7 +189,7 @@ def _run(model: nn.Module | Tensor, images: Tensor, device: Device, first: int =
     """Return the checked logits of a batch on the CPU; stored logits are cut out at `first`."""
     refuse_non_finite(images)
     if isinstance(model, Tensor):
-        z = model[first:][: len(images)]
+        z = model[first : first + len(images)]
     else:
         z = run(model, images.to(device))
     if z.ndim != 2 or len(z) != len(images) or not z.shape[1]:
