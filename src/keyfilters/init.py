@@ -110,7 +110,7 @@ def center_surround_(
     filters = kernels[[i % len(gammas) for n in (lit, count - lit) for i in range(n)]]
     filters[lit:] *= -1
     picked = torch.randperm(channels, **_source(generator))[:count]
-    new = weight.detach().cpu().double()
+    new = torch.zeros(weight.shape, **EXACT) if weight.is_meta else weight.detach().cpu().double()
     new[picked] = filters.reshape(-1, *weight.shape[1:])
     return _fill_(weight, new)
 
@@ -260,7 +260,7 @@ def _require(holds: bool | Tensor, message: str) -> None:
 
 def _fill_(weight: Tensor, filters: Tensor) -> Tensor:
     """Round filters to the weight's dtype and write them, unless they are too large for it."""
-    rounded = filters.reshape(weight.shape).to(weight.device, weight.dtype)
+    rounded = filters.reshape(weight.shape).to(dtype=weight.dtype)
     lost = torch.isfinite(filters).all().item() and not torch.isfinite(rounded.float()).all()
     _require(not lost, f"{weight.dtype} cannot hold these filters; type a smaller std or scale")
     return weight.copy_(rounded)

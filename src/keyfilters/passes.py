@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Any, TypeVar
 
 import torch
@@ -75,7 +75,7 @@ def run(model: Callable[[Tensor], Any], images: Tensor) -> Tensor:
     keyfilters.errors.KeyFiltersError: the network cannot take images of shape (1, 3): ...
     """
     try:
-        with quiet():
+        with quiet(), _uncompiled(model):
             return main_tensor(model(images))
     except KeyFiltersError:
         raise
@@ -84,6 +84,14 @@ def run(model: Callable[[Tensor], Any], images: Tensor) -> Tensor:
             f"the network cannot take images of shape {tuple(images.shape)}: {first_line(error)}; "
             "give images of the channels, size, dtype and device that it was made for"
         ) from error
+
+
+def _uncompiled(model: Any) -> AbstractContextManager[Any]:
+    """Hold torch.compile off a network that has compiled parts, so that all calls are seen."""
+    parts = model.modules() if isinstance(model, nn.Module) else ()
+    if any(type(module).__name__ == "OptimizedModule" for module in parts):
+        return torch.compiler.set_stance("force_eager")
+    return nullcontext()
 
 
 def main_tensor(output: Any) -> Tensor:
@@ -178,7 +186,7 @@ def call_order(model: nn.Module, wanted: Iterable[nn.Module]) -> dict[nn.Module,
 
         handles = [module.register_forward_pre_hook(note) for module in owners]
         try:
-            with quiet():
+            with quiet(), _uncompiled(twin):
                 twin(images)
             return seen
         except Exception as error:  # of any kind: this is the network's own code
@@ -263,10 +271,10 @@ def _examples(model: nn.Module) -> Iterator[Tensor]:
         shapes = [tuple(size)]
     else:
         first = next((m for m in model.modules() if hasattr(m, "in_channels")), None)
-        channels = size[0] if size else getattr(first, "in_channels", None)
-        if isinstance(channels, int) and channels > 0:
-            shapes = [(channels, side, side) for side in SIDES]
-            shapes[1:1] = [tuple(size)] if size else []
+        guesses = [size[0]] if size else [getattr(first, "in_channels", None), 3, 1]
+        channels = [c for c in dict.fromkeys(guesses) if isinstance(c, int) and c > 0]
+        shapes = [(c, side, side) for side in SIDES for c in channels]
+        shapes[1:1] = [tuple(size)] if size else []
     for shape in dict.fromkeys(shapes):
         with suppress(RuntimeError), torch.no_grad():
             yield torch.zeros(1, *shape, dtype=like.dtype, device=like.device)

@@ -127,8 +127,11 @@ def freeze_filters_(
     _require_module(model)
     root = unwrapped(model)
     targets = _targets(root, layers)
-    behind = _norms_behind(root, batchnorm)
-    norms = {x.name: behind.get(x.module) or following_batchnorm(root, x.name) for x in targets}
+    behind = _norms_behind(root)
+    paths = {module: path for path, module in root.named_modules()}
+    norms = {
+        x.name: behind.get(x.module) or following_batchnorm(root, paths[x.module]) for x in targets
+    }
     for name in filter(None, norms.values()):
         if batchnorm != "train" and root.get_submodule(name).running_mean is None:
             raise KeyFiltersError(f'{name} has no statistics to keep; type batchnorm="train"')
@@ -190,7 +193,7 @@ def _targets(root: nn.Module, layers: Sequence[str] | None) -> list[Kernel]:
     return [kernel for kernel in chosen if not kernel.owner]
 
 
-def _norms_behind(root: nn.Module, batchnorm: str) -> dict[nn.Module, str]:
+def _norms_behind(root: nn.Module) -> dict[nn.Module, str]:
     """Find by a forward pass on an example which normalisation is behind which convolution."""
     traced = on_example(root, _named_norms)
     modules = dict(root.named_modules())
@@ -217,7 +220,7 @@ def _keep_norm_(root: nn.Module, name: str, policy: str) -> dict[str, Tensor]:
     affine = ["weight", "bias"] if policy == "frozen" else []
     _hold_(norm, affine)
     kept = ["running_mean", "running_var", *affine]
-    return {f"{name}.{part}": getattr(norm, part) for part in kept}
+    return {f"{clean_name(name)}.{part}": getattr(norm, part) for part in kept}
 
 
 def _reachable(conv: nn.Module, name: str) -> bool:
@@ -269,10 +272,7 @@ def following_batchnorm(model: nn.Module, name: str) -> str:
     >>> following_batchnorm(net, "0")
     '2'
     """
-    try:
-        conv = model.get_submodule(name)
-    except AttributeError:  # behind a compiled part
-        return ""
+    conv = model.get_submodule(name)
     path = name.rpartition(".")[0]
     children = list(model.get_submodule(path).named_children())
     place = [module for _, module in children].index(conv) if name else len(children)
