@@ -12,9 +12,11 @@ results/timm.md and results/timm.json.
 from __future__ import annotations
 
 import argparse
+import re
 import time
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from math import prod
 from typing import Any
 
@@ -26,6 +28,8 @@ from torch import nn
 
 import keyfilters as kf
 
+LARGE = re.compile(r"large|huge|giant|gigantic|base|medium|[_x]l(_|$)|_b[2-9](_|$)|_(384|448|512)")
+ENOUGH = 20
 STEPS = ("initialise", "replace", "freeze", "parametrise", "run", "bake")
 
 
@@ -49,22 +53,25 @@ def mixing(model: nn.Module) -> int:
     return sum(m.groups == m.in_channels > 1 for m in kinds)
 
 
-def smallest() -> dict[str, str]:
-    """Return the smallest model with depthwise convolutions of every module of timm."""
-    found: dict[str, str] = {}
-    for module in timm.list_modules():
-        sizes = {}
-        for name in timm.list_models(module=module):
-            try:
-                with torch.device("meta"):
-                    model = timm.create_model(name, pretrained=False)
-            except Exception:  # it cannot be built without data; the real one is tried below
-                continue
-            if own_count(model)[0] or mixing(model):
-                sizes[name] = sum(x.numel() for x in model.parameters())
-        if sizes:
-            found[module] = min(sizes, key=lambda name: sizes[name])
-    return found
+def smallest_of(module: str) -> str:
+    """Return the smallest model with depthwise convolutions of a module of timm; empty if none.
+
+    Models whose names say that they are large are looked at only where a module has no other, and
+    no more where the first `ENOUGH` of a module have no depthwise convolution.
+    """
+    sizes: dict[str, int] = {}
+    names = timm.list_models(module=module)
+    for number, name in enumerate(sorted(names, key=lambda name: bool(LARGE.search(name)))):
+        if (sizes and LARGE.search(name)) or (not sizes and number >= ENOUGH):
+            break
+        try:
+            with torch.device("meta"):
+                model = timm.create_model(name, pretrained=False)
+        except Exception:  # some cannot be built without data, and are no candidates
+            continue
+        if own_count(model)[0] or mixing(model):
+            sizes[name] = sum(x.numel() for x in model.parameters())
+    return min(sizes, key=lambda name: sizes[name], default="")
 
 
 def attempt(step: Callable[[], Any]) -> str:
@@ -128,6 +135,14 @@ def one(module: str, name: str, make: Callable[[], nn.Module]) -> dict[str, Any]
     return row | {"seconds": round(time.perf_counter() - started, 1)}
 
 
+def one_of_timm(module: str, name: str) -> dict[str, Any]:
+    """Do everything with one model of timm."""
+    try:
+        return one(module, name, lambda: timm.create_model(name, pretrained=False))
+    except Exception as error:
+        return {"module": module, "model": name, "read": f"ERROR {error}"}
+
+
 def torchvision_models() -> tuple[dict[str, Callable[[], nn.Module]], str]:
     """Return the smallest torchvision model of every family with depthwise layers, or why none."""
     try:
@@ -152,18 +167,23 @@ def torchvision_models() -> tuple[dict[str, Callable[[], nn.Module]], str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="*", help="models of timm, instead of the smallest ones")
-    only = parser.parse_args().only
+    parser.add_argument("--jobs", type=int, default=2, help="processes")
+    arguments = parser.parse_args()
     warnings.simplefilter("ignore")
-    chosen = {name: name for name in only} if only else smallest()
-    rows = []
-    for module, name in chosen.items():
-        made = lambda name=name: timm.create_model(name, pretrained=False)  # noqa: E731
-        try:
-            rows.append(one(module, name, made))
-        except Exception as error:
-            rows.append({"module": module, "model": name, "read": f"ERROR {error}"})
-        print(len(rows), len(chosen), rows[-1], flush=True)
-    others, why_not = ({}, "not asked for") if only else torchvision_models()
+    quiet = {"initializer": warnings.simplefilter, "initargs": ("ignore",)}
+    with ProcessPoolExecutor(arguments.jobs, **quiet) as pool:
+        if arguments.only:
+            chosen = {name: name for name in arguments.only}
+        else:
+            modules = timm.list_modules()
+            found = zip(modules, pool.map(smallest_of, modules), strict=True)
+            chosen = {module: name for module, name in found if name}
+        print(f"{len(chosen)} models", flush=True)
+        rows = []
+        for row in pool.map(one_of_timm, chosen, chosen.values()):
+            rows.append(row)
+            print(len(rows), row, flush=True)
+    others, why_not = ({}, "not asked for") if arguments.only else torchvision_models()
     theirs = [one("torchvision", name, make) for name, make in others.items()]
     columns = ["module", "model", "layers", "filters", "read", "order", "not read", *STEPS]
     every = pd.DataFrame(rows + theirs).reindex(columns=[*columns, "seconds"]).fillna("")

@@ -93,7 +93,7 @@ def test_what_is_written_is_convolved_with_or_refused_unchanged(way: str) -> Non
         kernel.write_(kernel.plan(wanted))
         np.testing.assert_allclose(convolved_with(conv), wanted[:, 0], atol=1e-5)
         return
-    with pytest.raises(kf.KeyFiltersError, match="type |cannot make"):
+    with pytest.raises(kf.KeyFiltersError, match=r"type |cannot make"):
         kernel.write_(kernel.plan(wanted))
     assert all(torch.equal(x, before[n]) for n, x in net.state_dict().items())
 
