@@ -6,10 +6,11 @@ is written back.
 """
 
 from keyfilters.depthwise.branches import fused
-from keyfilters.depthwise.forms import Form, why_not_held
+from keyfilters.depthwise.forms import Form
 from keyfilters.depthwise.kernels import Kernel, depthwise_layers, kernels
 from keyfilters.depthwise.names import clean_name, unwrapped
 from keyfilters.depthwise.shapes import ConvShape, why_not_depthwise
+from keyfilters.depthwise.storage import why_not_held
 
 __all__ = [
     "ConvShape",

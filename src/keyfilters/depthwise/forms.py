@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from keyfilters.depthwise.probing import probe
+from keyfilters.depthwise.storage import QUANTISED, why_not_held
 from keyfilters.errors import KeyFiltersError
 from keyfilters.passes import evaluating, first_line, quiet
 
-__all__ = ["NO_DATA", "Form", "form_of", "why_not_held", "why_not_writable"]
+__all__ = ["Form", "form_of", "why_not_writable"]
 
 Tensors = dict[str, Tensor]
-NO_DATA = "it has no data (meta device); type model.to_empty(device=...) and load the weights first"
 
 
 class Form:
@@ -230,7 +230,7 @@ class Quantised(Form):
 
     how = "quantised"
     undo = "a model before quantisation"
-    fixed = "its weights are quantised; write the filters of the model before quantisation"
+    fixed = QUANTISED
 
     def stored(self) -> Tensors:
         return {"weight": self.conv.weight()}  # type: ignore[operator]
@@ -282,34 +282,6 @@ def why_not_writable(form: Form) -> str:
     if form.fixed:
         return form.fixed
     return next(filter(None, map(why_not_held, form.stored().values())), "")
-
-
-def why_not_held(tensor: Tensor) -> str:
-    """Return why a tensor cannot take filters in place; empty where it can.
-
-    >>> why_not_held(torch.ones(1, 1, 3, 3).expand(8, 1, 3, 3))[:24]
-    'its filters share memory'
-    """
-    if tensor.is_meta:
-        return NO_DATA
-    if tensor.is_quantized:
-        return Quantised.fixed
-    if _overlaps(tensor):
-        return (
-            "its filters share memory (an expanded tensor); type "
-            "conv.weight = torch.nn.Parameter(conv.weight.detach().clone()) first"
-        )
-    return ""
-
-
-def _overlaps(tensor: Tensor) -> bool:
-    """Whether two elements of a tensor are one number in memory."""
-    if tensor.is_contiguous() or not tensor.numel():
-        return False
-    places = torch.zeros((), dtype=torch.int64)
-    for size, stride in zip(tensor.shape, tensor.stride(), strict=True):
-        places = places[..., None] + torch.arange(size) * stride
-    return len(places.unique()) < tensor.numel()
 
 
 def _range(dtype: torch.dtype) -> str:

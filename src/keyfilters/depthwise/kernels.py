@@ -12,10 +12,11 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import is_lazy
 
 from keyfilters.depthwise.branches import branch_notes
-from keyfilters.depthwise.forms import NO_DATA, Form, Quantised, form_of, why_not_writable
+from keyfilters.depthwise.forms import Form, Quantised, form_of, why_not_writable
 from keyfilters.depthwise.names import clean_name, unwrapped
 from keyfilters.depthwise.programs import program_kernels
 from keyfilters.depthwise.shapes import ConvShape, why_not_depthwise
+from keyfilters.depthwise.storage import NO_DATA
 from keyfilters.errors import KeyFiltersError
 from keyfilters.passes import call_order
 

@@ -11,13 +11,11 @@ from typing import Any
 import pandas as pd
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import parametrize
 
 from keyfilters.depthwise import Kernel, clean_name, kernels, unwrapped
 from keyfilters.errors import KeyFiltersError, NoFiltersError, nearest
-from keyfilters.passes import on_example
-from keyfilters.surgery.traced import norms_behind
+from keyfilters.surgery.norms import following_batchnorm, join, traced_batchnorms
 
 __all__ = [
     "POLICIES",
@@ -127,7 +125,7 @@ def freeze_filters_(
     _require_module(model)
     root = unwrapped(model)
     targets = _targets(root, layers)
-    behind = _norms_behind(root)
+    behind = traced_batchnorms(root)
     paths = {module: path for path, module in root.named_modules()}
     norms = {
         x.name: behind.get(x.module) or following_batchnorm(root, paths[x.module]) for x in targets
@@ -142,14 +140,14 @@ def freeze_filters_(
         _release_(conv, root.training)
         held = [*kernel.stored, "bias"] if bias else [*kernel.stored]
         _hold_(conv, held)
-        watched = {_join(kernel.name, x): _tensor(conv, x) for x in held}
+        watched = {join(kernel.name, x): _tensor(conv, x) for x in held}
         if norm_name:
             watched |= _keep_norm_(root, norm_name, batchnorm)
         own = {name: digest_of(x) for name, x in watched.items() if x is not None}
         digests |= own
         shape, policy = kernel.read().shape, batchnorm if norm_name else ""
         kept_bias = "none" if conv.bias is None else "frozen" if bias else "free"
-        plain = own.get(_join(kernel.name, "weight")) if kernel.plain else None
+        plain = own.get(join(kernel.name, "weight")) if kernel.plain else None
         short = (plain or digest_of(kernel.read()))[:12]
         size = f"{shape[2]}×{shape[3]}"
         row = (kernel.name, size, shape[0], kernel.depth, short, kept_bias, norm_name, policy)
@@ -191,22 +189,6 @@ def _targets(root: nn.Module, layers: Sequence[str] | None) -> list[Kernel]:
         if not all(_reachable(kernel.module, name) for name in kernel.stored):
             raise KeyFiltersError(f"{kernel.name} belongs to a program; freeze the module itself")
     return [kernel for kernel in chosen if not kernel.owner]
-
-
-def _norms_behind(root: nn.Module) -> dict[nn.Module, str]:
-    """Find by a forward pass on an example which normalisation is behind which convolution."""
-    traced = on_example(root, _named_norms)
-    modules = dict(root.named_modules())
-    return {modules[conv]: norm for conv, norm in (traced or {}).items()}
-
-
-def _named_norms(twin: nn.Module, images: Tensor) -> dict[str, str]:
-    names = {module: name for name, module in twin.named_modules()}
-    return {
-        names[conv]: names[norm]
-        for conv, norm in norms_behind(twin, images).items()
-        if isinstance(norm, (nn.BatchNorm2d, nn.SyncBatchNorm))
-    }
 
 
 def _keep_norm_(root: nn.Module, name: str, policy: str) -> dict[str, Tensor]:
@@ -252,41 +234,6 @@ def unfreeze_filters_(model: nn.Module) -> list[str]:
     """
     _require_module(model)
     return [name for name, module in model.named_modules() if _release_(module, model.training)]
-
-
-def following_batchnorm(model: nn.Module, name: str) -> str:
-    """Return the dotted name of the batch normalisation that directly follows a convolution.
-
-    It is the next `torch.nn.BatchNorm2d` (or SyncBatchNorm) that the convolution's own parent
-    registers, with as many features as the convolution has outputs, and before the parent's next
-    convolution or linear layer. Registration is taken for the order of the forward pass.
-
-    Args:
-        model: the module that holds both.
-        name: dotted name of the convolution.
-
-    Returns:
-        Its name, or the empty string where none follows.
-
-    >>> net = nn.Sequential(nn.Conv2d(8, 8, 3, groups=8), nn.ReLU(), nn.BatchNorm2d(8))
-    >>> following_batchnorm(net, "0")
-    '2'
-    """
-    conv = model.get_submodule(name)
-    path = name.rpartition(".")[0]
-    children = list(model.get_submodule(path).named_children())
-    place = [module for _, module in children].index(conv) if name else len(children)
-    for child, module in children[place + 1 :]:
-        if isinstance(module, (_ConvNd, nn.Linear)):
-            break
-        normalises = isinstance(module, (nn.BatchNorm2d, nn.SyncBatchNorm))
-        if normalises and module.num_features == conv.out_channels:
-            return _join(path, child)
-    return ""
-
-
-def _join(path: str, name: str) -> str:
-    return f"{path}.{name}" if path else name
 
 
 def _keep_statistics(module: nn.Module, _: Any) -> None:
