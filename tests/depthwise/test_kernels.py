@@ -282,6 +282,14 @@ def test_programs_are_read_with_their_geometry() -> None:
             assert [x.name for x in bank.layers] == ["1"]
             np.testing.assert_array_equal(bank.layers[0].weight, conv.weight[:, 0].detach())
             assert len(bank.skipped) == 1
+        for call in (
+            lambda: kf.replace_filters_(programs[0], KEYS, images=images),
+            lambda: kf.parametrize_filters_(programs[3], KEYS),
+            lambda: kf.freeze_filters_(programs[0]),
+            lambda: kf.freeze_filters_(programs[3]),
+        ):
+            with pytest.raises(kf.KeyFiltersError, match=r"program|scripted module"):
+                call()
         kf.replace_filters_(programs[0], KEYS)
         index, a, b, _ = KEYS.assign(programs[0].state_dict()["1.weight"][:, 0].numpy())
         new = kf.read(programs[0]).layers[0].weight

@@ -131,7 +131,7 @@ def _offer(collector: Collector, name: str, stored: Tensor, note: str) -> None:
     out_channels, channels_per_group, *kernel = tensor.shape
     # What input a weight of one channel a group sees is not told; any other is not depthwise.
     in_channels = None if channels_per_group == 1 else channels_per_group
-    alive = stored is tensor and not tensor.is_sparse
+    alive = stored is tensor
     collector.offer(
         name,
         ConvShape(tuple(kernel), in_channels, out_channels, channels_per_group),
@@ -142,6 +142,8 @@ def _offer(collector: Collector, name: str, stored: Tensor, note: str) -> None:
 
 
 def _why_unreadable(tensor: Tensor) -> str:
+    if tensor.layout != torch.strided:
+        return f"weights of layout {tensor.layout}; pass tensor.to_dense()"
     if tensor.is_meta:
         return "it has no data (meta device); load the weights first"
     if not tensor.is_floating_point() and not tensor.is_quantized:

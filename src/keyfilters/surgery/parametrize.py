@@ -18,7 +18,7 @@ from keyfilters.depthwise import Kernel, depthwise_layers, kernels
 from keyfilters.errors import KeyFiltersError
 from keyfilters.keyset import KeySet
 from keyfilters.surgery.key_weights import FixedKeys, KeyWeight, ScaledKeys
-from keyfilters.surgery.sites import Site, find_sites
+from keyfilters.surgery.sites import Site, find_sites, refuse_programs
 
 __all__ = ["LEARNABLE", "bake_filters_", "parametrize_filters_"]
 
@@ -86,6 +86,7 @@ def parametrize_filters_(
         raise KeyFiltersError(_none_fits(sites, left, size))
     _refuse_frozen_or_tied(model, fitting, learn)
     generator = np.random.default_rng(seed)
+    refuse_programs(fitting)
     made = [_make(site, keys, learn, unit_norm, assignment, generator) for site in fitting]
     for site, (weight, _) in zip(fitting, made, strict=True):
         assert site.conv is not None

@@ -16,7 +16,7 @@ from keyfilters.keyset import KeySet
 from keyfilters.surgery.offers import Keys, Offer, offer_keys
 from keyfilters.surgery.outputs import Settings
 from keyfilters.surgery.sequential import Chosen, choose_by_outputs_
-from keyfilters.surgery.sites import Model, Site, find_sites
+from keyfilters.surgery.sites import Model, Site, find_sites, refuse_programs
 
 __all__ = ["replace_filters_", "replace_sites_"]
 
@@ -77,6 +77,7 @@ def replace_filters_(
         return replace_sites_(sites, left, keys, progress)
     if not isinstance(model, nn.Module):
         raise KeyFiltersError("images need the model itself, not its state dict")
+    refuse_programs(sites)
     settings = Settings(images, ridge=ridge, batch_size=batch_size, seed=seed)
 
     def choose_(chosen: Sequence[tuple[Site, Offer]]) -> dict[str, Chosen]:

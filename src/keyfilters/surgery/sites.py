@@ -16,7 +16,7 @@ from keyfilters.depthwise import Kernel, kernels, why_not_held
 from keyfilters.errors import KeyFiltersError, NoFiltersError, nearest
 from keyfilters.sources.statedicts import FIRST, read_state_dict, unwrap
 
-__all__ = ["NOT_ASKED", "Model", "Site", "choose_sites", "find_sites"]
+__all__ = ["NOT_ASKED", "Model", "Site", "choose_sites", "find_sites", "refuse_programs"]
 
 Model = nn.Module | Mapping[str, Any]
 NOT_ASKED = "not among the layers asked for"
@@ -122,6 +122,16 @@ def find_sites(
     if not found and not left:
         raise NoFiltersError("the model has no depthwise convolution, so there is nothing to write")
     return choose_sites(found, left, layers), left
+
+
+def refuse_programs(sites: Sequence[Site]) -> None:
+    """Raise if a layer is one of a scripted or exported program, whose parts cannot be followed."""
+    for site in sites:
+        if site.conv is None:
+            raise KeyFiltersError(
+                f"{site.name} belongs to a scripted or exported program; use the module it was "
+                "made from (replacing without images and initialising work on the program too)"
+            )
 
 
 def choose_sites(
