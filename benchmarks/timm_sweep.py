@@ -85,10 +85,10 @@ def attempt(step: Callable[[], Any]) -> str:
     return "ok"
 
 
-def odd_sizes(bank: kf.FilterBank) -> list[int]:
-    """Return the odd square sizes, the most frequent first."""
+def square_sizes(bank: kf.FilterBank) -> list[int]:
+    """Return the square sizes, the most frequent first."""
     sizes = sorted(bank.sizes, key=lambda size: -bank.sizes[size])
-    return [y for y, x in sizes if y == x and y % 2 and y > 1]
+    return [y for y, x in sizes if y == x and y > 1]
 
 
 def forward(model: nn.Module) -> None:
@@ -117,7 +117,7 @@ def one(module: str, name: str, make: Callable[[], nn.Module]) -> dict[str, Any]
     notes = {layer.note.partition(":")[0] for layer in bank.layers if "registration" in layer.note}
     row["order"] = "registration" if notes else "forward pass"
     row["not read"] = f"{len(unread)} that mix experts" if unread else ""
-    sizes = odd_sizes(bank)
+    sizes = square_sizes(bank)
     keys = [kf.KeySet.random(8, size=size) for size in sizes]
     steps: dict[str, Callable[[], Any]] = {
         "initialise": lambda: kf.initialize_filters_(model, "covariance"),
@@ -154,8 +154,11 @@ def torchvision_models() -> tuple[dict[str, Callable[[], nn.Module]], str]:
         )
     found: dict[str, tuple[int, str]] = {}
     for name in models.list_models(module=models):
-        with torch.device("meta"):
-            model = models.get_model(name, weights=None)
+        try:
+            with torch.device("meta"):
+                model = models.get_model(name, weights=None)
+        except NotImplementedError:  # RegNet, which has grouped but no depthwise convolutions
+            continue
         family = type(model).__name__
         size = sum(x.numel() for x in model.parameters())
         if own_count(model)[0] and size < found.get(family, (1 << 60, ""))[0]:
