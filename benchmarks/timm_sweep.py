@@ -190,15 +190,12 @@ def main() -> None:
     theirs = [one("torchvision", name, make) for name, make in others.items()]
     columns = ["module", "model", "layers", "filters", "read", "order", "not read", *STEPS]
     every = pd.DataFrame(rows + theirs).reindex(columns=[*columns, "seconds"]).fillna("")
-    bad = every[
-        every[["read", *STEPS]].map(lambda x: str(x).startswith(("WRONG", "ERROR"))).any(axis=1)
-    ]
-    counts = {
-        x: int((every[x] == ("exact" if x == "read" else "ok")).sum()) for x in ("read", *STEPS)
-    }
+    ends = every[["read", *STEPS]].map(str)
+    bad = ends.map(lambda text: text.startswith(("WRONG", "ERROR"))).any(axis=1)
+    counts = {step: int(ends[step].isin(["exact", "ok"]).sum()) for step in ends}
     summary = f"{len(every)} models: " + ", ".join(f"{k} {v}" for k, v in counts.items())
     parts = {
-        "Summary": f"{summary}; with an error or a wrong count {bad.sum()}. "
+        "Summary": f"{summary}; with an error or a wrong count {int(bad.sum())}. "
         "A refusal is a sentence of the package, and leaves the model as it was.",
         "timm": markdown(every[every["module"] != "torchvision"]),
         "torchvision": why_not or markdown(every[every["module"] == "torchvision"]),
