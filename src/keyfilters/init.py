@@ -109,9 +109,10 @@ def center_surround_(
     kernels = _rescaled(torch.stack([difference_of_gaussians(height, g) for g in gammas]), std)
     filters = kernels[[i % len(gammas) for n in (lit, count - lit) for i in range(n)]]
     filters[lit:] *= -1
-    picked = torch.randperm(channels, **_source(generator))[:count].to(weight.device)
-    weight[picked] = filters.reshape(-1, *weight.shape[1:]).to(weight)
-    return weight
+    picked = torch.randperm(channels, **_source(generator))[:count]
+    new = torch.zeros(weight.shape, **EXACT) if weight.is_meta else weight.detach().cpu().double()
+    new[picked] = filters.reshape(-1, *weight.shape[1:])
+    return _fill_(weight, new)
 
 
 def filter_covariance(size: int | tuple[int, int], variance: float) -> Tensor:
@@ -183,7 +184,7 @@ def covariance_(
     root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
     root *= 1 if std is None else std / values.mean().sqrt()
     noise = torch.randn(channels, len(root), dtype=torch.float64, **_source(generator))
-    return weight.copy_((noise.cpu() @ root).reshape(weight.shape))
+    return _fill_(weight, noise.cpu() @ root)
 
 
 @torch.no_grad()
@@ -196,7 +197,7 @@ def impulse_(weight: Tensor, scale: float = 1.0, generator: Generator | None = N
     channels, height, width = _check(weight)
     place = torch.randint(height * width, (channels,), **_source(generator)).cpu()
     impulses = torch.nn.functional.one_hot(place, height * width).double() * scale
-    return weight.copy_(impulses.reshape(weight.shape))
+    return _fill_(weight, impulses)
 
 
 @torch.no_grad()
@@ -235,7 +236,7 @@ def key_(
     chosen = _rescaled(keys, std)[index.cpu()]
     if signs:
         chosen = chosen * (1 - 2 * torch.randint(2, (channels, 1, 1), **source).cpu())
-    return weight.copy_(chosen.reshape(weight.shape))
+    return _fill_(weight, chosen)
 
 
 @torch.no_grad()
@@ -249,12 +250,20 @@ def trunc_normal_(weight: Tensor, std: float = 0.02, generator: Generator | None
     """
     _check(weight, std)
     drawn = torch.empty(weight.shape, dtype=torch.float64, device=_source(generator)["device"])
-    return weight.copy_(torch.nn.init.trunc_normal_(drawn, std=std, generator=generator))
+    return _fill_(weight, torch.nn.init.trunc_normal_(drawn, std=std, generator=generator))
 
 
 def _require(holds: bool | Tensor, message: str) -> None:
     if not holds:
         raise KeyFiltersError(message)
+
+
+def _fill_(weight: Tensor, filters: Tensor) -> Tensor:
+    """Round filters to the weight's dtype and write them, unless they are too large for it."""
+    rounded = filters.reshape(weight.shape).to(dtype=weight.dtype)
+    lost = torch.isfinite(filters).all().item() and not torch.isfinite(rounded.float()).all()
+    _require(not lost, f"{weight.dtype} cannot hold these filters; type a smaller std or scale")
+    return weight.copy_(rounded)
 
 
 def _check(weight: Tensor, std: float | None = None) -> tuple[int, int, int]:

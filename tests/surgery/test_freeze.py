@@ -10,8 +10,8 @@ import pytest
 import timm
 import torch
 from torch import nn
-from torch.nn.utils import parametrize
 
+import keyfilters as kf
 from keyfilters.errors import KeyFiltersError, NoFiltersError
 from keyfilters.surgery.freeze import Frozen, freeze_filters_, unfreeze_filters_
 
@@ -293,7 +293,8 @@ def test_what_cannot_be_frozen_is_refused(net: nn.Module) -> None:
     net[1].norm = nn.BatchNorm2d(6, track_running_stats=False)
     with pytest.raises(KeyFiltersError, match=r"1\.norm has no statistics"):
         freeze_filters_(net, batchnorm="eval")
-    parametrize.register_parametrization(net[2].depthwise, "weight", nn.Identity())
+    size = net[2].depthwise.kernel_size[0]
+    kf.parametrize_filters_(net, kf.KeySet.random(2, size=size), layers=["2.depthwise"])
     with pytest.raises(KeyFiltersError, match=r"2\.depthwise is parametrised.*bake"):
         freeze_filters_(net)
     assert all(parameter.requires_grad for parameter in net.parameters())

@@ -26,10 +26,10 @@ from tests.surgery.networks import batches, classifier
 )
 def test_patches_are_what_the_filters_see(conv: nn.Conv2d) -> None:
     images = torch.randn(3, 4, 13, 11)
-    ((weight, call),) = calls_of(nn.Sequential(conv, nn.ReLU()), [conv.weight], images)
-    assert weight is conv.weight
+    ((name, call),) = calls_of(nn.Sequential(conv, nn.ReLU()), {"conv": conv}, images)
+    assert name == "conv" and torch.equal(call.weight, conv.weight)
     expected = conv(images)
-    everywhere = call.patches(conv.weight, 10_000, torch.Generator().manual_seed(0))
+    everywhere = call.patches(10_000, torch.Generator().manual_seed(0))
     channels = len(conv.weight) // len(everywhere)
     seen = everywhere.repeat_interleave(channels, 0)
     found = torch.bmm(conv.weight.flatten(1)[:, None], seen)[:, 0] + conv.bias[:, None]
@@ -44,8 +44,8 @@ def test_statistics_and_choice_equal_a_slow_search() -> None:
     model, images = classifier(), batches(6)
     settings = Settings(images, places=10_000, batch_size=4)
     weight = model[3].weight
-    outputs = original_outputs(model, [weight], settings)[id(weight)]
-    statistics = gather(model, weight, outputs, settings)
+    outputs = original_outputs(model, {"3": model[3]}, settings)["3"]
+    statistics = gather(model, model[3], outputs, settings)
     keys = KeySet.random(3, size=5)
     filters = weight.detach().double().numpy()[:, 0]
     index, a, b = choose(filters, keys.filters[None], statistics, ridge=0.0)
@@ -135,8 +135,8 @@ def test_consumers_are_found_through_views_and_branches() -> None:
 
     net = Net().eval()
     found = consumers(net, torch.ones(1, 4, 9, 9))
-    assert found[id(net.a.weight)] == [net.norm]
-    assert found[id(net.b.weight)] == [net.c, None]
+    assert found[net.a] == [net.norm]
+    assert found[net.b] == [net.c, None]
 
 
 def test_sensitivity_tries_one_layer_at_a_time() -> None:

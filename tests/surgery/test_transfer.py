@@ -330,7 +330,7 @@ def test_what_is_refused() -> None:
     with pytest.raises(NoFiltersError):
         transfer_filters_(nn.Linear(2, 2), source)
     assert all(np.array_equal(filters(conv), x) for conv, x in zip(target, before, strict=True))
-    nn.utils.parametrize.register_parametrization(target[0], "weight", nn.Identity())
+    kf.parametrize_filters_(target, kf.KeySet.random(2, size=3))
     report = transfer_filters_(target, source)
     assert report["layer"].tolist() == ["1", "0"] and report["source"][0] == "1"
     assert "left alone: its weight is parametrised" in report["note"][1]

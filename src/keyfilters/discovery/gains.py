@@ -54,14 +54,16 @@ class OutputGains:
     def __init__(self, model: nn.Module, size: int, settings: Settings) -> None:
         sites = sites_of_size(model, size)
         with evaluating(model):
-            outputs = original_outputs(model, [site.weight for site in sites], settings)
+            convs = {site.name: site.conv for site in sites if site.conv is not None}
+            outputs = original_outputs(model, convs, settings)
             self.layers = [
                 (
                     site.filters,
-                    gather(model, site.weight, outputs[id(site.weight)], settings),
+                    gather(model, site.conv, outputs[site.name], settings),
                 )
                 for site in sites
-                if id(site.weight) in outputs  # else it takes no part in the forward pass
+                if site.conv is not None
+                and site.name in outputs  # else it takes no part in the forward pass
             ]
         self.ridge = settings.ridge
         self.size = size

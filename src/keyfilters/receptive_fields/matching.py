@@ -105,7 +105,7 @@ def match(
     columns = {name: np.full(len(stack), np.nan) for name in _NUMBERS}
     columns["family"] = np.full(len(stack), -1.0)
     # Rotated forms are drawn from about (4.5 k)² / 2 frequencies.
-    chunk = max(1, min(chunk, ENTRIES // (10 * max(size) ** 2)))
+    chunk = max(1, min(chunk, ENTRIES // (10 * max(stack.shape[1:]) ** 2)))
     for start in range(0, len(usable), chunk):
         rows = usable[start : start + chunk]
         part, mean, scale = _centred(stack[rows])

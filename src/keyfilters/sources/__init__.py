@@ -27,7 +27,7 @@ from keyfilters.sources.folders import (
     snapshots,
 )
 from keyfilters.sources.hub import download
-from keyfilters.sources.modules import read_module
+from keyfilters.sources.modules import is_module, read_module
 from keyfilters.sources.onnx_files import read_onnx
 from keyfilters.sources.packages import find_distribution, model_files
 from keyfilters.sources.statedicts import read_state_dict
@@ -59,6 +59,7 @@ def read(
     *sources: nn.Module | Mapping[str, Any] | str | PathLike[str],
     seed: int = 0,
     progress: Callable[[str], None] | None = None,
+    fused: bool = False,
 ) -> FilterBank:
     """Read the depthwise filters of one or several sources into one bank.
 
@@ -77,6 +78,8 @@ def read(
               the same model in two formats is counted once.
         seed: initialises models that are read without pretrained weights.
         progress: called with the name of every source or file before it is read.
+        fused: whether to read of modules and timm models the kernels that re-parameterised blocks
+            (MobileOne, RepVGG, …) fuse into, in place of their branches.
 
     Returns:
         The bank. Weights are bit-identical to the stored ones (dequantised where they are stored as
@@ -90,7 +93,8 @@ def read(
     >>> read(nn.Conv2d(8, 8, 5, groups=8), {"dw.weight": nn.Conv2d(4, 4, 7, groups=4).weight})
     FilterBank(12 filters in 2 layers of 2 models; 5×5: 8, 7×7: 4)
     """
-    return join(sources, (read_one(s, seed, progress or (lambda name: None)) for s in sources))
+    silent = progress or (lambda name: None)
+    return join(sources, (read_one(s, seed, silent, fused=fused) for s in sources))
 
 
 def join(sources: Sequence[Any], banks: Iterable[FilterBank]) -> FilterBank:
@@ -111,18 +115,22 @@ def join(sources: Sequence[Any], banks: Iterable[FilterBank]) -> FilterBank:
 
 
 def read_one(
-    source: Any, seed: int = 0, progress: Callable[[str], None] = lambda name: None
+    source: Any,
+    seed: int = 0,
+    progress: Callable[[str], None] = lambda name: None,
+    *,
+    fused: bool = False,
 ) -> FilterBank:
     """Read one source, which may hold no depthwise filter; see `read`."""
     with one_thread_if_forked():
-        return _read_one(source, seed, progress)
+        return _read_one(source, seed, progress, fused)
 
 
-def _read_one(source: Any, seed: int, progress: Callable[[str], None]) -> FilterBank:
+def _read_one(source: Any, seed: int, progress: Callable[[str], None], fused: bool) -> FilterBank:
     if isinstance(source, Mapping):
         return read_state_dict(source, "state_dict")
-    if hasattr(source, "named_modules"):
-        return read_module(source)
+    if is_module(source):
+        return read_module(source, fused=fused)
     if not isinstance(source, (str, PathLike)):
         raise SourceError(
             f"cannot read a {type(source).__name__}; expected an nn.Module, a state dict, a path, "
@@ -135,7 +143,7 @@ def _read_one(source: Any, seed: int, progress: Callable[[str], None]) -> Filter
         return _read_files(group_files(package_files(rest), FORMATS), progress)
     progress(fspath(source))
     if scheme == "timm":
-        return _read_timm(rest, seed)
+        return _read_timm(rest, seed, fused)
     if scheme == "hf-hub":
         return _read_folder(download(rest), progress, model=rest)
     return _read_path(Path(source), progress)
@@ -148,12 +156,12 @@ _EXAMPLES = {
 }
 
 
-def _read_timm(spec: str, seed: int) -> FilterBank:
+def _read_timm(spec: str, seed: int, fused: bool) -> FilterBank:
     from huggingface_hub.constants import HF_HUB_CACHE
     from safetensors import SafetensorError
 
     try:
-        return read_timm(spec, seed)
+        return read_timm(spec, seed, fused=fused)
     except SafetensorError as error:
         held = Path(HF_HUB_CACHE) / f"models--timm--{spec}"
         raise SourceError(

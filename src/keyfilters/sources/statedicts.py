@@ -20,8 +20,9 @@ from keyfilters.bank import FilterBank
 from keyfilters.depthwise import ConvShape
 from keyfilters.errors import SourceError
 from keyfilters.sources.collect import Collector
+from keyfilters.sources.parametrised import made_kernels
 
-__all__ = ["read_state_dict", "to_array", "unwrap"]
+__all__ = ["FIRST", "read_state_dict", "to_array", "unwrap", "why_too_large"]
 
 # Under these keys training scripts keep the weights. An average over training comes first, since
 # it is what such scripts evaluate and publish (timm's order).
@@ -29,6 +30,13 @@ WRAPPERS = ("state_dict_ema", "model_ema", "ema", "state_dict", "model", "module
 PREFIXES = ("module.", "_orig_mod.")  # DistributedDataParallel, torch.compile
 
 SHAPE_ONLY = "known by its shape only: could also be a convolution of a one-channel image"
+BY_NAME = "depth follows the order of names, since the file does not keep that of its layers"
+# Buffers with the shape of filters: fixed blur and Gabor kernels, masks, tables of positions.
+BUFFERS = re.compile(
+    r"(^|[._])(filt|blur\w*|gauss\w*|gabor\w*|sobel\w*|haar\w*|wavelet\w*|kernel_?mask|mask|masks|"
+    r"\w*_mask|pos_?embed\w*|\w*position\w*|relative_\w+|rel_pos\w*|rope\w*|freqs?\w*|anchors?|"
+    r"window|grid|\w*table|\w*_tokens?|running_\w+)$"
+)
 FIRST = "the file's first convolution, so probably one of a one-channel image and not depthwise"
 
 
@@ -89,26 +97,71 @@ def read_state_dict(
     collector = Collector(model)
     for key, reason in others:
         collector.skip(key, reason)
-    first = in_model_order
+    first, done = in_model_order, set()
+    made, parts = made_kernels(tensors)
     for name in tensors if in_model_order else sorted(tensors, key=_natural):
-        tensor = tensors[name]
-        if not _may_be_convolution(name, tensor):
+        stored, layer, note = tensors[name], name.removesuffix(".weight"), ""
+        if name in parts:
+            layer = parts[name]
+            if layer in done:
+                continue
+            done.add(layer)
+            kernel, note = made[layer], "its kernel is made of several stored tensors"
+            if isinstance(kernel, str):
+                collector.skip(layer, kernel)
+                continue
+            stored = kernel
+        elif not _may_be_convolution(name, stored):
+            if _looks_like_filters(stored):
+                collector.skip(name, "has the shape of filters, but the name of a buffer")
             continue
-        if not tensor.is_floating_point():
-            collector.skip(name, f"{tensor.dtype} weights without scales")
+        shape_note = FIRST if first else SHAPE_ONLY
+        order = "" if in_model_order else BY_NAME
+        notes = "; ".join(filter(None, [shape_note, note, order]))
+        if reason := _why_unreadable(stored):
+            collector.skip(name, reason)
             continue
-        out_channels, channels_per_group, *kernel = tensor.shape
-        # What input a weight of one channel a group sees is not told; any other is not depthwise.
-        in_channels = None if channels_per_group == 1 else channels_per_group
-        collector.offer(
-            name.removesuffix(".weight"),
-            ConvShape(tuple(kernel), in_channels, out_channels, channels_per_group),
-            lambda tensor=tensor: to_array(tensor),  # type: ignore[misc]
-            identity=(tensor.data_ptr(), tensor.shape, tensor.stride()),
-            note=FIRST if first else SHAPE_ONLY,
-        )
         first = False
+        _offer(collector, layer, stored, notes)
     return collector.bank()
+
+
+def _offer(collector: Collector, name: str, stored: Tensor, note: str) -> None:
+    tensor = stored.dequantize() if stored.is_quantized else stored
+    out_channels, channels_per_group, *kernel = tensor.shape
+    # What input a weight of one channel a group sees is not told; any other is not depthwise.
+    in_channels = None if channels_per_group == 1 else channels_per_group
+    alive = stored is tensor
+    collector.offer(
+        name,
+        ConvShape(tuple(kernel), in_channels, out_channels, channels_per_group),
+        lambda: to_array(tensor),
+        identity=(tensor.data_ptr(), tensor.shape, tensor.stride()) if alive else None,
+        note=note,
+    )
+
+
+def _why_unreadable(tensor: Tensor) -> str:
+    if tensor.layout != torch.strided:
+        return f"weights of layout {tensor.layout}; pass tensor.to_dense()"
+    if tensor.is_meta:
+        return "it has no data (meta device); load the weights first"
+    if not tensor.is_floating_point() and not tensor.is_quantized:
+        return f"{tensor.dtype} weights without scales"
+    return why_too_large(tensor) if tensor.shape[1] == 1 else ""
+
+
+def why_too_large(tensor: Tensor) -> str:
+    """Return why a tensor cannot be read as float32; empty where it can.
+
+    >>> why_too_large(torch.tensor([1e300], dtype=torch.float64))
+    'float64 weights beyond the range of float32'
+    """
+    if tensor.dtype != torch.float64 or not tensor.numel():
+        return ""
+    finite = tensor.detach()[torch.isfinite(tensor.detach())]
+    beyond = bool((finite.abs() > torch.finfo(torch.float32).max).any())
+    return "float64 weights beyond the range of float32" if beyond else ""
 
 
 def to_array(tensor: Tensor) -> NDArray[np.generic]:
@@ -129,9 +182,15 @@ def _may_be_convolution(name: str, tensor: Tensor) -> bool:
     Names decide where shapes do not: tokens, tables of positions and scales have as many
     dimensions, but are not called "weight".
     """
+    if BUFFERS.search(name):
+        return False
     if name.endswith(("weight", "kernel")):
-        return tensor.ndim in (3, 4, 5)
-    return tensor.ndim == 4 and tensor.shape[0] > 1
+        return tensor.ndim in (3, 4, 5) and not BUFFERS.search(name.rpartition(".")[0])
+    return tensor.ndim == 4 and tensor.shape[0] > 1 and tensor.dtype != torch.bool
+
+
+def _looks_like_filters(tensor: Tensor) -> bool:
+    return tensor.ndim == 4 and tensor.shape[0] > 1 and tensor.shape[1] == 1
 
 
 def _natural(name: str) -> list[tuple[int, str]]:

@@ -15,16 +15,13 @@ from keyfilters.bank import FilterBank
 from keyfilters.errors import SourceError, nearest
 from keyfilters.sources.modules import read_module
 
-__all__ = ["download", "is_timm_folder", "load_timm", "read_timm", "read_timm_folder"]
-
-# One copy of the weights is enough; the formats are tried in this order.
-WEIGHT_PATTERNS = ("*.safetensors", "*.bin", "*.pth", "*.pt", "*.onnx", "*.tflite")
+__all__ = ["is_timm_folder", "load_timm", "read_timm", "read_timm_folder"]
 
 
-def read_timm(spec: str, seed: int = 0) -> FilterBank:
-    """Read a model of timm's registry; see `load_timm`."""
+def read_timm(spec: str, seed: int = 0, *, fused: bool = False) -> FilterBank:
+    """Read a model of timm's registry; see `load_timm` and `read_module`."""
     module, label = load_timm(spec, seed)
-    return read_module(module, label)
+    return read_module(module, label, fused=fused)
 
 
 def load_timm(spec: str, seed: int = 0) -> tuple[nn.Module, str]:
@@ -94,37 +91,13 @@ def read_timm_folder(folder: Path, model: str) -> FilterBank:
 
     known = (RuntimeError, OSError, ValueError, KeyError, TypeError, AssertionError)
     try:
-        module = timm.create_model(f"local-dir:{folder.absolute()}", pretrained=True)
+        with torch.random.fork_rng(devices=[]):
+            module = timm.create_model(f"local-dir:{folder.absolute()}", pretrained=True)
     except (*known, SafetensorError) as error:
         raise SourceError(
             f"{folder} looks like a timm model but cannot be loaded: {_first_line(error)}"
         ) from error
     return read_module(module, model)
-
-
-def download(repo: str) -> Path:
-    """Fetch one model repository of the hub into its cache and return the folder.
-
-    Args:
-        repo: ``ORG/NAME[@REVISION]``.
-
-    Raises:
-        SourceError: there is no such repository, it cannot be reached, or it holds no weights.
-    """
-    import huggingface_hub
-
-    repo, _, revision = repo.partition("@")
-    try:
-        files = huggingface_hub.list_repo_files(repo, revision=revision or None)
-        formats = [p for p in WEIGHT_PATTERNS if any(f.endswith(p[1:]) for f in files)]
-        if not formats:
-            raise SourceError(f"hf-hub:{repo} holds no model file, only {', '.join(files[:8])}")
-        folder = huggingface_hub.snapshot_download(
-            repo, revision=revision or None, allow_patterns=["config.json", formats[0]]
-        )
-    except _download_errors() as error:
-        raise SourceError(f"hf-hub:{repo} cannot be fetched: {_first_line(error)}") from error
-    return Path(folder)
 
 
 def _pretrained(query: str, spec: str) -> bool:

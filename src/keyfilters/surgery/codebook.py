@@ -118,8 +118,8 @@ class Codebook:
                     f"the codebook has {dense[site.name].shape} for {site.name}, the model "
                     f"{site.filters.shape}"
                 )
-        for site in sites:
-            site.write_(dense[site.name])
+        for write_ in [site.prepare(dense[site.name]) for site in sites]:
+            write_()
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a ``.safetensors`` file."""

@@ -22,7 +22,7 @@ from keyfilters.sources.statedicts import WRAPPERS, _holds_tensors, unwrap
 from keyfilters.surgery.offers import Keys
 from keyfilters.surgery.onnx_files import Save, open_onnx
 from keyfilters.surgery.replace import replace_sites_
-from keyfilters.surgery.sites import Site, choose_sites, find_sites
+from keyfilters.surgery.sites import SEVERAL_TENSORS, Site, choose_sites, find_sites
 
 __all__ = ["replace_in_file"]
 
@@ -182,12 +182,13 @@ def _open_safetensors(path: Path, layers: Layers) -> Opened:
             "the model that it was read from"
         )
     named, _ = unwrap(tensors)
-    sites = []
+    sites, left = [], {}
     for layer in bank.layers:
         weight = named.get(f"{layer.name}.weight", named.get(layer.name))
-        assert weight is not None
-        sites.append(Site(layer.name, weight, layer.depth))
-    left: dict[str, str] = {}
+        if weight is None:
+            left[layer.name] = SEVERAL_TENSORS
+        else:
+            sites.append(Site(layer.name, weight, layer.depth))
     sites = choose_sites(sites, left, layers)
 
     def save(target: Path, written: Collection[str]) -> None:

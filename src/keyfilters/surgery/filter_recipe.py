@@ -20,6 +20,7 @@ from torch import nn
 from keyfilters.asked import parse
 from keyfilters.errors import KeyFiltersError, nearest
 from keyfilters.keyset import KeySet
+from keyfilters.passes import undoing
 from keyfilters.sources import read
 from keyfilters.surgery.freeze import digest_of, freeze_filters_
 from keyfilters.surgery.initialize import initialize_filters_
@@ -139,13 +140,18 @@ def apply_filters_(model: nn.Module, filters: Filters, seed: int = 0) -> pd.Data
     >>> table[["layer", "parameters"]].values.tolist()
     [['0', 8]]
     """
+    with undoing(model):
+        return _apply_(model, filters, seed)
+
+
+def _apply_(model: nn.Module, filters: Filters, seed: int) -> pd.DataFrame | None:
     table: pd.DataFrame | None = None
     if filters.initialize:
         table = _initialize_(model, filters.initialize, seed)
     if filters.transfer:
         table = transfer_filters_(model, read(filters.transfer), seed=seed)
     if filters.assign_from:
-        _borrow_(model, filters.assign_from)
+        _borrow_(model, filters)
     if filters.keys:
         return _keep_on_keys_(model, filters, seed)
     if filters.freeze:
@@ -224,8 +230,9 @@ def _initialize_(model: nn.Module, asked: str, seed: int) -> pd.DataFrame:
         raise KeyFiltersError(message) from error
 
 
-def _borrow_(model: nn.Module, source: str) -> None:
-    """Write the filters of a source into the same layers, by name or else by order."""
+def _borrow_(model: nn.Module, filters: Filters) -> None:
+    """Write the filters of a source into the layers that get keys, by name or else by order."""
+    source = filters.assign_from
     bank, (sites, _) = read(source), find_sites(model)
     if len(bank.models) > 1:
         got = f"filters.assign_from = {source!r} holds {len(bank.models)} models"
@@ -241,8 +248,10 @@ def _borrow_(model: nn.Module, source: str) -> None:
             f"filters.assign_from = {source!r} has {len(there)} layers of other filters than the "
             f"model's {len(here)}{first} (filters, height, width); name the same architecture"
         )
-    for site, layer in zip(sites, layers, strict=True):
-        site.write_(layer.weight.copy())
+    sizes = {(keys.size, keys.size) for keys in _keys(model, filters.keys)}
+    pairs = [pair for pair in zip(sites, layers, strict=True) if pair[0].size in sizes]
+    for write_ in [site.prepare(layer.weight.copy()) for site, layer in pairs]:
+        write_()
 
 
 def _keep_on_keys_(model: nn.Module, filters: Filters, seed: int) -> pd.DataFrame:

@@ -6,7 +6,6 @@ the graph allows it a model on keys needs one number a filter, b (babaiee2025que
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import pandas as pd
@@ -16,10 +15,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from keyfilters.errors import KeyFiltersError
 from keyfilters.keyset import KeySet
+from keyfilters.passes import evaluating, quiet, refuse_non_finite, run, undoing
 from keyfilters.surgery.offers import offer_keys
 from keyfilters.surgery.sites import find_sites
 from keyfilters.surgery.traced import consumers
-from keyfilters.training.evaluate import evaluating
 
 __all__ = ["fold_amplitudes_"]
 
@@ -55,19 +54,19 @@ def fold_amplitudes_(
     """
     sites, left = find_sites(model)
     offered = offer_keys(sites, keys, left)
-    backup = copy.deepcopy(model.state_dict())
+    refuse_non_finite(example)
     rows: list[dict[str, Any]] = []
-    with evaluating(model), torch.no_grad():
-        before = model(example)
+    with evaluating(model), quiet(), undoing(model):
+        before = run(model, example)
         behind = consumers(model, example[:1])
         for site in sites:
             offer = offered.get(site.name)
             if not isinstance(offer, KeySet) or site.conv is None:
                 continue
-            followers = behind.get(id(site.weight), [])
+            followers = behind.get(site.conv, [])
             into = followers[0] if len(followers) == 1 else None
             row = {"layer": site.name, "filters": len(site.weight), "folded": 0}
-            if not _takes_scale(into):
+            if not _takes_scale(into) or site.kernel is None or not site.kernel.plain:
                 rows.append(row | {"into": "left alone: nothing behind it only scales channels"})
                 continue
             a = torch.as_tensor(offer.assign(site.filters).a).to(site.weight)
@@ -79,14 +78,13 @@ def fold_amplitudes_(
             assert into is not None
             _scale_input_(into, a)
             rows.append(row | {"folded": int(fold.sum()), "into": type(into).__name__})
-        after = model(example)
-    change = float((after - before).norm() / before.norm().clamp_min(1e-30))
-    if not change <= tolerance:
-        model.load_state_dict(backup)
-        raise KeyFiltersError(
-            f"folding changed the output by {change:.1e} of itself, more than {tolerance:g}; the "
-            "model is as before. Does it use its weights elsewhere too?"
-        )
+        after = run(model, example)
+        change = float((after - before).norm() / before.norm().clamp_min(1e-30))
+        if not change <= tolerance:
+            raise KeyFiltersError(
+                f"folding changed the output by {change:.1e} of itself, more than {tolerance:g}; "
+                "the model is as before. Does it use its weights elsewhere too?"
+            )
     return pd.DataFrame(rows)
 
 

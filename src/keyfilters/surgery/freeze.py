@@ -11,12 +11,11 @@ from typing import Any
 import pandas as pd
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import parametrize
 
-from keyfilters.depthwise import depthwise_layers
-from keyfilters.errors import KeyFiltersError
-from keyfilters.surgery.sites import find_sites
+from keyfilters.depthwise import Kernel, clean_name, kernels, unwrapped
+from keyfilters.errors import KeyFiltersError, NoFiltersError, nearest
+from keyfilters.surgery.norms import following_batchnorm, join, traced_batchnorms
 
 __all__ = [
     "POLICIES",
@@ -62,9 +61,10 @@ class Frozen:
         >>> net = nn.Sequential(nn.Conv2d(8, 8, 3, groups=8))
         >>> freeze_filters_(net).check()
         """
-        seen = self.model if model is None else model
+        seen = unwrapped(self.model if model is None else model)
         tensors: dict[str, Tensor] = dict(seen.named_parameters(remove_duplicate=False))
         tensors |= dict(seen.named_buffers(remove_duplicate=False))
+        tensors = {clean_name(name): tensor for name, tensor in tensors.items()}
         moved = [
             name if name in tensors else f"{name} (gone)"
             for name, digest in self.digests.items()
@@ -95,8 +95,9 @@ def freeze_filters_(
       is replaced (`torch.nn.SyncBatchNorm.convert_sync_batchnorm`: convert first).
     - ``"frozen"``: as eval, and the affine parameters are frozen too.
 
-    This concerns the batch normalisation that directly follows a frozen layer, see
-    `following_batchnorm`; all others train on. Freezing again replaces the policy.
+    This concerns the batch normalisation that directly follows a frozen layer, in the forward pass
+    of a copy on an example or, where none can be made, in the order of registration
+    (`following_batchnorm`); all others train on. Freezing again replaces the policy.
 
     Args:
         model: a module; its optimiser may be given all parameters or the trainable ones.
@@ -122,37 +123,99 @@ def freeze_filters_(
     if batchnorm not in POLICIES:
         raise KeyFiltersError(f"batchnorm is {batchnorm!r}; type one of: {', '.join(POLICIES)}")
     _require_module(model)
-    _refuse_parametrised(model, layers)
-    sites, _ = find_sites(model, layers)
-    norms = {site.name: following_batchnorm(model, site.name) for site in sites}
+    root = unwrapped(model)
+    targets = _targets(root, layers)
+    behind = traced_batchnorms(root)
+    paths = {module: path for path, module in root.named_modules()}
+    norms = {
+        x.name: behind.get(x.module) or following_batchnorm(root, paths[x.module]) for x in targets
+    }
     for name in filter(None, norms.values()):
-        if batchnorm != "train" and model.get_submodule(name).running_mean is None:
+        if batchnorm != "train" and root.get_submodule(name).running_mean is None:
             raise KeyFiltersError(f'{name} has no statistics to keep; type batchnorm="train"')
     digests: dict[str, str] = {}
     rows = []
-    for site in sites:
-        conv, norm_name = model.get_submodule(site.name), norms[site.name]
-        _release_(conv, model.training)
-        held = ["weight", "bias"] if bias else ["weight"]
+    for kernel in targets:
+        conv, norm_name = kernel.module, norms[kernel.name]
+        _release_(conv, root.training)
+        held = [*kernel.stored, "bias"] if bias else [*kernel.stored]
         _hold_(conv, held)
-        watched = {_join(site.name, name): getattr(conv, name) for name in held}
+        watched = {join(kernel.name, x): _tensor(conv, x) for x in held}
         if norm_name:
-            norm = model.get_submodule(norm_name)
-            _release_(norm, model.training)
-            if batchnorm != "train":
-                norm.register_forward_pre_hook(_keep_statistics)
-                norm.eval()
-                affine = ["weight", "bias"] if batchnorm == "frozen" else []
-                _hold_(norm, affine)
-                kept = ["running_mean", "running_var", *affine]
-                watched |= {f"{norm_name}.{name}": getattr(norm, name) for name in kept}
-        digests |= {name: digest_of(x) for name, x in watched.items() if x is not None}
-        size, policy = f"{site.size[0]}×{site.size[1]}", batchnorm if norm_name else ""
+            watched |= _keep_norm_(root, norm_name, batchnorm)
+        own = {name: digest_of(x) for name, x in watched.items() if x is not None}
+        digests |= own
+        shape, policy = kernel.read().shape, batchnorm if norm_name else ""
         kept_bias = "none" if conv.bias is None else "frozen" if bias else "free"
-        short = digests[_join(site.name, "weight")][:12]
-        shape = (size, len(site.weight), site.depth)
-        rows.append((site.name, *shape, short, kept_bias, norm_name, policy))
+        plain = own.get(join(kernel.name, "weight")) if kernel.plain else None
+        short = (plain or digest_of(kernel.read()))[:12]
+        size = f"{shape[2]}×{shape[3]}"
+        row = (kernel.name, size, shape[0], kernel.depth, short, kept_bias, norm_name, policy)
+        rows.append(row)
     return Frozen(pd.DataFrame(rows, columns=COLUMNS), model, digests)
+
+
+def _targets(root: nn.Module, layers: Sequence[str] | None) -> list[Kernel]:
+    """Return the layers to freeze.
+
+    Raises:
+        KeyFiltersError: one of them cannot be frozen.
+        NoFiltersError: there is none.
+    """
+    found = [x for x in kernels(root) if x.depthwise or x.unwritable]
+    if not found:
+        raise NoFiltersError("the model has no depthwise convolution, so there is none to freeze")
+    wanted = [layers] if isinstance(layers, str) else layers
+    for pattern in wanted or ():
+        if not any(fnmatchcase(x.name, pattern) for x in found):
+            tail = nearest(pattern, [x.name for x in found])
+            raise KeyFiltersError(f"no depthwise layer is called {pattern!r}{tail}")
+    chosen = [x for x in found if wanted is None or any(fnmatchcase(x.name, p) for p in wanted)]
+    for kernel in chosen:
+        if kernel.form is None or isinstance(kernel.module, torch.jit.ScriptModule):
+            why = kernel.unreadable or kernel.unwritable or "a scripted module is not frozen here"
+            raise KeyFiltersError(f"{kernel.name} cannot be frozen: {why}")
+        form = kernel.form
+        if parametrize.is_parametrized(kernel.module, "weight") and form.fixed:
+            raise KeyFiltersError(
+                f"the weight of {kernel.name} is parametrised, so there is none to freeze; bake it "
+                f"first: {form.undo}"
+            )
+        if form.moves or "quantised" in form.how:
+            raise KeyFiltersError(
+                f"{kernel.name} cannot be frozen: its kernel is {form.how}, which no frozen "
+                f"parameter holds still; type {form.undo} first"
+            )
+        if not all(_reachable(kernel.module, name) for name in kernel.stored):
+            raise KeyFiltersError(f"{kernel.name} belongs to a program; freeze the module itself")
+    return [kernel for kernel in chosen if not kernel.owner]
+
+
+def _keep_norm_(root: nn.Module, name: str, policy: str) -> dict[str, Tensor]:
+    """Apply the policy to a normalisation; return the tensors that must not move."""
+    norm = root.get_submodule(name)
+    _release_(norm, root.training)
+    if policy == "train":
+        return {}
+    norm.register_forward_pre_hook(_keep_statistics)
+    norm.eval()
+    affine = ["weight", "bias"] if policy == "frozen" else []
+    _hold_(norm, affine)
+    kept = ["running_mean", "running_var", *affine]
+    return {f"{clean_name(name)}.{part}": getattr(norm, part) for part in kept}
+
+
+def _reachable(conv: nn.Module, name: str) -> bool:
+    try:
+        return isinstance(_tensor(conv, name), Tensor)
+    except AttributeError:
+        return False
+
+
+def _tensor(module: nn.Module, name: str) -> Any:
+    """Return an attribute by a dotted name."""
+    holder, _, last = name.rpartition(".")
+    return getattr(module.get_submodule(holder), last)
 
 
 def unfreeze_filters_(model: nn.Module) -> list[str]:
@@ -173,41 +236,6 @@ def unfreeze_filters_(model: nn.Module) -> list[str]:
     return [name for name, module in model.named_modules() if _release_(module, model.training)]
 
 
-def following_batchnorm(model: nn.Module, name: str) -> str:
-    """Return the dotted name of the batch normalisation that directly follows a convolution.
-
-    It is the next `torch.nn.BatchNorm2d` (or SyncBatchNorm) that the convolution's own parent
-    registers, with as many features as the convolution has outputs, and before the parent's next
-    convolution or linear layer. Registration is taken for the order of the forward pass.
-
-    Args:
-        model: the module that holds both.
-        name: dotted name of the convolution.
-
-    Returns:
-        Its name, or the empty string where none follows.
-
-    >>> net = nn.Sequential(nn.Conv2d(8, 8, 3, groups=8), nn.ReLU(), nn.BatchNorm2d(8))
-    >>> following_batchnorm(net, "0")
-    '2'
-    """
-    conv = model.get_submodule(name)
-    path = name.rpartition(".")[0]
-    children = list(model.get_submodule(path).named_children())
-    place = [module for _, module in children].index(conv) if name else len(children)
-    for child, module in children[place + 1 :]:
-        if isinstance(module, (_ConvNd, nn.Linear)):
-            break
-        normalises = isinstance(module, (nn.BatchNorm2d, nn.SyncBatchNorm))
-        if normalises and module.num_features == conv.out_channels:
-            return _join(path, child)
-    return ""
-
-
-def _join(path: str, name: str) -> str:
-    return f"{path}.{name}" if path else name
-
-
 def _keep_statistics(module: nn.Module, _: Any) -> None:
     """Forward pre-hook; at the module's top level so that it can be pickled."""
     module.eval()
@@ -216,8 +244,8 @@ def _keep_statistics(module: nn.Module, _: Any) -> None:
 def _hold_(module: nn.Module, names: Sequence[str]) -> None:
     held = {}
     for name in names:
-        parameter = getattr(module, name)
-        if parameter is not None:
+        parameter = _tensor(module, name)
+        if isinstance(parameter, nn.Parameter):
             held[name] = parameter.requires_grad
             parameter.requires_grad_(False)
             parameter.grad = None
@@ -232,7 +260,7 @@ def _release_(module: nn.Module, training: bool) -> bool:
         module.train(training)
     held = module.__dict__.pop(MARK, None)
     for name, trainable in (held or {}).items():
-        getattr(module, name).requires_grad_(trainable)
+        _tensor(module, name).requires_grad_(trainable)
     return held is not None
 
 
@@ -246,13 +274,3 @@ def digest_of(tensor: Tensor) -> str:
 def _require_module(model: nn.Module) -> None:
     if not isinstance(model, nn.Module):
         raise KeyFiltersError(f"expected the torch.nn.Module that trains, got {type(model)}")
-
-
-def _refuse_parametrised(model: nn.Module, layers: Sequence[str] | None) -> None:
-    wanted = ["*"] if layers is None else [layers] if isinstance(layers, str) else layers
-    for name, conv in depthwise_layers(model):
-        if parametrize.is_parametrized(conv) and any(fnmatchcase(name, x) for x in wanted):
-            raise KeyFiltersError(
-                f"the weight of {name} is parametrised, so there is none to freeze; bake it first: "
-                "kf.bake_filters_(model)"
-            )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -14,6 +14,7 @@ from torch import Generator, Tensor
 
 from keyfilters.bank import FilterBank
 from keyfilters.errors import KeyFiltersError, nearest
+from keyfilters.surgery.offers import one_key_set
 from keyfilters.surgery.schemes import SCHEMES, Fill
 from keyfilters.surgery.sites import NOT_ASKED, Model, find_sites
 
@@ -89,6 +90,7 @@ def initialize_filters_(
     >>> initialize_filters_(net, std=0.02)[["layer", "size", "rms_after"]].round(4).values.tolist()
     [['0', '7×7', 0.02]]
     """
+    keys = None if keys is None else one_key_set(keys)
     materials = {"keys": keys, "bank": bank}
     fill = _prepare(scheme, options | {k: v for k, v in materials.items() if v is not None})
     if std not in (None, "keep") and (isinstance(std, str) or not 0 < std < math.inf):
@@ -97,6 +99,7 @@ def initialize_filters_(
     sites, left = find_sites(model, layers)
     reasons = {name: why for name, why in left.items() if why != NOT_ASKED}
     new: dict[str, Tensor] = {}
+    writes: dict[str, Callable[[], None]] = {}
     before = {site.name: _rms(torch.from_numpy(site.filters)) for site in sites}
     for site in sites:  # all are drawn before the first is written
         try:
@@ -106,7 +109,7 @@ def initialize_filters_(
                 drawn *= before[site.name] / _rms(drawn)
             if not drawn.isfinite().all():
                 raise KeyFiltersError("its filters would not be finite")
-            new[site.name] = drawn
+            new[site.name], writes[site.name] = drawn, site.prepare(drawn)
         except KeyFiltersError as error:
             reasons[site.name] = str(error)
     if not new:
@@ -115,7 +118,7 @@ def initialize_filters_(
     rows = []
     for site in sites:
         if site.name in new:
-            site.write_(new[site.name])
+            writes[site.name]()
         shape = (f"{site.size[0]}×{site.size[1]}", len(site.weight), site.depth)
         rms = (before[site.name], _rms(torch.from_numpy(site.filters)))
         done = scheme if site.name in new else ""

@@ -107,6 +107,8 @@ class ScaledKeys(nn.Module):
     @torch.no_grad()
     def _tabulate(self) -> None:
         """Compute what is the same in every step, from the nodes θ_m to each channel's D."""
+        # After `to_empty` the index is anything until a state dict is loaded.
+        index = self.index.clamp(0, len(self.one_scale) - 1)
         radius = self.size // 2
         half = 20 + radius  # nodes on (0, π]: 1e-15 off at LARGEST_SIGMA
         theta = torch.arange(half + 1, dtype=torch.float64) * (math.pi / half)
@@ -116,14 +118,14 @@ class ScaledKeys(nn.Module):
         constants = {
             "decay": decay,
             "table": torch.cat([cosines, decay * cosines], dim=1).T.contiguous(),  # T and dT/ds
-            "factors": self.axes[:, self.index].unflatten(0, (radius + 1, -1, 2)),
-            "offset": self.impulse[self.index, 0],
+            "factors": self.axes[:, index].unflatten(0, (radius + 1, -1, 2)),
+            "offset": self.impulse[index, 0],
             "level": torch.full((self.size, self.size), 1 / self.size, dtype=torch.float64),
         }
         dtype = torch.promote_types(self.raw_sigma.dtype, torch.float32)
         for name, value in constants.items():
             self.register_buffer(name, value.to(self.raw_sigma.device, dtype), persistent=False)
-        self.register_buffer("shared", self.one_scale[self.index], persistent=False)
+        self.register_buffer("shared", self.one_scale[index], persistent=False)
 
     def sigma(self) -> Tensor:
         """Return σx and σy of all channels, ``(2, C)`` in taps."""
@@ -207,6 +209,7 @@ class KeyWeight(nn.Module):
 
     amplitude: Tensor
     bias: Tensor
+    draws_keys = True  # how `keyfilters.depthwise` knows it
 
     def __init__(
         self, keys: FixedKeys | ScaledKeys, amplitude: Tensor, bias: Tensor, unit_norm: bool = False
@@ -214,6 +217,8 @@ class KeyWeight(nn.Module):
         super().__init__()
         self.keys = keys
         self.unit_norm = unit_norm
+        if unit_norm:  # so that a state dict tells the kernel
+            self.register_buffer("unit", torch.ones(()))
         self.registered = False
         values = (amplitude, bias)
         self.amplitude, self.bias = (
@@ -241,6 +246,11 @@ class KeyWeight(nn.Module):
         if format_of.stride(1) == 1:  # channels last, which a convolution takes from the strides
             return kernel[..., None].permute(0, 3, 1, 2)
         return kernel[:, None]
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        if self.unit_norm:  # not in files of the first version
+            state_dict.setdefault(f"{prefix}unit", torch.ones(()))
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def right_inverse(self, weight: Tensor) -> tuple[Tensor, ...]:
         """Keep nothing of the former weight; refuse a later one, which no key may draw."""

@@ -14,7 +14,7 @@ from keyfilters.receptive_fields import match
 from keyfilters.receptive_fields.models import render_models
 from keyfilters.surgery.sites import Site
 
-__all__ = ["Keys", "Offer", "offer_keys", "sets_by_size"]
+__all__ = ["Keys", "Offer", "offer_keys", "one_key_set", "sets_by_size"]
 
 Keys = KeySet | Sequence[KeySet] | Mapping[str, KeySet] | Literal["idealized"]
 
@@ -53,6 +53,22 @@ def offer_keys(sites: Sequence[Site], keys: Keys, left: dict[str, str]) -> dict[
     if not offered:
         raise KeyFiltersError(f"nothing would be replaced: {'; '.join(sorted(set(left.values())))}")
     return offered
+
+
+def one_key_set(keys: KeySet | Sequence[KeySet]) -> KeySet:
+    """Return a key set, or that of a list of one.
+
+    Raises:
+        KeyFiltersError: anything else, or several key sets.
+    """
+    by_size = sets_by_size(keys)
+    if len(by_size) > 1:
+        sizes = ", ".join(f"{y}×{x}" for y, x in by_size)
+        raise KeyFiltersError(
+            f"expected one key set, got those of {sizes}; call this once for each, with layers= "
+            "for the layers of that size"
+        )
+    return next(iter(by_size.values()))
 
 
 def sets_by_size(keys: KeySet | Sequence[KeySet]) -> dict[tuple[int, int], KeySet]:

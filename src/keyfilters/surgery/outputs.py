@@ -8,7 +8,7 @@ normalisation takes up, the mean square of y − ŷ is ``ŵᵀ H ŵ − 2 hᵀ �
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from keyfilters.errors import KeyFiltersError
+from keyfilters.passes import refuse_non_finite
 from keyfilters.surgery.traced import calls_of
 
 __all__ = ["Settings", "Statistics", "choose", "gather", "original_outputs", "output_shares"]
@@ -48,6 +49,7 @@ class Settings:
                 "expected images of shape (n, channels, height, width), got "
                 f"{tuple(self.images.shape)}"
             )
+        refuse_non_finite(self.images)
         if self.ridge < 0:
             raise KeyFiltersError(f"ridge must be at least 0, got {self.ridge}")
 
@@ -91,56 +93,64 @@ class Statistics:
         return power - 2 * (self.cross * filters).sum(1) + self.output_variance
 
 
-@torch.inference_mode()
 def original_outputs(
-    original: nn.Module, weights: Sequence[Tensor], settings: Settings
-) -> dict[int, Tensor]:
+    original: nn.Module, convs: Mapping[str, nn.Module], settings: Settings
+) -> dict[str, list[list[Tensor]]]:
     """Return what the filters of a network give at some places, biases aside.
 
     Args:
         original: the network before surgery.
-        weights: ``(C, 1, k_y, k_x)`` of some of its layers.
+        convs: some of its convolutions, by name.
         settings: images, and how many places in each.
 
     Returns:
-        ``id(weight)`` -> ``(C, samples)``; a layer that takes no part is missing.
+        By name, for every batch, for every call in it ``(C, samples)``; a layer that takes no part
+        is missing.
     """
-    found: dict[int, list[Tensor]] = {}
-    for number, batch in enumerate(settings.images.split(settings.batch_size)):
-        for weight, call in calls_of(original, weights, batch):
-            patches = call.patches(weight, settings.places, settings.generator(number))
+    found: dict[str, list[list[Tensor]]] = {}
+    batches = settings.images.split(settings.batch_size)
+    for number, batch in enumerate(batches):
+        for name, call in calls_of(original, convs, batch):
+            weight = call.weight
+            patches = call.patches(settings.places, settings.generator(number))
             each = len(weight) // len(patches)  # channel multiplier
             output = torch.bmm(weight.flatten(1)[:, None], patches.repeat_interleave(each, 0))
-            found.setdefault(id(weight), []).append(output[:, 0])
-    return {key: torch.cat(parts, dim=1) for key, parts in found.items()}
+            found.setdefault(name, [[] for _ in batches])[number].append(output[:, 0])
+    return found
 
 
-@torch.inference_mode()
-def gather(model: nn.Module, weight: Tensor, outputs: Tensor, settings: Settings) -> Statistics:
-    """Run a network up to one layer and gather the statistics of what enters it.
+def gather(
+    model: nn.Module, conv: nn.Module, outputs: Sequence[Sequence[Tensor]], settings: Settings
+) -> Statistics:
+    """Run a network up to the last call of one layer and gather what enters it, in all calls.
 
     Args:
         model: the network as it is now.
-        weight: ``(C, 1, k_y, k_x)`` of the layer.
-        outputs: ``(C, samples)`` of `original_outputs`, with the same settings.
+        conv: the layer's convolution.
+        outputs: of `original_outputs`, with the same settings.
         settings: images, and how many places in each.
+
+    Raises:
+        KeyFiltersError: the layer is called more or less often than in the original network.
     """
     sums: list[Tensor] = []
-    start = 0
     for number, batch in enumerate(settings.images.split(settings.batch_size)):
-        ((_, call),) = calls_of(model, [weight], batch)
-        patches = call.patches(weight, settings.places, settings.generator(number)).double()
-        patches = patches.repeat_interleave(len(weight) // len(patches), 0)
-        output = outputs[:, start : start + patches.shape[2], None].double()
-        start += patches.shape[2]
-        parts = [
-            torch.bmm(patches, patches.transpose(1, 2)),
-            torch.bmm(patches, output)[:, :, 0],
-            patches.sum(2),
-        ]
-        sums = [a + b for a, b in zip(sums, parts, strict=True)] if sums else parts
-    pp, py, p = (total / start for total in sums)
-    variance, mean = torch.var_mean(outputs.double(), 1, correction=0)
+        calls = calls_of(model, {"": conv}, batch, {"": len(outputs[number])})
+        if len(calls) != len(outputs[number]):
+            raise KeyFiltersError("a layer is called more or less often than before the surgery")
+        for (_, call), old in zip(calls, outputs[number], strict=True):
+            patches = call.patches(settings.places, settings.generator(number)).double()
+            patches = patches.repeat_interleave(len(call.weight) // len(patches), 0)
+            output = old[:, :, None].double()
+            parts = [
+                torch.bmm(patches, patches.transpose(1, 2)),
+                torch.bmm(patches, output)[:, :, 0],
+                patches.sum(2),
+            ]
+            sums = [a + b for a, b in zip(sums, parts, strict=True)] if sums else parts
+    every = torch.cat([call for batch in outputs for call in batch], dim=1).double()
+    pp, py, p = (total / every.shape[1] for total in sums)
+    variance, mean = torch.var_mean(every, 1, correction=0)
     return Statistics(pp - p[:, :, None] * p[:, None], py - p * mean[:, None], p, mean, variance)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 from typing import Literal, get_args
 
@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from keyfilters.depthwise import depthwise_layers
+from keyfilters.depthwise import Kernel, depthwise_layers, kernels
 from keyfilters.errors import KeyFiltersError
 from keyfilters.keyset import KeySet
 from keyfilters.surgery.key_weights import FixedKeys, KeyWeight, ScaledKeys
-from keyfilters.surgery.sites import Site, find_sites
+from keyfilters.surgery.offers import one_key_set
+from keyfilters.surgery.sites import Site, find_sites, refuse_programs
 
 __all__ = ["LEARNABLE", "bake_filters_", "parametrize_filters_"]
 
@@ -74,26 +75,30 @@ def parametrize_filters_(
     >>> bake_filters_(net), list(net.state_dict())
     (['0'], ['0.weight', '0.bias'])
     """
+    keys = one_key_set(keys)
     learn = _checked(learn, keys, assignment)
     if not isinstance(model, nn.Module):
         raise KeyFiltersError(f"only a module can be parametrised, got {type(model).__name__}")
     size = (keys.size, keys.size)
-    convs = dict(depthwise_layers(model))
+    found = {kernel.name: kernel for kernel in kernels(model) if kernel.depthwise}
     sites, left = find_sites(model, layers)
-    _refuse_parametrised({name: convs[name] for name in left}, layers, size)
+    _refuse_computed(found.values(), layers, size)
     fitting = [site for site in sites if site.size == size]
     if not fitting:
         raise KeyFiltersError(_none_fits(sites, left, size))
     _refuse_frozen_or_tied(model, fitting, learn)
     generator = np.random.default_rng(seed)
+    refuse_programs(fitting)
     made = [_make(site, keys, learn, unit_norm, assignment, generator) for site in fitting]
     for site, (weight, _) in zip(fitting, made, strict=True):
         assert site.conv is not None
         parametrize.register_parametrization(site.conv, "weight", weight)
     learned = {site.name: part for site, part in zip(fitting, made, strict=True)}
     rows = []
-    for name, conv in convs.items():
-        row = {"layer": name, "size": _text(conv.kernel_size), "filters": conv.out_channels}
+    for name, kernel in found.items():
+        assert kernel.shape is not None
+        row: dict[str, object] = {"layer": name, "size": _text(kernel.shape.kernel)}
+        row["filters"] = kernel.shape.out_channels
         if name in learned:
             weight, explained = learned[name]
             count = sum(parameter.numel() for parameter in weight.parameters())
@@ -136,9 +141,16 @@ def bake_filters_(model: nn.Module) -> list[str]:
         conv._parameters.update(others)
         baked.append(name)
     if not baked:
-        hint = "type kf.parametrize_filters_(model, keys) first"
-        raise KeyFiltersError(f"no layer of this model is parametrised with keys; {hint}")
+        raise KeyFiltersError(f"no layer of this model is parametrised with keys; {_hint(model)}")
     return baked
+
+
+def _hint(model: nn.Module) -> str:
+    for kernel in kernels(model, order=False):
+        if kernel.form is not None and kernel.form.how and kernel.form.undo:
+            how, undo = kernel.form.how, kernel.form.undo
+            return f"{kernel.name} is {how}: type {undo} to make it plain"
+    return "type kf.parametrize_filters_(model, keys) first"
 
 
 def _has_keys(conv: nn.Conv2d) -> bool:
@@ -162,16 +174,25 @@ def _checked(learn: Sequence[str], keys: KeySet, assignment: str) -> tuple[str, 
     return learn
 
 
-def _refuse_parametrised(
-    left: Mapping[str, nn.Conv2d], layers: Sequence[str] | None, size: tuple[int, ...]
+def _refuse_computed(
+    found: Iterable[Kernel], layers: Sequence[str] | None, size: tuple[int, ...]
 ) -> None:
+    """Refuse layers of the keys' size whose weight is computed from others already."""
     patterns = ["*"] if layers is None else [layers] if isinstance(layers, str) else layers
-    for name, conv in left.items():
-        asked = any(fnmatchcase(name, pattern) for pattern in patterns)
-        if asked and conv.kernel_size == size and parametrize.is_parametrized(conv, "weight"):
-            raise KeyFiltersError(
-                f"layer {name} is parametrised already; type kf.bake_filters_(model) first"
-            )
+    for kernel in found:
+        asked = any(fnmatchcase(kernel.name, pattern) for pattern in patterns)
+        if not asked or kernel.shape is None or kernel.shape.kernel != size or kernel.plain:
+            continue
+        if kernel.form is None:
+            if layers is None:
+                continue  # the report says why it is left alone
+            raise KeyFiltersError(f"layer {kernel.name} cannot be put on keys: {kernel.unreadable}")
+        mend = f"; type {kernel.form.undo} first" if kernel.form.undo else ""
+        if parametrize.is_parametrized(kernel.module, "weight"):
+            raise KeyFiltersError(f"layer {kernel.name} is parametrised already{mend}")
+        raise KeyFiltersError(
+            f"layer {kernel.name} cannot be put on keys: its kernel is {kernel.form.how}{mend}"
+        )
 
 
 def _none_fits(sites: Sequence[Site], left: dict[str, str], size: tuple[int, ...]) -> str:
@@ -221,6 +242,11 @@ def _make(
     values: dict[str, Tensor] = {}
     for name, value in (("amplitude", a), ("bias", b)):
         tensor = torch.tensor(value).to(site.weight)
+        if not torch.isfinite(tensor).all():
+            raise KeyFiltersError(
+                f"{site.weight.dtype} cannot hold the {name} of layer {site.name}; type "
+                "model.float() first"
+            )
         values[name] = nn.Parameter(tensor) if name in learn else tensor
     drawn: FixedKeys | ScaledKeys = FixedKeys(keys.filters, index)
     if "sigma" in learn:

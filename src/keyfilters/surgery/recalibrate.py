@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from keyfilters.depthwise import unwrapped
 from keyfilters.errors import KeyFiltersError
-from keyfilters.training.evaluate import evaluating
+from keyfilters.passes import evaluating, quiet, refuse_non_finite, run, undoing
 
 __all__ = ["Recalibration", "batch_norms", "recalibrate_batchnorm_"]
 
@@ -65,53 +66,65 @@ class Recalibration:
         batch_size: images at a time.
     """
 
-    @torch.inference_mode()
     def __init__(self, original: nn.Module, images: Tensor, *, batch_size: int = 64) -> None:
-        norms = batch_norms(original)
+        refuse_non_finite(images)
+        root = unwrapped(original)
+        norms = batch_norms(root)
         self.kept = {name: (_mean(m).clone(), _var(m).clone()) for name, m in norms.items()}
         self.batches = images.split(batch_size)
-        self._before: list[dict[str, tuple[Tensor, Tensor]]] = []
+        self._before: list[Seen] = []
         if norms:
-            with evaluating(original):
-                self._before = [_statistics(original, norms, batch) for batch in self.batches]
+            with evaluating(root), quiet():
+                self._before = [_statistics(root, norms, batch) for batch in self.batches]
 
-    @torch.inference_mode()
     def apply_(self, model: nn.Module) -> Tensor | None:
         """Correct a model in place; return its outputs on the way, None if nothing normalises.
 
+        A normalisation that is called several times in a pass gets the mean of its corrections.
+
         Raises:
-            KeyFiltersError: its normalisations are not those of the original.
+            KeyFiltersError: its normalisations, or their calls, are not those of the original. The
+                model is then unchanged.
         """
-        norms = batch_norms(model)
+        root = unwrapped(model)
+        norms = batch_norms(root)
         if list(norms) != list(self.kept):
             raise KeyFiltersError("the two models differ in their batch normalisations")
         if not norms:
             return None
         count = sum(map(len, self.batches))
-        sums: dict[str, list[Tensor]] = {}
+        moved = {name: [torch.zeros_like(x) for x in kept] for name, kept in self.kept.items()}
         outputs = []
-        with evaluating(model):
+        with evaluating(root), quiet(), undoing(root):
             for batch, before in zip(self.batches, self._before, strict=True):
-                corrected, output = _corrected_pass(model, norms, self.kept, before, batch)
+                changes, output = _corrected_pass(root, norms, self.kept, before, batch)
                 outputs.append(output)
-                for name, (mean, var) in corrected.items():
-                    total = sums.setdefault(name, [torch.zeros_like(mean), torch.zeros_like(var)])
-                    total[0] += mean * (len(batch) / count)
-                    total[1] += var * (len(batch) / count)
-        for name, module in norms.items():
-            mean, var = sums.get(name, self.kept[name])
-            _mean(module).copy_(mean)
-            _var(module).copy_(var)
+                for name, calls in changes.items():
+                    for total, parts in zip(moved[name], zip(*calls, strict=True), strict=True):
+                        total += sum(parts) * (len(batch) / count / len(calls))
+            for name, module in norms.items():
+                _correct_(module, self.kept[name], *moved[name])
         return torch.cat(outputs)
 
 
-def _statistics(
-    model: nn.Module, norms: dict[str, _BatchNorm], batch: Tensor
-) -> dict[str, tuple[Tensor, Tensor]]:
-    found: dict[str, tuple[Tensor, Tensor]] = {}
+Moments = tuple[Tensor, Tensor]
+Seen = dict[str, list[Moments]]  # of every call, by the name of the normalisation
+
+
+def _correct_(module: _BatchNorm, kept: Moments, shift: Tensor, growth: Tensor) -> None:
+    """Set the statistics; those that do not move stay bit for bit."""
+    for tensor, old, new in (
+        (_mean(module), kept[0], kept[0] + shift),
+        (_var(module), kept[1], kept[1] * (1 + growth)),
+    ):
+        tensor.copy_(torch.where((shift == 0) & (growth == 0), old, new.to(old.dtype)))
+
+
+def _statistics(model: nn.Module, norms: dict[str, _BatchNorm], batch: Tensor) -> Seen:
+    found: Seen = {}
 
     def keep(name: str, x: Tensor) -> None:
-        found[name] = _moments(x)
+        found.setdefault(name, []).append(_moments(x))
 
     _run(model, norms, batch, keep)
     return found
@@ -120,23 +133,33 @@ def _statistics(
 def _corrected_pass(
     model: nn.Module,
     norms: dict[str, _BatchNorm],
-    kept: dict[str, tuple[Tensor, Tensor]],
-    before: dict[str, tuple[Tensor, Tensor]],
+    kept: dict[str, Moments],
+    before: Seen,
     batch: Tensor,
-) -> tuple[dict[str, tuple[Tensor, Tensor]], Tensor]:
-    """Run a batch and correct every normalisation just before it is used."""
-    corrected: dict[str, tuple[Tensor, Tensor]] = {}
+) -> tuple[Seen, Tensor]:
+    """Run a batch and correct every normalisation just before each time that it is used.
+
+    Returns:
+        By normalisation, for every call what is added to its mean, and to its variance as a share
+        of it; and the output.
+    """
+    changes: Seen = {}
 
     def correct(name: str, x: Tensor) -> None:
-        (mean, var), (old_mean, old_var), module = kept[name], before[name], norms[name]
+        calls = changes.setdefault(name, [])
+        if len(calls) >= len(before.get(name, [])):
+            raise KeyFiltersError(f"{name} is called more often than in the original")
+        old_mean, old_var = before[name][len(calls)]
         new_mean, new_var = _moments(x)
         # A channel that stood still before has no ratio to go by.
         ratio = torch.where(old_var > 1e-12, new_var / old_var.clamp_min(1e-12), 1.0)
-        corrected[name] = mean + new_mean - old_mean, var * ratio
-        _mean(module).copy_(corrected[name][0])
-        _var(module).copy_(corrected[name][1])
+        calls.append((new_mean - old_mean, ratio - 1))
+        _correct_(norms[name], kept[name], *calls[-1])
 
-    return corrected, _run(model, norms, batch, correct)
+    output = _run(model, norms, batch, correct)
+    if {k: len(x) for k, x in changes.items()} != {k: len(x) for k, x in before.items()}:
+        raise KeyFiltersError("the two models call their batch normalisations differently")
+    return changes, output
 
 
 def _run(
@@ -146,13 +169,16 @@ def _run(
     see: Callable[[str, Tensor], None],
 ) -> Tensor:
     """Run a batch and show what enters each normalisation before it is used."""
+
+    def shown(name: str) -> Callable[..., None]:
+        return lambda _, args, kwargs: see(name, args[0] if args else kwargs["input"])
+
     handles = [
-        module.register_forward_pre_hook(lambda _, given, name=name: see(name, given[0]))
+        module.register_forward_pre_hook(shown(name), with_kwargs=True)
         for name, module in norms.items()
     ]
     try:
-        output: Tensor = model(batch)
-        return output
+        return run(model, batch)
     finally:
         for handle in handles:
             handle.remove()

@@ -16,7 +16,7 @@ from keyfilters.keyset import KeySet
 from keyfilters.surgery.offers import Keys, Offer, offer_keys
 from keyfilters.surgery.outputs import Settings
 from keyfilters.surgery.sequential import Chosen, choose_by_outputs_
-from keyfilters.surgery.sites import Model, Site, find_sites
+from keyfilters.surgery.sites import Model, Site, find_sites, refuse_programs
 
 __all__ = ["replace_filters_", "replace_sites_"]
 
@@ -77,6 +77,7 @@ def replace_filters_(
         return replace_sites_(sites, left, keys, progress)
     if not isinstance(model, nn.Module):
         raise KeyFiltersError("images need the model itself, not its state dict")
+    refuse_programs(sites)
     settings = Settings(images, ridge=ridge, batch_size=batch_size, seed=seed)
 
     def choose_(chosen: Sequence[tuple[Site, Offer]]) -> dict[str, Chosen]:
@@ -102,11 +103,20 @@ def replace_sites_(
 
     def choose_(chosen: Sequence[tuple[Site, Offer]]) -> dict[str, Chosen]:
         found = {site.name: _nearest(site.filters, offer) for site, offer in chosen}
+        writes, refused = {}, []
         for site, _ in chosen:
+            try:
+                writes[site.name] = site.prepare(found[site.name].filters)
+            except KeyFiltersError as error:
+                refused.append(str(error))
+                left[site.name] = str(error).removeprefix(f"{site.name}: ")
+        if not writes:
+            raise KeyFiltersError(f"nothing would be replaced: {'; '.join(refused)}")
+        for name, write_ in writes.items():
             if progress is not None:
-                progress(site.name)
-            site.write_(found[site.name].filters)
-        return found
+                progress(name)
+            write_()
+        return {name: found[name] for name in writes}
 
     return _replace_(sites, left, keys, choose_)
 
@@ -124,7 +134,11 @@ def _replace_(
     chosen = [(site, offered[site.name]) for site in sites if site.name in offered]
     before = {site.name: site.filters for site in sites}
     found = choose_(chosen)
-    rows = [_row(site, before[site.name], offer, found[site.name]) for site, offer in chosen]
+    rows = [
+        _row(site, before[site.name], offer, found[site.name])
+        for site, offer in chosen
+        if site.name in found
+    ]
     return pd.DataFrame(rows + _left_alone(sites, left), columns=COLUMNS).sort_values(
         "depth", ignore_index=True, kind="stable"
     )

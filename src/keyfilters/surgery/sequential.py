@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -12,14 +11,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from keyfilters.depthwise import unwrapped
 from keyfilters.errors import KeyFiltersError
 from keyfilters.keyset import KeySet
+from keyfilters.passes import copied, evaluating, quiet, undoing
 from keyfilters.surgery.offers import Offer
 from keyfilters.surgery.outputs import Settings, Statistics, choose, gather, original_outputs
 from keyfilters.surgery.recalibrate import recalibrate_batchnorm_
 from keyfilters.surgery.sites import Site, find_sites
 from keyfilters.surgery.traced import consumers
-from keyfilters.training.evaluate import evaluating
 
 __all__ = ["Chosen", "choose_by_outputs_"]
 
@@ -55,15 +55,17 @@ def choose_by_outputs_(
         recalibrate: whether to correct the batch normalisations when all is done.
         progress: called with the name of every layer.
     """
-    original = copy.deepcopy(model)
+    root = unwrapped(model)
+    original = copied(root)
     found: dict[str, Chosen] = {}
-    with evaluating(model, original):
-        behind = consumers(model, settings.images[:1])
-        twins = {site.name: site.weight for site in find_sites(original)[0]}
-        weights = {site.name: twins[site.name] for site, _ in layers}
-        outputs = original_outputs(original, list(weights.values()), settings)
+    with evaluating(root, original), quiet(), undoing(root):
+        behind = consumers(root, settings.images[:1])
+        twins = {site.name: site.conv for site in find_sites(original)[0]}
+        convs = {site.name: twins[site.name] for site, _ in layers}
+        known = {name: conv for name, conv in convs.items() if conv is not None}
+        outputs = original_outputs(original, known, settings)
         for site, _ in layers:
-            if id(weights[site.name]) not in outputs:
+            if site.name not in outputs:
                 raise KeyFiltersError(
                     f"layer {site.name} takes no part in the forward pass; name those to replace "
                     "with layers="
@@ -72,8 +74,8 @@ def choose_by_outputs_(
             if progress is not None:
                 progress(site.name)
             assert site.conv is not None
-            statistics = gather(model, site.weight, outputs[id(weights[site.name])], settings)
-            shift = _mean_keeper(site.conv, behind.get(id(site.weight), []))
+            statistics = gather(root, site.conv, outputs[site.name], settings)
+            shift = _mean_keeper(site.conv, behind.get(site.conv, []))
             if shift is None:
                 statistics = statistics.about_zero()
             chosen = _choose(site.filters, offer, statistics, settings.ridge)
@@ -83,7 +85,12 @@ def choose_by_outputs_(
                 filters = torch.as_tensor(chosen.filters).to(statistics.mean).flatten(1)
                 shift(statistics.output_mean - (filters * statistics.mean).sum(1))
         if recalibrate:
-            recalibrate_batchnorm_(model, original, settings.images, batch_size=settings.batch_size)
+            recalibrate_batchnorm_(root, original, settings.images, batch_size=settings.batch_size)
+        for name, tensor in [*root.named_parameters(), *root.named_buffers()]:
+            if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+                raise KeyFiltersError(
+                    f"{name} would not be finite; {tensor.dtype} or these images do not serve"
+                )
     return found
 
 
@@ -115,7 +122,7 @@ def _mean_keeper(
     tensor, sign = None, 1
     if conv.bias is not None:
         tensor = conv.bias.data
-    elif len(behind) == 1 and isinstance(norm := behind[0], _BatchNorm):
+    elif len(set(behind)) == 1 and isinstance(norm := behind[0], _BatchNorm):
         tensor, sign = norm.running_mean, -1
     if tensor is None:
         return None

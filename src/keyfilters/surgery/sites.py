@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -11,13 +11,22 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
-from keyfilters.depthwise import depthwise_layers
+from keyfilters.depthwise import Kernel, kernels, why_not_held
 from keyfilters.errors import KeyFiltersError, NoFiltersError, nearest
 from keyfilters.sources.statedicts import FIRST, read_state_dict, unwrap
 
-__all__ = ["NOT_ASKED", "Model", "Site", "choose_sites", "find_sites"]
+SEVERAL_TENSORS = "its kernel is made of several tensors; replace it in the module"
+
+__all__ = [
+    "NOT_ASKED",
+    "SEVERAL_TENSORS",
+    "Model",
+    "Site",
+    "choose_sites",
+    "find_sites",
+    "refuse_programs",
+]
 
 Model = nn.Module | Mapping[str, Any]
 NOT_ASKED = "not among the layers asked for"
@@ -29,15 +38,18 @@ class Site:
 
     Attributes:
         name: of the layer, as `keyfilters.read` spells it.
-        weight: ``(C, 1, k_y, k_x)``, the very tensor that the model holds.
+        weight: ``(C, 1, k_y, k_x)``, the very tensor that the model holds; where several tensors
+            make the kernel, what they make.
         depth: relative depth in [0, 1] among the model's depthwise layers.
-        conv: the convolution; None in a state dict.
+        conv: the convolution; None in a state dict or a program.
+        kernel: what its weight is and how it is written; None in a state dict or a file.
     """
 
     name: str
     weight: Tensor
     depth: float
     conv: nn.Conv2d | None = None
+    kernel: Kernel | None = None
 
     @property
     def size(self) -> tuple[int, int]:
@@ -51,17 +63,19 @@ class Site:
 
     @property
     def filters(self) -> NDArray[np.float64]:
-        """A copy of the filters, ``(C, k_y, k_x)``."""
-        return self.weight.detach().cpu().double().numpy()[:, 0].copy()
+        """A copy of the filters that are convolved with, ``(C, k_y, k_x)``."""
+        weight = self.weight if self.kernel is None else self.kernel.read()
+        return weight.detach().cpu().double().numpy()[:, 0].copy()
 
-    def write_(self, filters: NDArray[Any] | Tensor) -> None:
-        """Overwrite the filters in place, rounded to the weight's own dtype.
+    def prepare(self, filters: NDArray[Any] | Tensor) -> Callable[[], None]:
+        """Check that filters can be written here, and return what writes them.
 
         Args:
-            filters: ``(C, k_y, k_x)``.
+            filters: ``(C, k_y, k_x)``; rounded to the weight's own dtype.
 
         Raises:
-            KeyFiltersError: another shape, or a number that is not finite.
+            KeyFiltersError: another shape, a number that is not finite or becomes so when it is
+                rounded, or filters that the layer cannot hold. The model is unchanged.
         """
         new = torch.as_tensor(filters)
         if new.shape != self.weight.shape[:1] + self.weight.shape[2:]:
@@ -71,8 +85,25 @@ class Site:
             )
         if not torch.isfinite(new).all():
             raise KeyFiltersError(f"refused to write filters that are not finite to {self.name}")
-        with torch.no_grad():
-            self.weight.copy_(new[:, None])
+        if self.kernel is not None:
+            kernel, planned = self.kernel, self.kernel.plan(new[:, None])
+            return lambda: kernel.write_(planned)
+        weight, rounded = self.weight, new[:, None].to(self.weight.device, self.weight.dtype)
+        if not torch.isfinite(rounded.float()).all():
+            raise KeyFiltersError(
+                f"{self.name}: {weight.dtype} cannot hold the new filters; its largest number is "
+                f"{torch.finfo(weight.dtype).max:g}"
+            )
+
+        def write_() -> None:
+            with torch.inference_mode(weight.is_inference()), torch.no_grad():
+                weight.copy_(rounded)
+
+        return write_
+
+    def write_(self, filters: NDArray[Any] | Tensor) -> None:
+        """Overwrite the filters in place; see `prepare`."""
+        self.prepare(filters)()
 
 
 def find_sites(
@@ -103,6 +134,16 @@ def find_sites(
     return choose_sites(found, left, layers), left
 
 
+def refuse_programs(sites: Sequence[Site]) -> None:
+    """Raise if a layer is one of a scripted or exported program, whose parts cannot be followed."""
+    for site in sites:
+        if site.conv is None:
+            raise KeyFiltersError(
+                f"{site.name} belongs to a scripted or exported program; use the module it was "
+                "made from (replacing without images and initialising work on the program too)"
+            )
+
+
 def choose_sites(
     sites: list[Site], left: dict[str, str], layers: Sequence[str] | None
 ) -> list[Site]:
@@ -125,18 +166,19 @@ def choose_sites(
 
 def _in_module(model: nn.Module) -> tuple[list[Site], dict[str, str]]:
     left: dict[str, str] = {}
-    owner: dict[int, str] = {}
-    convs = list(depthwise_layers(model))
-    places = np.linspace(0, 1, max(len(convs), 2))
     sites = []
-    for (name, conv), depth in zip(convs, places, strict=False):
-        if parametrize.is_parametrized(conv, "weight"):
-            left[name] = "its weight is parametrised; bake it first: kf.bake_filters_(model)"
-        elif id(conv.weight) in owner:
-            left[name] = f"shares its weights with {owner[id(conv.weight)]}"
+    for kernel in kernels(model):
+        if not kernel.depthwise:
+            if kernel.unwritable:  # a lazy one, that may become depthwise
+                left[kernel.name] = kernel.unwritable
+        elif kernel.unwritable:
+            left[kernel.name] = kernel.unwritable
+        elif kernel.owner:
+            left[kernel.name] = f"shares its weights with {kernel.owner}"
         else:
-            owner[id(conv.weight)] = name
-            sites.append(Site(name, conv.weight, float(depth), conv))
+            weight = next(iter(kernel.stored.values())) if kernel.plain else kernel.read()
+            conv = kernel.module if isinstance(kernel.module, nn.Conv2d) else None
+            sites.append(Site(kernel.name, weight, kernel.depth, conv, kernel))
     return sites, left
 
 
@@ -148,9 +190,12 @@ def _in_mapping(
     sites = []
     for layer in read_state_dict(model, "state dict").layers:
         weight = tensors.get(f"{layer.name}.weight", tensors.get(layer.name))
-        assert weight is not None
-        if layer.note == FIRST and layer.name not in (layers or ()):
+        if layer.note.startswith(FIRST) and layer.name not in (layers or ()):
             left[layer.name] = FIRST
+        elif weight is None:
+            left[layer.name] = SEVERAL_TENSORS
+        elif reason := why_not_held(weight):
+            left[layer.name] = reason
         else:
             sites.append(Site(layer.name, weight, layer.depth))
     return sites, left

@@ -6,7 +6,7 @@ of `torch.nn.functional` themselves are watched.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -14,9 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import batch_norm, conv2d, pad
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["Call", "calls_of", "consumers"]
+from keyfilters.passes import run
+
+__all__ = ["Call", "calls_of", "consumers", "norms_behind"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,26 +31,27 @@ class Call:
         input: ``(B, C_in, H, W)``, padded.
         stride: ``(y, x)``.
         dilation: ``(y, x)``.
-        bias: whether a bias is added.
+        bias: what is added, if anything.
+        weight: the kernel that is convolved with, ``(C, 1, k_y, k_x)``.
     """
 
     input: Tensor
     stride: tuple[int, int]
     dilation: tuple[int, int]
     bias: Tensor | None
+    weight: Tensor
 
-    def patches(self, weight: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    def patches(self, count: int, generator: torch.Generator) -> Tensor:
         """Cut out what the filters see at random places of the output, the same in all images.
 
         Args:
-            weight: ``(C, 1, k_y, k_x)``.
             count: places, at most; fewer where the output is smaller.
             generator: picks them.
 
         Returns:
             ``(C_in, taps, B * places)``.
         """
-        k_y, k_x = weight.shape[2:]
+        k_y, k_x = self.weight.shape[2:]
         (s_y, s_x), (d_y, d_x) = self.stride, self.dilation
         height = (self.input.shape[2] - d_y * (k_y - 1) - 1) // s_y + 1
         width = (self.input.shape[3] - d_x * (k_x - 1) - 1) // s_x + 1
@@ -61,51 +66,88 @@ class _SeenError(Exception):
 
 
 class _Watch(TorchFunctionMode):
-    """Keeps the calls that use given weights, and stops when each was used."""
+    """Keeps the calls of ``conv2d`` that given convolutions make, until all expected were seen."""
 
-    def __init__(self, weights: Sequence[Tensor]) -> None:
+    def __init__(self, waiting: dict[str, int]) -> None:
         super().__init__()
-        self.waiting = {id(weight) for weight in weights}
-        self.calls: list[tuple[Tensor, Call]] = []
+        self.waiting = dict(waiting)
+        self.inside: list[str] = []
+        self.calls: list[tuple[str, Call]] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is conv2d:
-            given = _arguments(args, kwargs)
-            if id(given["weight"]) in self.waiting:
-                self.calls.append((given["weight"], _call(given)))
-                self.waiting.remove(id(given["weight"]))
-                if not self.waiting:
-                    raise _SeenError
+        if func is conv2d and self.inside:
+            name = self.inside[-1]
+            self.calls.append((name, _call(_arguments(args, kwargs))))
+            if name in self.waiting:
+                self.waiting[name] -= 1
+            if self.waiting and max(self.waiting.values()) <= 0:
+                raise _SeenError
         return func(*args, **(kwargs or {}))
 
 
 def calls_of(
-    model: nn.Module, weights: Sequence[Tensor], images: Tensor
-) -> list[tuple[Tensor, Call]]:
-    """Run a model until every one of some weights was used, and return those calls in order.
+    model: nn.Module,
+    convs: Mapping[str, nn.Module],
+    images: Tensor,
+    expected: Mapping[str, int] | None = None,
+) -> list[tuple[str, Call]]:
+    """Run a model and return the calls of some of its convolutions, in order.
 
-    A weight that the forward pass never uses is missing.
+    A convolution that the forward pass never uses is missing; one that it uses several times is
+    there as often.
+
+    Args:
+        model: the network.
+        convs: convolutions of it, by name.
+        images: one batch.
+        expected: how often each is called, after which the pass may end; None runs it to its end.
     """
-    watch = _Watch(weights)
-    with suppress(_SeenError), torch.inference_mode(), watch:
-        model(images)
+    watch = _Watch(dict(expected or {}))
+
+    def enter(name: str) -> Callable[..., None]:
+        return lambda *_: watch.inside.append(name)
+
+    def leave(*_: Any) -> None:
+        watch.inside.pop()
+
+    handles = []
+    for name, conv in convs.items():
+        handles.append(conv.register_forward_pre_hook(enter(name)))
+        handles.append(conv.register_forward_hook(leave))
+    try:
+        with suppress(_SeenError), watch:
+            run(model, images)
+    finally:
+        for handle in handles:
+            handle.remove()
     return watch.calls
 
 
-def consumers(model: nn.Module, images: Tensor) -> dict[int, list[nn.Module | None]]:
+def consumers(model: nn.Module, images: Tensor) -> dict[nn.Module, list[nn.Module | None]]:
     """Find the modules that take the output of each convolution.
 
     Returns:
-        ``id(weight)`` of every convolution called -> what takes its output, in order: a batch
-        normalisation or a convolution of the model, or None for anything else.
+        Every convolution called -> what takes its output, in order: a batch normalisation or a
+        convolution of the model, or None for anything else.
     """
     owners: dict[int, nn.Module] = {}
+    inside: list[nn.Module] = []
     for module in model.modules():
-        for tensor in (getattr(module, "running_mean", None), getattr(module, "weight", None)):
-            if isinstance(tensor, Tensor):
+        for name in ("running_mean", "weight"):
+            # Not by getattr: a parametrised weight is a new tensor at every access.
+            tensor = module._buffers.get(name, module._parameters.get(name))
+            if tensor is not None:
                 owners.setdefault(id(tensor), module)
-    made: dict[int, tuple[Tensor, int]] = {}  # output -> itself, so that no id is used again
-    found: dict[int, list[nn.Module | None]] = {}
+    made: dict[int, tuple[Tensor, nn.Module]] = {}  # output -> itself, so that no id is used again
+    found: dict[nn.Module, list[nn.Module | None]] = {}
+
+    def owner_of(func: Any, args: Any, kwargs: Any) -> nn.Module | None:
+        if inside:
+            return inside[-1]
+        if func is batch_norm:
+            mean = args[1] if len(args) > 1 else kwargs.get("running_mean")
+            return owners.get(id(mean))
+        return owners.get(id(_arguments(args, kwargs)["weight"])) if func is conv2d else None
 
     class Trace(TorchFunctionMode):
         def __torch_function__(
@@ -114,22 +156,79 @@ def consumers(model: nn.Module, images: Tensor) -> dict[int, list[nn.Module | No
             kwargs = kwargs or {}
             taken = [x for x in _tensors((args, kwargs)) if id(x) in made]
             for tensor in taken if not _is_attribute(func) else ():
-                owner = None
-                if tensor is args[0] and func is batch_norm:
-                    owner = owners.get(id(args[1] if len(args) > 1 else kwargs["running_mean"]))
-                elif tensor is args[0] and func is conv2d:
-                    owner = owners.get(id(_arguments(args, kwargs)["weight"]))
-                found[made[id(tensor)][1]].append(owner)
+                main = bool(args) and tensor is args[0] and func in (batch_norm, conv2d)
+                found[made[id(tensor)][1]].append(owner_of(func, args, kwargs) if main else None)
             result = func(*args, **kwargs)
-            if func is conv2d:
-                weight = id(_arguments(args, kwargs)["weight"])
-                made[id(result)] = (result, weight)
-                found.setdefault(weight, [])
+            if func is conv2d and (conv := owner_of(func, args, kwargs)) is not None:
+                made[id(result)] = (result, conv)
+                found.setdefault(conv, [])
             return result
 
-    with torch.inference_mode(), Trace():
-        model(images)
+    handles = []
+    for module in model.modules():
+        if isinstance(module, (_ConvNd, _BatchNorm)):
+            handles.append(module.register_forward_pre_hook(lambda m, _: inside.append(m)))
+            handles.append(module.register_forward_hook(lambda *_: inside.pop() and None))
+    try:
+        with Trace():
+            run(model, images)
+    finally:
+        for handle in handles:
+            handle.remove()
     return found
+
+
+def norms_behind(model: nn.Module, images: Tensor) -> dict[nn.Module, nn.Module]:
+    """Find the batch normalisation behind each convolution, in the order of the forward pass.
+
+    Between the two there may be operations on one tensor that keep its channels, such as
+    activations, and concatenations, but no sum and no other layer with weights.
+
+    Returns:
+        Convolution -> batch normalisation, where all calls of the convolution lead to one alone.
+    """
+    marks: dict[int, tuple[Tensor, frozenset[nn.Module]]] = {}
+    inside: list[nn.Module] = []
+    found: dict[nn.Module, set[nn.Module]] = {}
+
+    class Trace(TorchFunctionMode):
+        def __torch_function__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            result = func(*args, **(kwargs or {}))
+            if inside or not isinstance(result, Tensor) or _is_attribute(func):
+                return result
+            tensors = list(_tensors((args, kwargs or {})))
+            marked = [marks[id(x)][1] for x in tensors if id(x) in marks]
+            joins = func in (torch.cat, torch.concat)
+            same = len(tensors) == 1 and result.shape[:2] == tensors[0].shape[:2]
+            if marked and (joins or same):
+                marks[id(result)] = (result, frozenset().union(*marked))
+            return result
+
+    def enter(module: nn.Module, args: Any) -> None:
+        if not inside and isinstance(module, _BatchNorm) and args and id(args[0]) in marks:
+            for conv in marks[id(args[0])][1]:
+                found.setdefault(conv, set()).add(module)
+        inside.append(module)
+
+    def leave(module: nn.Module, _: Any, output: Any) -> None:
+        inside.pop()
+        if not inside and isinstance(module, _ConvNd) and isinstance(output, Tensor):
+            marks[id(output)] = (output, frozenset([module]))
+
+    handles = []
+    for module in model.modules():
+        if isinstance(module, (_ConvNd, _BatchNorm, nn.Linear)):
+            handles.append(module.register_forward_pre_hook(enter))
+            handles.append(module.register_forward_hook(leave))
+    try:
+        with Trace():
+            run(model, images)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {conv: next(iter(norms)) for conv, norms in found.items() if len(norms) == 1}
 
 
 def _is_attribute(func: Any) -> bool:
@@ -165,7 +264,7 @@ def _call(given: dict[str, Any]) -> Call:
     elif padding not in ("valid", 0):
         y, x = _pair(padding)
         images = pad(images, (x, x, y, y))
-    return Call(images, stride, dilation, given["bias"])
+    return Call(images, stride, dilation, given["bias"], weight.detach())
 
 
 def _pair(value: Any) -> tuple[int, int]:

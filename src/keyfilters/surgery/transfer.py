@@ -90,9 +90,12 @@ def transfer_filters_(
     reasons = {name: why for name, why in left.items() if why != NOT_ASKED}
     source_of = _matching(*find_sites(model), bank.layers)
     moved: dict[str, _Moved] = {}
+    writes: dict[str, Callable[[], None]] = {}
     for site in sites:  # all are made before the first is written
         try:
-            moved[site.name] = _move(site, source_of(site), control, resize, seed)
+            made = _move(site, source_of(site), control, resize, seed)
+            writes[site.name] = site.prepare(made.filters)
+            moved[site.name] = made
         except KeyFiltersError as error:
             reasons[site.name] = str(error)
     if not moved:
@@ -103,7 +106,7 @@ def transfer_filters_(
         row = {"layer": site.name, "depth": site.depth, "size": _size(site.size)}
         row |= {"channels": len(site.weight), "control": control or ""}
         if site.name in moved:
-            site.write_(moved[site.name].filters)
+            writes[site.name]()
             row |= moved[site.name].report
         rows.append(row | {"note": left_alone(reasons.pop(site.name, ""))})
     rows += [{"layer": name, "note": left_alone(why)} for name, why in reasons.items()]

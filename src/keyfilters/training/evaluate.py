@@ -9,7 +9,6 @@ in the mode it had.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from math import sqrt
 
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from keyfilters.errors import KeyFiltersError
+from keyfilters.passes import evaluating, refuse_non_finite, run
 
 __all__ = ["Agreement", "Batches", "accuracy", "agreement", "evaluating", "logits"]
 
@@ -170,21 +170,6 @@ def _wilson(hits: int, count: int) -> tuple[float, float]:
     return (0.0 if hits == 0 else centre - half, 1.0 if hits == count else centre + half)
 
 
-@contextmanager
-def evaluating(*networks: nn.Module | Tensor) -> Iterator[None]:
-    """Hold networks in evaluation mode, and give every submodule its own mode back."""
-    nets = [x for x in networks if isinstance(x, nn.Module)]
-    before = [(module, module.training) for net in nets for module in net.modules()]
-    try:
-        for net in nets:
-            net.eval()
-        yield
-    finally:
-        for module, training in before:  # parents first, so that children have the last word
-            module.train(training)  # not the flag alone: some modules merge weights in eval()
-            module.training = training
-
-
 def _pairs(batches: Batches, batch_size: int = 1) -> Iterator[tuple[Tensor, Tensor | None]]:
     count = 0
     for batch in batches.split(batch_size) if isinstance(batches, Tensor) else batches:
@@ -202,12 +187,14 @@ def _pairs(batches: Batches, batch_size: int = 1) -> Iterator[tuple[Tensor, Tens
 
 def _run(model: nn.Module | Tensor, images: Tensor, device: Device, first: int = 0) -> Tensor:
     """Return the checked logits of a batch on the CPU; stored logits are cut out at `first`."""
-    # Around the model only: what the batches compute, and may keep, is no inference tensor.
-    with torch.inference_mode():
-        z = model[first:][: len(images)] if isinstance(model, Tensor) else model(images.to(device))
-    if not isinstance(z, Tensor) or z.ndim != 2 or len(z) != len(images) or not z.shape[1]:
-        got = f"shape {tuple(z.shape)}" if isinstance(z, Tensor) else f"a {type(z).__name__}"
-        raise KeyFiltersError(f"logits are {got}; ({len(images)}, classes) is expected")
+    refuse_non_finite(images)
+    if isinstance(model, Tensor):
+        z = model[first : first + len(images)]
+    else:
+        z = run(model, images.to(device))
+    if z.ndim != 2 or len(z) != len(images) or not z.shape[1]:
+        got = tuple(z.shape)
+        raise KeyFiltersError(f"logits are shape {got}; ({len(images)}, classes) is expected")
     z = z.detach().cpu()
     if bad := int((~z.isfinite().all(1)).sum()):
         raise KeyFiltersError(f"the logits of {bad} of {len(images)} images are NaN or infinite")

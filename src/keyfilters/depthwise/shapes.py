@@ -8,15 +8,10 @@ the same weight shape ``(C, 1, k_y, k_x)`` and is *not* depthwise.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
 
-from torch import nn
-from torch.nn.modules.conv import _ConvNd
-from torch.nn.parameter import is_lazy
-
-__all__ = ["ConvShape", "convolutions", "depthwise_layers", "why_not_depthwise"]
+__all__ = ["ConvShape", "why_not_depthwise"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,38 +73,3 @@ def why_not_depthwise(conv: ConvShape) -> str | None:
     if single_tap:
         return "depthwise convolution of a single tap, which has no spatial shape"
     return None
-
-
-def convolutions(module: nn.Module) -> Iterator[tuple[str, _ConvNd, str | None]]:
-    """Yield every convolution of `module` as (dotted name, convolution, why it is not depthwise).
-
-    The order is that of registration, which for all usual models is that of the forward pass. A
-    convolution that the module holds under two names appears once.
-    """
-    for name, conv in module.named_modules():
-        if not isinstance(conv, _ConvNd):
-            continue
-        if is_lazy(conv.weight):
-            yield name, conv, "lazy convolution that has no weights before its first forward pass"
-            continue
-        shape = ConvShape(
-            kernel=tuple(conv.kernel_size),
-            in_channels=conv.in_channels,
-            out_channels=conv.out_channels,
-            channels_per_group=conv.in_channels // conv.groups,
-            transposed=conv.transposed,
-        )
-        yield name, conv, why_not_depthwise(shape)
-
-
-def depthwise_layers(module: nn.Module) -> Iterator[tuple[str, nn.Conv2d]]:
-    """Yield the depthwise convolutions of `module` as (dotted name, convolution).
-
-    >>> net = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 5, groups=8))
-    >>> [name for name, conv in depthwise_layers(net)]
-    ['1']
-    """
-    for name, conv, reason in convolutions(module):
-        if reason is None:
-            assert isinstance(conv, nn.Conv2d)
-            yield name, conv

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 from torch import nn
 
-from keyfilters.depthwise import ConvShape, convolutions, depthwise_layers, why_not_depthwise
+from keyfilters.depthwise import ConvShape, depthwise_layers, kernels, why_not_depthwise
 
 
 @pytest.mark.parametrize(
@@ -25,8 +25,8 @@ from keyfilters.depthwise import ConvShape, convolutions, depthwise_layers, why_
 )
 @pytest.mark.filterwarnings("ignore:Lazy modules are a new feature")
 def test_every_kind_of_convolution(conv: nn.Module, reason: str | None) -> None:
-    [(_, _, found)] = convolutions(conv)
-    assert found is None if reason is None else reason in str(found)
+    [kernel] = kernels(conv)
+    assert kernel.depthwise if reason is None else reason in kernel.not_depthwise
 
 
 def test_weights_alone_do_not_tell_the_input() -> None:

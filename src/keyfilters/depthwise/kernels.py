@@ -1,0 +1,276 @@
+"""What every convolution of a module convolves with, and where it stands in the forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.parameter import is_lazy
+
+from keyfilters.depthwise.branches import branch_notes
+from keyfilters.depthwise.forms import Form, Quantised, form_of, why_not_writable
+from keyfilters.depthwise.names import clean_name, unwrapped
+from keyfilters.depthwise.programs import program_kernels
+from keyfilters.depthwise.shapes import ConvShape, why_not_depthwise
+from keyfilters.depthwise.storage import NO_DATA
+from keyfilters.errors import KeyFiltersError
+from keyfilters.passes import call_order
+
+__all__ = ["Kernel", "depthwise_layers", "kernels"]
+
+LAZY = "lazy convolution that has no weights before its first forward pass"
+
+
+@dataclass(frozen=True, eq=False)
+class Kernel:
+    """One convolution of a module, and the answer to what its weight is.
+
+    Attributes:
+        name: dotted, without the prefixes of wrappers.
+        module: the convolution, or the module that holds its weight.
+        shape: its geometry; None where it cannot be told.
+        form: how its kernel is stored; None where it is not depthwise or cannot be read.
+        stride: ``(y, x)``.
+        dilation: ``(y, x)``.
+        not_depthwise: why it is not a depthwise convolution; empty for one.
+        unreadable: why the kernel of a depthwise convolution cannot be read; empty if it can.
+        unwritable: why no kernel can be written to it; empty if one can.
+        owner: name of the depthwise convolution before it that has the same stored tensors.
+        depth: relative place in [0, 1] among all depthwise convolutions of the module.
+        note: what a reader should know.
+    """
+
+    name: str
+    module: nn.Module
+    shape: ConvShape | None = None
+    form: Form | None = None
+    stride: tuple[int, int] | None = None
+    dilation: tuple[int, int] | None = None
+    not_depthwise: str = ""
+    unreadable: str = ""
+    unwritable: str = ""
+    owner: str = ""
+    depth: float = 0.0
+    note: str = ""
+
+    @property
+    def depthwise(self) -> bool:
+        """Whether it is a depthwise convolution of two dimensions, readable or not."""
+        return not self.not_depthwise
+
+    @property
+    def plain(self) -> bool:
+        """Whether one stored tensor is the kernel itself."""
+        return self.form is not None and not self.form.how
+
+    @property
+    def stored(self) -> dict[str, Tensor]:
+        """The stored tensors that make the kernel, by their name inside the convolution."""
+        return {} if self.form is None else self.form.stored()
+
+    def read(self) -> Tensor:
+        """Return the kernel that is convolved with, ``(C, 1, k_y, k_x)``, in evaluation mode."""
+        if self.form is None:
+            raise KeyFiltersError(f"{self.name}: {self.unreadable or self.not_depthwise}")
+        return self.form.read()
+
+    def plan(self, kernel: Tensor) -> dict[str, Tensor]:
+        """Return what to store so that a kernel is convolved with; nothing is changed.
+
+        Raises:
+            KeyFiltersError: this cannot be stored here.
+        """
+        if self.form is None or self.unwritable:
+            raise KeyFiltersError(f"{self.name}: {self.unwritable or self.unreadable}")
+        try:
+            return self.form.plan(kernel)
+        except KeyFiltersError as error:
+            hint = f"; type {self.form.undo} first" if self.form.undo else ""
+            raise KeyFiltersError(f"{self.name}: {error}{hint}") from error
+
+    def write_(self, planned: dict[str, Tensor]) -> None:
+        """Store what `plan` returned, in place."""
+        assert self.form is not None
+        own = self.stored
+        for name, value in planned.items():
+            with torch.inference_mode(own[name].is_inference()), torch.no_grad():
+                own[name].copy_(value)
+        with torch.no_grad():
+            self.form.refresh()
+
+
+def kernels(module: nn.Module, *, order: bool = True) -> list[Kernel]:
+    """Return every convolution of a module with what is known of its kernel.
+
+    Args:
+        module: any module; wrappers (DataParallel, torch.compile, EMA, …) are looked into.
+        order: whether to run a copy on an example, so that the order is that of the forward pass.
+            Where no pass can be made it is that of registration, and a note says so.
+
+    >>> net = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 5, groups=8))
+    >>> [(kernel.name, kernel.not_depthwise) for kernel in kernels(net)]
+    [('0', 'pointwise (1×1) convolution'), ('1', '')]
+    """
+    root = unwrapped(module)
+    found = program_kernels(root)
+    listed = [_of_program(x) for x in found] if found is not None else _in_modules(root)
+    if order and found is None and sum(kernel.depthwise for kernel in listed) > 1:
+        listed = _by_calls(root, listed)
+    return _placed(_owned(listed))
+
+
+def depthwise_layers(module: nn.Module) -> Iterator[tuple[str, nn.Conv2d]]:
+    """Yield the depthwise convolutions of `module` as (dotted name, convolution).
+
+    The order is that of registration.
+
+    >>> net = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 5, groups=8))
+    >>> [name for name, conv in depthwise_layers(net)]
+    ['1']
+    """
+    for kernel in kernels(module, order=False):
+        if kernel.depthwise and isinstance(kernel.module, nn.Conv2d):
+            yield kernel.name, kernel.module
+
+
+def _of_program(fields: dict[str, Any]) -> Kernel:
+    kernel = Kernel(**fields)
+    if kernel.shape is not None and (reason := why_not_depthwise(kernel.shape)):
+        return replace(kernel, not_depthwise=reason, form=None)
+    return _judged(kernel)
+
+
+def _in_modules(root: nn.Module) -> list[Kernel]:
+    notes = branch_notes(root)
+    found = []
+    for path, module in root.named_modules():
+        if ".parametrizations." in f".{path}.":
+            continue
+        kernel = _kernel(clean_name(path), module)
+        if kernel is not None:
+            found.append(replace(kernel, note=notes.get(path, "")) if kernel.depthwise else kernel)
+    return found
+
+
+def _kernel(name: str, module: nn.Module) -> Kernel | None:
+    if isinstance(module, _ConvNd):
+        stored = [*module._parameters.values(), *module._buffers.values()]
+        if any(is_lazy(x) for x in stored if x is not None):
+            several = module.groups > 1
+            return Kernel(name, module, not_depthwise=LAZY, unwritable=LAZY if several else "")
+        shape = _shape(module, module.transposed)
+    elif all(hasattr(module, x) for x in ("kernel_size", "groups", "in_channels", "out_channels")):
+        shape = _shape(module, "Transpose" in type(module).__name__)
+    else:
+        return _not_trained(name, module)
+    if reason := why_not_depthwise(shape):
+        return Kernel(name, module, shape, not_depthwise=reason)
+    kernel = Kernel(
+        name, module, shape, stride=_pair(module.stride), dilation=_pair(module.dilation)
+    )
+    try:
+        if isinstance(module, _ConvNd):
+            form = form_of(module)
+        elif callable(getattr(module, "weight", None)) and hasattr(module, "_weight_bias"):
+            form = Quantised(module)
+        else:
+            mixes = hasattr(module, "num_experts")
+            reason = (
+                f"{type(module).__name__} mixes its experts anew for every image, so it has no one "
+                "kernel"
+                if mixes
+                else f"{type(module).__name__} is no torch.nn.Conv2d, so its kernel is not known"
+            )
+            return replace(kernel, unreadable=reason, unwritable=reason)
+    except KeyFiltersError as error:
+        return replace(kernel, unreadable=str(error), unwritable=str(error))
+    return _judged(replace(kernel, form=form))
+
+
+def _judged(kernel: Kernel) -> Kernel:
+    """Say whether the kernel can be read and written, and what a reader should know."""
+    assert kernel.form is not None
+    if any(x.is_meta for x in kernel.form.stored().values()):
+        return replace(kernel, form=None, unreadable=NO_DATA, unwritable=NO_DATA)
+    return replace(kernel, unwritable=why_not_writable(kernel.form))
+
+
+def _not_trained(name: str, module: nn.Module) -> Kernel | None:
+    """Note tensors that look like filters in a module that is no convolution."""
+    held = {**module._parameters, **module._buffers}
+    for key, tensor in held.items():
+        if tensor is None or is_lazy(tensor) or tensor.ndim != 4 or not tensor.is_floating_point():
+            continue
+        channels, each, *taps = tensor.shape
+        if each == 1 and channels > 1 and min(taps) > 1 and max(taps) < 64:
+            buffer = key in module._buffers
+            kind = "buffer, not trained" if buffer else "parameter of a module that is no Conv2d"
+            reason = f"{key} of {type(module).__name__} has the shape of filters, but is a {kind}"
+            return Kernel(name, module, not_depthwise=reason)
+    return None
+
+
+def _shape(module: Any, transposed: bool) -> ConvShape:
+    size = module.kernel_size
+    return ConvShape(
+        kernel=tuple(size) if isinstance(size, (tuple, list)) else (size, size),
+        in_channels=module.in_channels,
+        out_channels=module.out_channels,
+        channels_per_group=module.in_channels // module.groups,
+        transposed=transposed,
+    )
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    return (value[0], value[-1]) if isinstance(value, (tuple, list)) else (value, value)
+
+
+def _by_calls(root: nn.Module, listed: list[Kernel]) -> list[Kernel]:
+    """Put kernels in the order of the forward pass; what it does not call follows its neighbour."""
+    wanted = [kernel.module for kernel in listed if kernel.depthwise]
+    calls = call_order(root, wanted)
+    if isinstance(calls, str):
+        note = f"depth follows the order of registration: {calls}"
+        return [
+            replace(k, note="; ".join(filter(None, [k.note, note]))) if k.depthwise else k
+            for k in listed
+        ]
+    keys, last = [], -1
+    for i, kernel in enumerate(listed):
+        last = calls.get(kernel.module, last) if kernel.depthwise else last
+        keys.append((last, i))
+    return [kernel for _, kernel in sorted(zip(keys, listed, strict=True), key=lambda x: x[0])]
+
+
+def _owned(listed: list[Kernel]) -> list[Kernel]:
+    """Note which kernels are the same numbers in memory; all of them live, so addresses hold."""
+    owners: dict[object, str] = {}
+    result = []
+    for kernel in listed:
+        if kernel.form is None:
+            result.append(kernel)
+            continue
+        key = tuple(map(_place, kernel.form.stored().values()))
+        owner = owners.setdefault(key, kernel.name)
+        result.append(kernel if owner == kernel.name else replace(kernel, owner=owner))
+    return result
+
+
+def _place(tensor: Tensor) -> tuple[object, ...]:
+    if tensor.is_quantized or not tensor.numel():
+        return (id(tensor),)
+    storage = tensor.untyped_storage().data_ptr()
+    return storage, tensor.storage_offset(), tuple(tensor.shape), tensor.stride(), tensor.dtype
+
+
+def _placed(listed: list[Kernel]) -> list[Kernel]:
+    last = max(sum(kernel.depthwise for kernel in listed) - 1, 1)
+    place, result = 0, []
+    for kernel in listed:
+        result.append(replace(kernel, depth=place / last) if kernel.depthwise else kernel)
+        place += kernel.depthwise
+    return result

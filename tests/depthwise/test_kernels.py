@@ -1,0 +1,365 @@
+"""Every way of storing a kernel: what is read is what is convolved with, and writing it holds."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from timm.layers import CondConv2d, Conv2dSame, MixedConv2d, ScaledStdConv2d
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations, prune
+
+import keyfilters as kf
+from keyfilters.depthwise import kernels
+from keyfilters.surgery import freeze_filters_
+
+KEYS = kf.KeySet.random(4, size=5)
+Make = Callable[[], nn.Module]
+
+
+class Masked(nn.Conv2d):
+    """A class of its own with a kernel that is not the stored weight."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._conv_forward(x, self.weight.abs(), self.bias)
+
+
+class Spectrum(nn.Conv2d):
+    """A class that convolves without ``conv2d``."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.fft.ifft2(torch.fft.fft2(x)).real
+
+
+def plain(kind: type[nn.Module] = nn.Conv2d) -> nn.Module:
+    torch.manual_seed(0)
+    return kind(6, 6, 5, groups=6, padding=2, bias=False)
+
+
+def hooked(name: str) -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return getattr(nn.utils, name)(plain())
+
+
+WAYS: dict[str, Make] = {
+    "plain": plain,
+    "same": lambda: plain(Conv2dSame),
+    "weight_norm": lambda: parametrizations.weight_norm(plain()),
+    "spectral_norm": lambda: parametrizations.spectral_norm(plain()),
+    "orthogonal": lambda: parametrizations.orthogonal(plain()),
+    "hooked weight_norm": lambda: hooked("weight_norm"),
+    "hooked spectral_norm": lambda: hooked("spectral_norm"),
+    "pruned": lambda: prune.random_unstructured(plain(), "weight", amount=0.3),
+    "standardised": lambda: plain(ScaledStdConv2d),
+    "own class": lambda: plain(Masked),
+}
+TAKES_ANY = ("plain", "same", "weight_norm", "hooked weight_norm")
+
+
+def convolved_with(conv: nn.Module) -> np.ndarray:
+    """What a unit impulse in the middle of every channel shows, turned back."""
+    images = torch.zeros(1, 6, 9, 9)
+    images[:, :, 4, 4] = 1
+    with torch.no_grad():
+        response = conv.eval()(images)[0, :, 2:7, 2:7]
+    if conv.bias is not None:
+        response = response - conv.bias.detach()[:, None, None]
+    return response.flip(1, 2).numpy()
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_what_is_read_is_what_is_convolved_with(way: str) -> None:
+    conv = WAYS[way]()
+    net = nn.Sequential(conv, nn.ReLU()).train()
+    before = {name: x.clone() for name, x in net.state_dict().items()}
+    [layer] = kf.read(net).layers
+    assert net.training and all(torch.equal(x, before[n]) for n, x in net.state_dict().items())
+    np.testing.assert_allclose(layer.weight, convolved_with(conv), atol=1e-6)
+    assert ("convolved with" in layer.note) == (way not in ("plain", "same"))
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_what_is_written_is_convolved_with_or_refused_unchanged(way: str) -> None:
+    conv = WAYS[way]()
+    net = nn.Sequential(conv).eval()
+    before = {name: x.clone() for name, x in net.state_dict().items()}
+    wanted = torch.randn(6, 1, 5, 5) + 0.3
+    [kernel] = kernels(net)
+    if way in TAKES_ANY:
+        kernel.write_(kernel.plan(wanted))
+        np.testing.assert_allclose(convolved_with(conv), wanted[:, 0], atol=1e-5)
+        return
+    with pytest.raises(kf.KeyFiltersError, match=r"type |cannot make"):
+        kernel.write_(kernel.plan(wanted))
+    assert all(torch.equal(x, before[n]) for n, x in net.state_dict().items())
+
+
+def test_a_standardised_convolution_takes_filters_of_mean_zero() -> None:
+    conv = plain(ScaledStdConv2d)
+    report = kf.replace_filters_(nn.Sequential(conv), KEYS)
+    assert report["left"].tolist() == [""]
+    found = convolved_with(conv)
+    index, a, b, _ = KEYS.assign(found)
+    np.testing.assert_allclose(found, KEYS.reconstruct(index, a, b), atol=1e-5)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_frozen_kernels_stay_through_training_steps(way: str) -> None:
+    conv = WAYS[way]()
+    net = nn.Sequential(conv, nn.Conv2d(6, 2, 1))
+    if "spectral" in way:
+        with pytest.raises(kf.KeyFiltersError, match="no frozen parameter holds still"):
+            freeze_filters_(net)
+        assert all(x.requires_grad for x in net.parameters())
+        return
+    frozen = freeze_filters_(net)
+    before = convolved_with(conv)
+    net.train()
+    optimiser = torch.optim.SGD(net.parameters(), lr=0.5, weight_decay=0.1)
+    net(torch.randn(2, 6, 8, 8)).square().sum().backward()
+    optimiser.step()
+    frozen.check()
+    np.testing.assert_array_equal(convolved_with(conv), before)
+    assert kf.freeze_filters_(net) and kf.surgery.unfreeze_filters_(net) == ["0"]
+    assert any(x.requires_grad for x in conv.parameters())
+
+
+@pytest.mark.parametrize("way", ["weight_norm", "spectral_norm", "own class", "pruned"])
+def test_computed_kernels_are_not_put_on_keys(way: str) -> None:
+    net = nn.Sequential(WAYS[way]())
+    with pytest.raises(kf.KeyFiltersError, match=r"parametrised already|cannot be put on keys"):
+        kf.parametrize_filters_(net, KEYS)
+    with pytest.raises(kf.KeyFiltersError, match=r"remove|parametrize_filters_"):
+        kf.bake_filters_(net)
+
+
+def test_classes_that_cannot_be_followed_are_passed_over_with_a_reason() -> None:
+    torch.manual_seed(0)
+    experts = CondConv2d(6, 6, 5, groups=6, num_experts=2)
+    net = nn.ModuleList([plain(), plain(Spectrum), experts])
+    bank = kf.read(net)
+    assert [(x.name, x.depth) for x in bank.layers] == [("0", 0.0)]
+    reasons = dict(bank.skipped)
+    assert "Spectrum does not convolve with one kernel" in reasons["ModuleList/1"]
+    assert "mixes its experts" in reasons["ModuleList/2"]
+    report = kf.replace_filters_(net, KEYS)
+    assert report["left"].astype(bool).tolist().count(True) == 2
+
+
+def test_mixed_convolutions_are_read_size_by_size() -> None:
+    net = nn.Sequential(MixedConv2d(8, 8, kernel_size=[3, 5], depthwise=True))
+    assert kf.read(net).sizes == {(3, 3): 4, (5, 5): 4}
+
+
+def test_fixed_filters_and_tables_are_no_layers() -> None:
+    class Blur(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("filt", torch.ones(6, 1, 3, 3))
+
+    net = nn.Sequential(plain(), Blur())
+    bank = kf.read(net)
+    assert len(bank.layers) == 1
+    assert "buffer, not trained" in dict(bank.skipped)["Sequential/1"]
+    state = {**net.state_dict(), "mask": torch.ones(6, 1, 3, 3)}
+    by_name = kf.read(state)
+    assert [layer.name for layer in by_name.layers] == ["0"]
+    assert {name for name, _ in by_name.skipped} == {"state_dict/1.filt", "state_dict/mask"}
+
+
+def test_ties_are_told_by_the_tensors_that_live() -> None:
+    first, second, third = (plain() for _ in range(3))
+    second.weight = first.weight
+    third.weight = nn.Parameter(first.weight.data)
+    net = nn.Sequential(first, second, third)
+    assert [x.name for x in kf.read(net).layers] == ["0"]
+    for conv in (first, second, third):
+        conv.weight = nn.Parameter(torch.randn(6, 1, 5, 5))
+        parametrizations.weight_norm(conv)
+    for _ in range(3):  # what is drawn at each access may get the same address
+        assert len(kf.read(net).layers) == 3
+
+
+def test_filters_that_share_memory_are_left_alone() -> None:
+    net = nn.Sequential(plain(), plain(), plain())
+    net[1].weight = nn.Parameter(torch.randn(1, 1, 5, 5).expand(6, 1, 5, 5))
+    block = torch.randn(12, 1, 5, 5)
+    net[2].weight = nn.Parameter(block[6:])  # a view of its own is as good as any
+    left = kf.replace_filters_(net, KEYS).set_index("layer")["left"]
+    assert "share memory" in left["1"] and left["0"] == left["2"] == ""
+    with pytest.raises(kf.KeyFiltersError, match="share memory"):
+        kf.replace_filters_(net[1:2], KEYS)
+
+
+def test_no_data_yet() -> None:
+    with torch.device("meta"):
+        empty = nn.Sequential(plain(), plain())
+    for call in (
+        lambda: kf.read(empty),
+        lambda: kf.replace_filters_(empty, KEYS),
+        lambda: kf.initialize_filters_(empty),
+        lambda: freeze_filters_(empty),
+        lambda: kf.read(empty.state_dict()),
+    ):
+        with pytest.raises(kf.KeyFiltersError, match="meta device"):
+            call()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        lazy = nn.Sequential(nn.LazyConv2d(6, 5, groups=6))
+    with pytest.raises(kf.KeyFiltersError, match="before its first forward pass"):
+        kf.replace_filters_(lazy, KEYS)
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        nn.DataParallel,
+        torch.optim.swa_utils.AveragedModel,
+        lambda net: torch.compile(net, backend="eager"),
+        lambda net: nn.DataParallel(torch.compile(net, backend="eager")),
+    ],
+)
+def test_wrappers_change_no_name(wrap: Callable[[nn.Module], nn.Module]) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 6, 1), plain(), nn.BatchNorm2d(6))
+    wrapped = wrap(net)
+    assert [x.name for x in kf.read(wrapped).layers] == ["1"]
+    assert kf.read(wrapped).models == ["Sequential"]
+    kf.replace_filters_(wrapped, KEYS, images=torch.randn(2, 3, 9, 9))
+    frozen = kf.freeze_filters_(wrapped, batchnorm="frozen")
+    assert frozen.table[["layer", "batchnorm"]].values.tolist() == [["1", "2"]]
+    frozen.check()
+    kf.surgery.unfreeze_filters_(wrapped)
+
+
+def test_a_compiled_part_changes_no_name() -> None:
+    net = nn.Sequential(nn.Sequential(plain()), plain())
+    net[0] = torch.compile(net[0], backend="eager")
+    assert [x.name for x in kf.read(net).layers] == ["0.0", "1"]
+    frozen = kf.freeze_filters_(net)
+    frozen.check()
+
+
+def test_quantised_convolutions_are_dequantised() -> None:
+    pytest.importorskip("torch.ao.nn.quantized")
+    torch.backends.quantized.engine = torch.backends.quantized.supported_engines[-1]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        conv = torch.ao.nn.quantized.Conv2d(6, 6, 5, groups=6)
+        weight = torch.quantize_per_tensor(torch.randn(6, 1, 5, 5), 0.01, 0, torch.qint8)
+        conv.set_weight_bias(weight, None)
+        net = nn.Sequential(conv)
+        [layer] = kf.read(net).layers
+        np.testing.assert_array_equal(layer.weight, weight.dequantize()[:, 0])
+        [stored] = kf.read({"0.weight": weight}).layers
+        np.testing.assert_array_equal(stored.weight, layer.weight)
+        for refused in (net, {"first.weight": torch.ones(2, 2, 3, 3), "0.weight": weight}):
+            with pytest.raises(kf.KeyFiltersError, match="quantised"):
+                kf.replace_filters_(refused, KEYS)
+
+
+def test_programs_are_read_with_their_geometry() -> None:
+    conv = nn.Conv2d(6, 12, 5, groups=6, stride=2, dilation=(1, 2), padding=4)
+    net = nn.Sequential(nn.Conv2d(3, 6, 1), conv).eval()
+    images = torch.randn(1, 3, 32, 32)
+    expected = [(6, (5, 5), (2, 2), (1, 2), 2)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        programs = [
+            torch.jit.script(net),
+            torch.jit.trace(net, images),
+            torch.export.export(net, (images,)),
+            torch.export.export(net, (images,)).module(),
+            torch.fx.symbolic_trace(net),
+        ]
+        for program in programs:
+            bank = kf.read(program)
+            found = [(6, x.size, x.stride, x.dilation, x.multiplier) for x in bank.layers]
+            assert found == expected
+            assert [x.name for x in bank.layers] == ["1"]
+            np.testing.assert_array_equal(bank.layers[0].weight, conv.weight[:, 0].detach())
+            assert len(bank.skipped) == 1
+        for call in (
+            lambda: kf.replace_filters_(programs[0], KEYS, images=images),
+            lambda: kf.parametrize_filters_(programs[3], KEYS),
+            lambda: kf.freeze_filters_(programs[0]),
+            lambda: kf.freeze_filters_(programs[3]),
+        ):
+            with pytest.raises(kf.KeyFiltersError, match=r"program|scripted module"):
+                call()
+        kf.replace_filters_(programs[0], KEYS)
+        index, a, b, _ = KEYS.assign(programs[0].state_dict()["1.weight"][:, 0].numpy())
+        new = kf.read(programs[0]).layers[0].weight
+        np.testing.assert_allclose(new, KEYS.reconstruct(index, a, b), atol=1e-5)
+
+
+def test_branches_are_noted_and_read_fused() -> None:
+    from timm.models.byobnet import MobileOneBlock
+
+    torch.manual_seed(0)
+    block = MobileOneBlock(6, 6, 5, group_size=1, num_conv_branches=3)
+    net = nn.Sequential(nn.Conv2d(3, 6, 1), block)
+    before = {name: x.clone() for name, x in net.state_dict().items()}
+    branches = kf.read(net).layers
+    assert len(branches) == 3 and all("of 3 of 1" in x.note for x in branches)
+    [one] = kf.read(net, fused=True).layers
+    assert one.size == (5, 5) and "fused" in one.note
+    assert list(net.state_dict()) == list(before)
+    assert all(torch.equal(x, before[n]) for n, x in net.state_dict().items())
+    images = torch.randn(1, 6, 9, 9)
+    block.eval()
+    block.act = nn.Identity()
+    with torch.no_grad():
+        output = block(images)
+        block.reparameterize()
+        torch.testing.assert_close(block(images), output, atol=1e-5, rtol=1e-4)
+    np.testing.assert_allclose(one.weight, block.reparam_conv.weight[:, 0].detach(), atol=1e-6)
+
+
+def test_order_and_depth_are_those_of_the_forward_pass() -> None:
+    class Backwards(nn.Module):
+        def __init__(self, works: bool) -> None:
+            super().__init__()
+            self.last, self.first = plain(), plain()
+            self.stem = nn.Conv2d(3, 6, 1)
+            self.works, self.calls = works, 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += 1
+            if not self.works:
+                raise RuntimeError("a secret input is needed")
+            torch.rand(1)
+            return self.last(self.first(self.stem(x)))
+
+    net = Backwards(works=True).train()
+    net.register_forward_hook(lambda *_: pytest.fail("the user's hook was called"))
+    state = torch.random.get_rng_state()
+    bank = kf.read(net)
+    assert [(x.name, x.depth, x.note) for x in bank.layers] == [("first", 0, ""), ("last", 1, "")]
+    assert net.calls == 0 and net.training
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert kf.replace_filters_(net, KEYS)["layer"].tolist() == ["first", "last"]
+    unknown = kf.read(Backwards(works=False))
+    assert [x.name for x in unknown.layers] == ["last", "first"]
+    assert all("order of registration" in x.note for x in unknown.layers)
+
+
+def test_state_dicts_tell_kernels_that_several_tensors_make() -> None:
+    for way in ("weight_norm", "spectral_norm", "hooked weight_norm", "pruned"):
+        net = nn.Sequential(nn.Conv2d(3, 6, 1), WAYS[way]())
+        [layer] = kf.read(net.state_dict()).layers
+        assert layer.name == "1" and "several stored tensors" in layer.note
+        np.testing.assert_allclose(layer.weight, kf.read(net).layers[0].weight, atol=1e-6)
+    keys = kf.KeySet.published("lindeberg2026-B", 5)
+    for learn in (("bias",), ("amplitude", "bias", "sigma")):
+        for unit_norm in (False, True):
+            net = nn.Sequential(nn.Conv2d(3, 6, 1), plain())
+            kf.parametrize_filters_(net, keys, learn, unit_norm=unit_norm)
+            [layer] = kf.read(net.state_dict()).layers
+            np.testing.assert_allclose(layer.weight, kf.read(net).layers[0].weight, atol=1e-6)
+    net = nn.Sequential(nn.Conv2d(3, 6, 1), WAYS["orthogonal"]())
+    with pytest.raises(kf.KeyFiltersError, match="parametrisation that names do not tell"):
+        kf.read(net.state_dict())
