@@ -150,8 +150,9 @@ def test_sources_that_do_not_fit(tmp_path: Path) -> None:
     save_file(wider, tmp_path / "wider.safetensors")
     with pytest.raises(KeyFiltersError, match=r"2 layers .*model's 9, first \(8, 7, 7\) for \(24"):
         apply_filters_(made(), Filters(keys=B, assign_from=str(tmp_path / "wider.safetensors")))
-    for name in ("a", "b"):
-        save_file(made().state_dict(), tmp_path / f"{name}.safetensors")
+    for number, name in enumerate(("a", "b"), start=1):  # the same model twice would count once
+        state = {key: number * value for key, value in made().state_dict().items()}
+        save_file(state, tmp_path / f"{name}.safetensors")
     (tmp_path / "wider.safetensors").unlink()
     with pytest.raises(KeyFiltersError, match="holds 2 models: a, b; name the file of one"):
         apply_filters_(made(), Filters(keys=B, assign_from=str(tmp_path)))

@@ -45,10 +45,10 @@ def trained(size: int = 7) -> FilterBank:
 def matched_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Match the filters of the small banks once, which takes about a second each."""
 
-    def remembered(filters: np.ndarray, *, null_draws: int) -> pd.DataFrame:
+    def remembered(filters: np.ndarray, *, null: None) -> pd.DataFrame:
         key = (filters.shape, filters.tobytes())
         if key not in MATCHED:
-            MATCHED[key] = match(filters, null_draws=null_draws)
+            MATCHED[key] = match(filters, null=null)
         return MATCHED[key]
 
     monkeypatch.setattr("keyfilters.surgery.resize.match", remembered)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,9 +10,10 @@ import pandas as pd
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from keyfilters.bank import flaws
+from keyfilters.bank import FilterBank, Layer, flaws
 from keyfilters.errors import KeyFiltersError
 from keyfilters.keyset import KeySet
+from keyfilters.nulls import null_bank
 from keyfilters.surgery.offers import Keys, Offer, offer_keys
 from keyfilters.surgery.outputs import Settings
 from keyfilters.surgery.sequential import Chosen, choose_by_outputs_
@@ -57,8 +58,9 @@ def replace_filters_(
 
     Returns:
         One row a depthwise layer: layer, size, depth, filters, keys (offered), used (of them),
-        explained (share of the filters' variance over the taps), chance (what as many random keys
-        explain, nearest to each filter), cosine (median over the filters, centred), error
+        explained (share of the filters' variance over the taps), chance (the same share of
+        Gaussian filters with the tap covariance of all replaced filters of that size, by the
+        nearest of the same keys), cosine (median over the filters, centred), error
         (relative, Frobenius), output_error (with images: share of the output's variance that
         changes, median over channels), and left: why a layer was left alone.
 
@@ -134,8 +136,9 @@ def _replace_(
     chosen = [(site, offered[site.name]) for site in sites if site.name in offered]
     before = {site.name: site.filters for site in sites}
     found = choose_(chosen)
+    null = _null_filters(chosen, before)
     rows = [
-        _row(site, before[site.name], offer, found[site.name])
+        _row(site, before[site.name], offer, found[site.name], null[site.name])
         for site, offer in chosen
         if site.name in found
     ]
@@ -157,7 +160,25 @@ def _nearest(filters: NDArray[np.float64], offer: Offer) -> Chosen:
     return Chosen(a * offer + filters.mean((1, 2), keepdims=True), np.arange(len(filters)))
 
 
-def _row(site: Site, before: NDArray[np.float64], offer: Offer, chosen: Chosen) -> dict[str, Any]:
+def _null_filters(
+    chosen: Sequence[tuple[Site, Offer]], before: Mapping[str, NDArray[np.float64]]
+) -> dict[str, NDArray[np.float64]]:
+    """As many filters of every layer with the norms, means and tap covariance of its size."""
+    bank = FilterBank(
+        Layer("", site.name, before[site.name].astype(np.float32), None, None, 0.0)
+        for site, _ in chosen
+    )
+    null = null_bank(bank, "covariance").layers
+    return {layer.name: layer.weight.astype(np.float64) for layer in null}
+
+
+def _row(
+    site: Site,
+    before: NDArray[np.float64],
+    offer: Offer,
+    chosen: Chosen,
+    null: NDArray[np.float64],
+) -> dict[str, Any]:
     old, new = before.reshape(len(before), -1), chosen.filters.reshape(len(before), -1)
     centred, now = (x - x.mean(1, keepdims=True) for x in (old, new))
     norms = np.linalg.norm(centred, axis=1) * np.linalg.norm(now, axis=1)
@@ -171,7 +192,7 @@ def _row(site: Site, before: NDArray[np.float64], offer: Offer, chosen: Chosen) 
         "keys": len(offer),
         "used": len(np.unique(chosen.index)),
         "explained": 1 - float(((centred - now) ** 2).sum()) / power if power else np.nan,
-        "chance": _chance(before, offer) if power else np.nan,
+        "chance": _chance(null, offer) if power else np.nan,
         "cosine": float(np.median(cosine)) if len(cosine) else np.nan,
         "error": float(np.linalg.norm(new - old)) / max(float(np.linalg.norm(old)), 1e-30),
         "output_error": chosen.output_error,
@@ -179,15 +200,12 @@ def _row(site: Site, before: NDArray[np.float64], offer: Offer, chosen: Chosen) 
     }
 
 
-def _chance(filters: NDArray[np.float64], offer: Offer) -> float:
-    """Share of the filters' variance that as many random keys explain; NaN for models of their own.
-
-    The draw is the same for all layers of one size.
-    """
+def _chance(null: NDArray[np.float64], offer: Offer) -> float:
+    """Share of the null filters' variance that the keys explain; NaN for models of their own."""
     if not isinstance(offer, KeySet):
         return np.nan
-    a = KeySet.random(len(offer), offer.size, seed=0).assign(filters).a
-    centred = filters - filters.mean((1, 2), keepdims=True)
+    a = offer.assign(null).a
+    centred = null - null.mean((1, 2), keepdims=True)
     return float((a**2).sum() / (centred**2).sum())
 
 
