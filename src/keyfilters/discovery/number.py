@@ -20,6 +20,7 @@ __all__ = ["KeyNumber", "number_of_keys"]
 MOST = 48  # keys that are tried
 DRAWS = 5  # null banks, and starts of the lines
 SURE = 3.0  # standard errors that the gap must exceed
+FLAT = 0.05  # share of the widest gap by which a gap may fall short of it
 
 Array = NDArray[np.float32]
 
@@ -50,7 +51,7 @@ class KeyNumber:
         return (
             f"{self.number} keys: held out they explain {row['held_out']:.1%} of the filters' "
             f"variance, of Gaussian filters with the same tap covariance {row['covariance']:.1%}; "
-            "more keys do not widen the gap beyond its standard error."
+            "more keys hardly widen the gap."
         )
 
 
@@ -62,9 +63,9 @@ def number_of_keys(
 
     Keys are lines learned on one half and dropped one by one, the least missed first; what the
     survivors explain is measured on the other half. Both halves are averaged, and the same is done
-    with null filters. The number is the least one whose gap lies within one standard error of the
-    widest; it depends on the filters only, not on candidates. Where the widest gap is at most three
-    standard errors there is no such number.
+    with null filters. The number is the least one whose gap falls short of the widest by no more
+    than a twentieth or one standard error, whichever is more; it depends on the filters only, not
+    on candidates. Where the widest gap is at most three standard errors there is no such number.
 
     Args:
         unit: ``(n, taps)`` centred filters of unit norm.
@@ -87,7 +88,8 @@ def number_of_keys(
     widest = int(gap.argmax())
     number = None
     if gap[widest] > SURE * se[widest]:
-        number = int(np.flatnonzero(gap >= gap[widest] - se[widest])[0]) + 1
+        near = max(se[widest], FLAT * gap[widest])
+        number = int(np.flatnonzero(gap >= gap[widest] - near)[0]) + 1
     curve = pd.DataFrame(
         {
             "keys": np.arange(1, len(gap) + 1),

@@ -62,15 +62,19 @@ class Discovery:
         return max(self.nulls, key=lambda null: self.nulls[null])
 
     @property
+    def chance(self) -> float:
+        """What the same search explains of the strictest null."""
+        return self.nulls[self.strictest]
+
+    @property
     def words(self) -> str:
         """What the keys explain, beside the strictest null, in one sentence."""
         what = "outputs'" if self.options["criterion"] == "outputs" else "filters'"
         start = f"{len(self.keys)} keys explain {self.value:.1%} of the {what} variance"
         if not self.nulls:
             return f"{start}."
-        chance = self.nulls[self.strictest]
         null = f"{NULLS[self.strictest]}, the strictest null"
-        return f"{start}; the same search on {null}, {chance:.1%}."
+        return f"{start}; the same search on {null}, {self.chance:.1%}."
 
 
 def weights(models: pd.Series, balance: bool) -> NDArray[np.float32]:

@@ -75,7 +75,7 @@ def _section(name: str, one: Discovery) -> dict[str, Any]:
         "value": one.value,
         "words": one.words,
         "number": "" if one.number is None else one.number.words,
-        "chance": one.nulls[one.strictest] if one.nulls else None,
+        "chance": one.chance if one.nulls else None,
         "null": NULLS[one.strictest] if one.nulls else "",
         "measure": MEASURES.get(one.options["criterion"], MEASURES["variance"]),
         "keys": _keys(one),
