@@ -216,14 +216,8 @@ class Atlas:
             name: explained_by_keys(name, known, {FILTERS: unit} | nulls)
             for name, known in known_keys(size).items()
         }
-        explained = None
-        if min(size) >= 3 and size[0] % 2 and size[1] % 2:
-            progress(f"{kernel}: idealised receptive field of every filter")
-            mixed = np.random.default_rng(child_seed(self.config.seed, "matched")).permutation
-            samples = {
-                kind: null[np.sort(mixed(len(unit))[:NULL_SAMPLE])] for kind, null in nulls.items()
-            }
-            explained = explain(filters[usable], samples, threshold, self.config.device)
+        progress(f"{kernel}: idealised receptive field of every filter")
+        explained = self._explain(filters[usable], nulls, threshold)
         self.sizes_[size] = SizeAtlas(
             size=size,
             threshold=threshold,
@@ -246,6 +240,20 @@ class Atlas:
             kind: codes[kind][0].dissimilarity(null) < threshold for kind, null in nulls.items()
         }
         self._enter(rows, patterns, threshold, explained, keys)
+
+    def _explain(
+        self,
+        filters: NDArray[np.float32],
+        nulls: dict[str, NDArray[np.float32]],
+        threshold: float,
+    ) -> Explained | None:
+        """Match the filters and some of each null, where the window has a centre tap."""
+        if min(filters.shape[1:]) < 3 or any(side % 2 == 0 for side in filters.shape[1:]):
+            return None
+        generator = np.random.default_rng(child_seed(self.config.seed, "matched"))
+        some = np.sort(generator.permutation(len(filters))[:NULL_SAMPLE])
+        samples = {kind: null[some] for kind, null in nulls.items()}
+        return explain(filters, samples, threshold, self.config.device)
 
     def _sample(self, count: int) -> NDArray[np.int64]:
         if count <= self.config.sample:

@@ -22,9 +22,9 @@ from keyfilters.discovery.number import number_of_keys
 from keyfilters.discovery.result import Discovery, curve_of, models_of, served_by, weights
 from keyfilters.errors import KeyFiltersError, nearest
 from keyfilters.keyset import KeySet
-from keyfilters.nulls import NULLS, null_units
+from keyfilters.nulls import NULLS
 from keyfilters.scalespace import centred_unit
-from keyfilters.seeds import child_integer, child_seed
+from keyfilters.seeds import child_integer
 from keyfilters.surgery.outputs import Settings
 
 __all__ = ["Discovery", "discover_keys"]
@@ -151,21 +151,13 @@ def discover_keys(
         raise KeyFiltersError(
             f"only {len(found.keys)} candidates differ; {keys} keys were asked for"
         )
-    curve, by_null, null_r2 = found.curve, {}, {}
-    for kind in nulls:
-        tell(f"the same search on the {kind} null")
-        stream = child_seed(seed, "discovery")
-        drawn = null_units(unit, (size, size), kind, stream)
-        on_null = (
-            _by_variance(drawn, weight)
-            if outputs is None
-            else _by_outputs(outputs.on_null(kind, stream))
-        )
-        by_chance = search(drawn, measure=on_null, drop=by_gains)
+    on_null = _search_nulls(
+        nulls, unit, size, weight, outputs, partial(search, drop=by_gains), seed, tell
+    )
+    curve = found.curve
+    for kind, by_chance in on_null.items():
         part = by_chance.curve[["round", "keys", "value"]].rename(columns={"value": kind})
         curve = curve.merge(part, on=["round", "keys"], how="left")
-        by_null[kind] = by_chance.value
-        null_r2[kind] = explained(drawn, by_chance.keys).max(1)
     names = ", ".join(bank.models[:4]) + (" and others" if len(bank.models) > 4 else "")
     told = f"discovered in {names}: {len(unit):,} filters, {', '.join(kinds)}, seed {seed}"
     told += "" if criterion == "variance" else f", criterion {criterion}"
@@ -188,9 +180,9 @@ def discover_keys(
         pools=found.pools,
         models=models_of(chosen, served, balance),
         served=served,
-        null_r2=null_r2,
+        null_r2={kind: by_chance.r2 for kind, by_chance in on_null.items()},
         value=found.value,
-        nulls=by_null,
+        nulls={kind: by_chance.value for kind, by_chance in on_null.items()},
         number=number,
         options=options,
     )
@@ -200,6 +192,7 @@ def discover_keys(
 class _Found:
     keys: KeySet
     value: float
+    r2: NDArray[np.float32]  # of every filter, by its best key
     pools: list[KeySet]
     curve: pd.DataFrame
 
@@ -236,7 +229,39 @@ def _search(
     if exchanges:
         tell("exchange")
         kept = exchange(gains, kept)
-    return _Found(pools[-1][kept], _value(gains, kept), pools, pd.concat(curves, ignore_index=True))
+    keys = pools[-1][kept]
+    return _Found(
+        keys=keys,
+        value=_value(gains, kept),
+        r2=explained(unit, keys).max(1),
+        pools=pools,
+        curve=pd.concat(curves, ignore_index=True),
+    )
+
+
+def _search_nulls(
+    kinds: Sequence[str],
+    unit: NDArray[np.float32],
+    size: int,
+    weight: NDArray[np.float32],
+    outputs: OutputGains | None,
+    search: Callable[..., _Found],
+    seed: int,
+    tell: Callable[[str], None],
+) -> dict[str, _Found]:
+    """Repeat the search on null filters, or on the network with null filters."""
+    found = {}
+    for kind in kinds:
+        tell(f"the same search on the {kind} null")
+        stream = child_seed(seed, "discovery")
+        drawn = null_units(unit, (size, size), kind, stream)
+        measure = (
+            _by_variance(drawn, weight)
+            if outputs is None
+            else _by_outputs(outputs.on_null(kind, stream))
+        )
+        found[kind] = search(drawn, measure=measure)
+    return found
 
 
 def _value(gains: NDArray[np.floating], kept: NDArray[np.integer]) -> float:
