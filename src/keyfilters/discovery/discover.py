@@ -22,9 +22,9 @@ from keyfilters.discovery.number import number_of_keys
 from keyfilters.discovery.result import Discovery, curve_of, models_of, served_by, weights
 from keyfilters.errors import KeyFiltersError, nearest
 from keyfilters.keyset import KeySet
-from keyfilters.nulls import NULLS
+from keyfilters.nulls import NULLS, null_units
 from keyfilters.scalespace import centred_unit
-from keyfilters.seeds import child_integer
+from keyfilters.seeds import child_integer, child_seed
 from keyfilters.surgery.outputs import Settings
 
 __all__ = ["Discovery", "discover_keys"]
