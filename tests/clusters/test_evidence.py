@@ -53,7 +53,7 @@ def test_noise_of_any_smoothness_exceeds_no_null(size: int) -> None:
     ]
     # 14 claims at a level of 5 %: more than two of them would happen once in 35 times.
     assert sum(claim.p < 0.05 for claim in claims) <= 2, [(c.name, c.p) for c in claims]
-    assert all(abs(claim.value - claim.nulls["covariance"]) < 0.08 for claim in claims)
+    assert all(abs(claim.value - claim.nulls["covariance"]) < 0.15 for claim in claims)
 
 
 def test_words_call_chance_negligible_only_if_the_strictest_null_says_so(
