@@ -38,7 +38,7 @@ def test_shares_of_planted_filters() -> None:
     found = shares(planted_filters, seed=0)
     assert found["keys"] == pytest.approx(100, abs=1e-3) and found["explained"] > 95
     assert found["shuffled"] < 10 and found["r2"] > 0.9 and found["keys_beyond"] > 60
-    assert found["beyond"] == found["explained"] - found["covariance"]
+    assert found["covariance"] > found["shuffled"] + 50  # smooth noise is explained too
     noise = generator.normal(size=(120, 7, 7)).astype(np.float32)
     found = shares(noise, seed=0)
     assert abs(found["beyond"]) < 3 and abs(found["keys_beyond"]) < 3
