@@ -22,7 +22,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import keyfilters as kf
-from keyfilters.surgery.filter_recipe import FilterRecipe, apply_filters_
+from keyfilters.surgery.filter_recipe import FilterRecipe
 from keyfilters.surgery.sites import find_sites
 from keyfilters.training import load_data, make_model
 from tests.cli.test_cli import run
@@ -152,7 +152,7 @@ def test_their_first_steps(name: str, batch: int, images: Path, tmp_path: Path) 
     model = make_model(recipe, load_data(**recipe.to_dict()["data"]))
     start = {key: x.clone() for key, x in model.state_dict().items()}
     assert torch.equal(start["stem.0.weight"], load_file(first)["stem.0.weight"])
-    apply_filters_(model, recipe.filters, recipe.seed)
+    recipe.filters.apply_(model, recipe.seed)
     drawn = {key: x.clone() for key, x in model.state_dict().items()}  # buffers and parameters
     state = torch.load(out / "checkpoint.pt", weights_only=True)["model"]
     assert state.keys() == drawn.keys()

@@ -74,3 +74,9 @@ def linger(options: dict[str, Any], seed: int, folder: Path) -> dict[str, Any]:
     (folder / "process.txt").write_text(str(os.getpid()))
     time.sleep(options["seconds"])
     return found
+
+
+def borrow(options: dict[str, Any], seed: int, folder: Path) -> dict[str, Any]:
+    """Count what a source has noted in its folder."""
+    noted = Path(options["sources"]["lender"], "calls.txt").read_text()
+    return {"top1": float(len(noted.splitlines()))}

@@ -24,7 +24,7 @@ def init(
         str,
         typer.Option(
             help="center-surround, keys, idealized, covariance, impulse, trunc-normal, kaiming or "
-            "default."
+            "default, with options as in center-surround?gammas=0.5."
         ),
     ] = "center-surround",
     std: Annotated[
@@ -57,6 +57,7 @@ def init(
     import keyfilters as kf
     from keyfilters.cli.keys import keys_of
     from keyfilters.sources.timm_models import load_timm
+    from keyfilters.surgery.treated import initialize_by_name_
 
     check_out(out)
     check_device(device)
@@ -75,7 +76,7 @@ def init(
     if bank:
         options["bank"] = kf.read(*bank)
     chosen = None if layers is None else [part.strip() for part in layers.split(",")]
-    report = kf.initialize_filters_(module, scheme, seed=seed, layers=chosen, **options)
+    report = initialize_by_name_(module, scheme, seed, layers=chosen, **options)
     show(report, f"{label}, {scheme}")
     if out is not None:
         with folder_at_once(out) as unfinished:

@@ -1,0 +1,396 @@
+"""One network built, treated, trained and measured: the run of every experiment.
+
+All use of `keyfilters.training` by the experiments is in this module.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from functools import cache
+from math import floor, inf, log2
+from pathlib import Path
+from pkgutil import resolve_name
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from timm.models.convmixer import ConvMixer
+from torch import Tensor, nn
+
+from keyfilters.asked import parse
+from keyfilters.depthwise import depthwise_layers
+from keyfilters.errors import KeyFiltersError, nearest
+from keyfilters.experiments.run import Run, code_digest
+from keyfilters.sources import read
+from keyfilters.surgery import initialize_filters_
+from keyfilters.surgery.treatment import Treatment
+from keyfilters.training import Data, Recipe, accuracy, load_data, make_model, normalise, train
+from keyfilters.training.readers import READERS
+from keyfilters.training.results import write_weights
+from keyfilters.training.toml_files import read_toml
+
+with suppress(ModuleNotFoundError):  # loaded here, so that the server of `LocalProcesses` has it
+    import accelerate  # noqa: F401
+
+__all__ = ["MODEL", "image_count", "is_data", "layer_count", "make_run", "single_run", "step_count"]
+
+FUNCTION = f"{__name__}:single_run"
+MODEL = "model.safetensors"  # in the folder of a run: the trained weights
+OWN = "convmixer"  # the one network whose kernel size, width and depth can all be chosen
+DATA_OPTIONS = ("samples", "classes", "root")
+TEST_BATCH = 250
+DEPTHWISE, POINTWISE = "depthwise", "pointwise"
+
+
+def single_run(options: dict[str, Any], seed: int, folder: Path) -> dict[str, Any]:
+    """Perform one run.
+
+    Options, all but data optional (the defaults of the others are those of `Shared`):
+
+    - data: such as ``"fashion-mnist?samples=500&classes=0,1"``; images_seed draws the samples, by
+      default `seed`; samples and noise: share of the training images that is used, and of their
+      labels that is replaced by random ones.
+    - network, width, depth, size, std: see `build_network`.
+    - epochs, batch, lr, weight_decay, recipe, changes: see `recipe_of`.
+    - start: a file of weights to start from; ``@ROLE/FILE`` is in the folder of a source.
+    - treatment: what is done to the filters, a line for `Treatment.parse`, with ``@ROLE``.
+    - weights: ``{"layers": "depthwise" or "pointwise", "first": n or None, "source": "@ROLE" or "",
+      "freeze": bool}``: weights that are copied from a source, or frozen.
+    - watched: number of test images that are looked at after each epoch.
+    - keep: steps whose weights stay in the folder; measure: ``module:name`` of a function that
+      returns numbers for a network, called for each of these steps.
+    - before: whether to measure before training too.
+
+    Returns:
+        top1 (%) and loss (nats) on all test images, before (top1 in %, if asked), train_loss,
+        parameters and trainable (numbers of), rms (of the first filters, median over layers), curve
+        (top1 in % on the watched test images after each epoch) and seconds_training; of the steps
+        kept also ``NAME_on_the_way`` of accuracy and each measure, and ``NAME_half``: the step from
+        which on half of what it gains is there.
+    """
+    sources = options.get("sources", {})
+    data = load(options, seed)
+    network = build_network(options, data, seed)
+    if start := options.get("start"):
+        network.load_state_dict(load_file(_found(start, sources)))
+    treatment = options.get("treatment", "learned")
+    for role, path in sources.items():
+        treatment = treatment.replace(f"@{role}", str(Path(path, MODEL)))
+    treated = Treatment.parse(treatment).apply_(network, seed)
+    still = _weights_(network, options.get("weights"), sources)
+    before = {"before": measure(network, data)["top1"]} if options.get("before") else {}
+    rms = float(np.median([np.sqrt((x.weight**2).mean()) for x in read(network).layers]))
+    counts = [(x.numel(), x.requires_grad) for x in network.parameters()]
+    recipe = recipe_of(options, seed, len(data.images))
+    device, seen = options.get("device") or None, watched(data, options)
+    trained = train(recipe, folder, model=network, data=seen, device=device)
+    still()
+    treated.finish(trained.model)
+    write_weights(folder / MODEL, trained.model)  # by the names that plain filters have
+    return {
+        **measure(trained.model, data),
+        **before,
+        "train_loss": float(trained.history["train_loss"].iloc[-1]),
+        "parameters": sum(count for count, _ in counts),
+        "trainable": sum(count for count, free in counts if free),
+        "rms": rms,
+        "curve": (100 * trained.history["test_top1"]).tolist(),
+        "seconds_training": float(trained.history["seconds"].iloc[-1]),
+        **_on_the_way(options, trained.model, seen, seed, folder),
+    }
+
+
+def make_run(
+    factors: Mapping[str, Any],
+    seed: int,
+    options: Mapping[str, Any],
+    sources: Mapping[str, Run] | None = None,
+) -> Run:
+    """Return a run of `single_run`, refused if it cannot work.
+
+    Raises:
+        KeyFiltersError: data, a network, a treatment or numbers that cannot be had.
+    """
+    _check(json.dumps({k: x for k, x in options.items() if k != "images_seed"}, sort_keys=True))
+    contents = _contents(json.dumps(_data_options(options)), options.get("treatment", "learned"))
+    if function := options.get("measure"):
+        contents = {**contents, "measure": code_digest(function.partition(":")[0])}
+    return Run(factors, seed, FUNCTION, options, sources or {}, contents)
+
+
+def recipe_of(options: Mapping[str, Any], seed: int, images: int) -> Recipe:
+    """Return the recipe of a run on so many images.
+
+    AdamW, with a cosine after one epoch of warm-up, or less in short runs: at most a quarter of the
+    epochs, and half of a run of fewer steps. ``options["recipe"]`` (sections of a recipe) counts
+    before these options, ``options["changes"]`` before both.
+
+    Raises:
+        KeyFiltersError: as `Recipe`.
+    """
+    changes = options.get("changes", {})
+    epochs = changes.get("schedule", {}).get("epochs", options.get("epochs", 10))
+    steps = changes.get("schedule", {}).get("steps", 0)
+    share = steps * options.get("batch", 64) / images if steps and images else inf
+    values: dict[str, Any] = {
+        "optimiser": {
+            "name": "adamw",
+            "lr": options.get("lr", 0.01),
+            "weight_decay": options.get("weight_decay", 0.05),
+        },
+        "schedule": {"epochs": epochs, "warmup_epochs": min(1.0, epochs / 4, share / 2)},
+        "batch": {"size": options.get("batch", 64)},
+        "checkpoint": {"steps": 1000, "keep": list(options.get("keep", ()))},
+        "channels_last": True,  # on a CPU twice as fast
+    }
+    for given in (options.get("recipe", {}), changes):
+        for name, section in given.items():
+            both = isinstance(section, Mapping) and isinstance(values.get(name), Mapping)
+            values[name] = {**values[name], **section} if both else section
+    return Recipe.from_dict({**values, "seed": seed})
+
+
+def recipe_sections(path: str) -> dict[str, Any]:
+    """Return what a recipe file says of training, without its model and data.
+
+    Raises:
+        KeyFiltersError: as `Recipe.load`.
+    """
+    Recipe.load(path)  # refuses what is wrong
+    given = read_toml(path, ())
+    return {k: x for k, x in given.items() if k not in ("seed", "model", "data", "filters")}
+
+
+def build_network(options: Mapping[str, Any], data: Data, seed: int) -> nn.Module:
+    """Build the untrained network; its first weights are a function of the seed.
+
+    Args:
+        options: network is ``"convmixer"`` (batch normalisation, one resolution; with width, depth
+            and kernel size), or a timm model with its options, such as
+            ``"convnext_atto?patch_size=2&dims=32,64,128,256"``, of which ConvNeXts take `size`; std
+            of the first filters, drawn anew from a truncated normal distribution, unless 0.
+        data: of its images and classes.
+        seed: of the weights.
+
+    Raises:
+        KeyFiltersError: no such network, or one whose kernel size cannot be chosen.
+    """
+    name, own = parse(options.get("network", OWN))
+    size = own.pop("size", options.get("size", 5))
+    if name == OWN:
+        width, depth = (own.pop(x, options.get(x, n)) for x, n in (("width", 32), ("depth", 4)))
+        if own:
+            raise KeyFiltersError(f"{OWN} has the options width, depth and size, not {list(own)}")
+        network = _convmixer((width, depth, size), data, seed)
+    else:
+        if name.startswith("convnext"):
+            own.setdefault("kernel_sizes", size)
+        elif size != 5:
+            got = f"the kernel size of {name} cannot be chosen"
+            raise KeyFiltersError(f"{got}; take {OWN} or a convnext")
+        recipe = Recipe.from_dict({"seed": seed, "model": {"name": name, "options": own}})
+        network = make_model(recipe, data)
+    if std := options.get("std", 0):
+        initialize_filters_(network, "trunc-normal", std=std, seed=seed)
+    return network
+
+
+def _convmixer(shape: tuple[int, int, int], data: Data, seed: int) -> nn.Module:
+    if any(type(x) is not int or x < 1 for x in shape):
+        raise KeyFiltersError(f"width, depth and size are {shape}; whole numbers above 0 expected")
+    channels, side = data.images.shape[1:3]
+    patch = 2 ** max(0, floor(log2(side / 8)))  # 8 to 15 places along a side
+    classes = len(data.classes)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network: nn.Module = ConvMixer(
+            *shape, patch_size=patch, in_chans=channels, num_classes=classes
+        )
+    return network
+
+
+def load(options: Mapping[str, Any], seed: int) -> Data:
+    """Load the data of a run; see `single_run`.
+
+    Raises:
+        KeyFiltersError: as `load_data`; an option that is none of samples, classes and root.
+    """
+    name, own = parse(options["data"])
+    for option in own:
+        if option not in DATA_OPTIONS:
+            known = f"a data set has the options {', '.join(DATA_OPTIONS)}, not {option!r}"
+            raise KeyFiltersError(f"{options['data']!r}: {known}{nearest(option, DATA_OPTIONS)}")
+    if not isinstance(own.get("samples", 0), int):
+        raise KeyFiltersError(f"{options['data']!r}: samples is no whole number")
+    classes = own.pop("classes", [])
+    own["classes"] = classes if isinstance(classes, list) else [classes]
+    drawn = options.get("images_seed")
+    shape = {x: options.get(x, 0) for x in ("channels", "resolution")}
+    data = load_data(name, seed=seed if drawn is None else drawn, **shape, **own)
+    return _spoiled(data, options.get("samples", 1), options.get("noise", 0), seed)
+
+
+def _spoiled(data: Data, samples: float, noise: float, seed: int) -> Data:
+    """Leave a share of the training images, and give a share of these a random label."""
+    if samples == 1 and noise == 0:
+        return data
+    generator = torch.Generator().manual_seed(seed)
+    count = len(data.images)
+    left = torch.randperm(count, generator=generator)[: max(1, round(samples * count))]
+    images, labels = data.images[left], data.labels[left].clone()
+    wrong = torch.randperm(len(left), generator=generator)[: round(noise * len(left))]
+    labels[wrong] = torch.randint(len(data.classes), (len(wrong),), generator=generator)
+    return replace(data, images=images, labels=labels)
+
+
+def watched(data: Data, options: Mapping[str, Any]) -> Data:
+    """Leave as many test images as are watched, the same ones for every seed."""
+    some = torch.randperm(len(data.test_images), generator=torch.Generator().manual_seed(0))
+    some = some[: options.get("watched", 1000)].sort().values
+    return replace(data, test_images=data.test_images[some], test_labels=data.test_labels[some])
+
+
+def measure(network: nn.Module, data: Data) -> dict[str, float]:
+    """Return top1 (%) and loss (nats) of a network on the CPU over all test images."""
+    batches = (
+        (normalise(x, data.mean, data.std), y)
+        for x, y in zip(
+            data.test_images.split(TEST_BATCH), data.test_labels.split(TEST_BATCH), strict=True
+        )
+    )
+    found = accuracy(network, batches, topk=(1,))
+    return {"top1": 100 * found["top1"], "loss": found["loss"]}
+
+
+def is_data(source: str) -> bool:
+    """Whether a source is a data set to train on, not filters to read."""
+    return parse(source)[0].partition(":")[0] in READERS
+
+
+def image_count(options: Mapping[str, Any]) -> int:
+    """Return the number of training images of a run, of seed 0."""
+    return len(load(options, 0).images)
+
+
+def step_count(options: Mapping[str, Any]) -> int:
+    """Return the number of optimiser steps of a run."""
+    images = image_count(options)
+    return recipe_of(options, 0, images).steps(images)
+
+
+def layer_count(options: Mapping[str, Any], layers: str) -> int:
+    """Return the number of depthwise or pointwise layers of the network of a run."""
+    return len(_layers(build_network(options, load(options, 0), 0), layers))
+
+
+def _layers(network: nn.Module, layers: str) -> dict[str, Tensor]:
+    """Return weights by name, from the input on: depthwise, or dense 1×1 convolutions."""
+    if layers == DEPTHWISE:
+        return {f"{name}.weight": conv.weight for name, conv in depthwise_layers(network)}
+    return {
+        f"{name}.weight": module.weight
+        for name, module in network.named_modules()
+        if isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1) and module.groups == 1
+    }
+
+
+def _weights_(
+    network: nn.Module, wanted: Mapping[str, Any] | None, sources: Mapping[str, str]
+) -> Callable[[], None]:
+    """Copy and freeze what `single_run` is told; return what raises if frozen weights moved."""
+    if wanted is None:
+        return lambda: None
+    chosen = dict(list(_layers(network, wanted["layers"]).items())[: wanted.get("first")])
+    if not chosen:
+        raise KeyFiltersError(f"the network has no {wanted['layers']} layers; leave them out")
+    if source := wanted.get("source"):
+        state = load_file(_found(f"{source}/{MODEL}", sources))
+        with torch.no_grad():
+            for name, weight in chosen.items():
+                weight.copy_(state[name])
+    kept = {name: x.clone() for name, x in chosen.items()} if wanted.get("freeze") else {}
+    for name in kept:
+        chosen[name].requires_grad_(False)
+
+    def check() -> None:
+        moved = [name for name, x in kept.items() if not torch.equal(chosen[name].cpu(), x)]
+        if moved:
+            raise KeyFiltersError(f"weights were frozen, but moved: {', '.join(moved)}")
+
+    return check
+
+
+def _on_the_way(
+    options: Mapping[str, Any], network: nn.Module, data: Data, seed: int, folder: Path
+) -> dict[str, Any]:
+    """Measure the weights of every step that was kept; the last measures are results too."""
+    if not options.get("measure"):
+        return {}
+    function, steps, rows = resolve_name(options["measure"]), list(options["keep"]), []
+    for step in steps:
+        network.load_state_dict(load_file(folder / f"step-{step}.safetensors"))
+        found = {"accuracy": measure(network.eval(), data)["top1"], **function(network, seed)}
+        rows.append(found)
+    lists = {name: [row[name] for row in rows] for name in rows[0]}
+    last = {name: values[-1] for name, values in lists.items() if name != "accuracy"}
+    return {
+        **last,
+        "steps": steps,
+        **{f"{name}_on_the_way": values for name, values in lists.items()},
+        **{f"{name}_half": _half(values, steps) for name, values in lists.items()},
+    }
+
+
+def _half(values: Sequence[float], steps: Sequence[int]) -> float:
+    """Return the first step from which on half of the gain stays reached; NaN without a gain."""
+    gained = np.array(values) - values[0]
+    if not gained[-1] > 0:
+        return float("nan")
+    late = np.flatnonzero(gained < gained[-1] / 2)
+    return float(steps[late[-1] + 1 if len(late) else 0])
+
+
+def _found(name: str, sources: Mapping[str, str]) -> Path:
+    """Return the path of ``@ROLE/FILE``, or of any other file."""
+    if not name.startswith("@"):
+        return Path(name)
+    role, _, file = name[1:].partition("/")
+    return Path(sources[role], file)
+
+
+def _data_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: options.get(name, 0) for name in ("data", "channels", "resolution")}
+
+
+@cache
+def _check(given: str) -> None:
+    """Refuse options that cannot work, by the first seed."""
+    options = json.loads(given)
+    data = load(options, 0)
+    recipe = recipe_of(options, 0, len(data.images))
+    if len(data.images) < recipe.batch.size:
+        got = f"{data.name} has {len(data.images)} training images"
+        raise KeyFiltersError(f"{got}, fewer than a batch of {recipe.batch.size}; take more")
+    network = build_network(options, data, 0)
+    treatment = options.get("treatment", "learned")
+    if "@" not in treatment:
+        Treatment.parse(treatment).apply_(network)
+    if options.get("weights"):
+        _weights_(network, {**options["weights"], "source": ""}, {})
+
+
+@cache
+def _contents(data_options: str, treatment: str) -> dict[str, str]:
+    """Return digests of all images of the data set, and of what the treatment names."""
+    options = json.loads(data_options)
+    name, _, rest = options["data"].partition("?")
+    whole = [part for part in rest.split("&") if part and not part.startswith("samples=")]
+    options["data"] = f"{name}?{'&'.join(whole)}" if whole else name
+    described = json.dumps(load(options, 0).describe(), sort_keys=True)
+    found = {"data": hashlib.sha256(described.encode()).hexdigest()[:16]}
+    return found | ({} if "@" in treatment else Treatment.parse(treatment).contents())
