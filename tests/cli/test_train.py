@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from keyfilters.cli.common import progress_bar
 from keyfilters.keyset import KeySet
 from keyfilters.surgery.filter_recipe import FilterRecipe
-from keyfilters.surgery.sites import find_sites
+from keyfilters.surgery.targets import find_targets
 from keyfilters.training import Recipe
 from keyfilters.training.batches import Batches
 from tests.cli.test_cli import run
@@ -96,7 +96,7 @@ def test_filters_on_keys_are_plain_in_the_end(
     files = [out / f"{name}.safetensors" for name in ("model", "ema")]
     for file in files:
         model.load_state_dict(load_file(file))
-    sites, _ = find_sites(model)
+    sites, _ = find_targets(model)
     keys = KeySet.published("lindeberg2026-B")
     for site in sites:
         assert float(keys.assign(site.filters).residual.max()) < 1e-6

@@ -14,7 +14,7 @@ from keyfilters.discovery.functional import eliminate_by_answers
 from keyfilters.discovery.gains import OutputGains
 from keyfilters.keyset import KeySet
 from keyfilters.surgery import recalibrate_batchnorm_, replace_filters_
-from keyfilters.surgery.outputs import Settings
+from keyfilters.surgery.input_covariance import Settings
 from tests.surgery.networks import batches, classifier
 
 

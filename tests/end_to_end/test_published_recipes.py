@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 
 import keyfilters as kf
 from keyfilters.surgery.filter_recipe import FilterRecipe, apply_filters_
-from keyfilters.surgery.sites import find_sites
+from keyfilters.surgery.targets import find_targets
 from keyfilters.training import load_data, make_model
 from tests.cli.test_cli import run
 
@@ -179,7 +179,7 @@ def check_filters(name: str, model: torch.nn.Module, trained: Path) -> None:
     keys = kf.KeySet.published("lindeberg2026-B")
     own = {layer.name: layer.weight for layer in kf.read(trained).layers}
     offsets, turned = [], []
-    for site in find_sites(model)[0]:
+    for site in find_targets(model)[0]:
         best = keys.reconstruct(*keys.assign(own[site.name])[:3]).astype(float)
         ours, theirs = (x - x.mean((1, 2), keepdims=True) for x in (site.filters, best))
         norms = [np.linalg.norm(x, axis=(1, 2)) for x in (ours, theirs)]

@@ -22,7 +22,7 @@ from keyfilters.surgery.filter_recipe import (
     check_frozen,
     describe,
 )
-from keyfilters.surgery.sites import find_sites
+from keyfilters.surgery.targets import find_targets
 
 B = "lindeberg2026-B"
 
@@ -34,7 +34,7 @@ def made(seed: int = 0, **options: Any) -> nn.Module:
 
 
 def filters_of(model: nn.Module) -> list[np.ndarray]:
-    return [site.filters for site in find_sites(model)[0]]
+    return [site.filters for site in find_targets(model)[0]]
 
 
 def test_a_recipe_with_filters_survives_its_file(tmp_path: Path) -> None:
@@ -85,7 +85,7 @@ def test_initialised_and_frozen() -> None:
     table = apply_filters_(model, filters, seed=3)
     kf.initialize_filters_(other, "center-surround", std="keep", gammas=[0.5], seed=3)
     assert all(map(np.array_equal, filters_of(model), filters_of(other)))
-    assert not any(site.weight.requires_grad for site in find_sites(model)[0])
+    assert not any(site.weight.requires_grad for site in find_targets(model)[0])
     assert describe(filters, table) == f"initialised {filters.initialize}; frozen"
 
 
@@ -94,7 +94,7 @@ def test_frozen_filters_that_moved_are_named() -> None:
     table = apply_filters_(model, Filters(freeze=True))
     check_frozen(model, table)
     check_frozen(model, None)
-    site = find_sites(model)[0][1]
+    site = find_targets(model)[0][1]
     with torch.no_grad():
         site.weight[0, 0, 0, 0] += 1e-6
     with pytest.raises(KeyFiltersError, match=f"frozen, but moved: {site.name}$"):
@@ -121,7 +121,7 @@ def test_transferred(tmp_path: Path) -> None:
     table = apply_filters_(model, filters)
     assert all(map(np.array_equal, filters_of(model), filters_of(source)))
     assert describe(filters, table).startswith("transferred from ")
-    assert all(site.weight.requires_grad for site in find_sites(model)[0])
+    assert all(site.weight.requires_grad for site in find_targets(model)[0])
 
 
 @pytest.mark.parametrize("renamed", [False, True])

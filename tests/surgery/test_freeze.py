@@ -255,8 +255,8 @@ def test_timm_blocks_find_their_normalisation() -> None:
 def test_table(net: nn.Module) -> None:
     frozen = freeze_filters_(net, layers="2.*", batchnorm="eval", bias=True)
     assert isinstance(frozen, Frozen)
-    row = frozen.table.iloc[0]
-    assert len(frozen.table) == 1
+    left, row = (frozen.table.iloc[i] for i in range(2))
+    assert left["layer"] == "1.depthwise" and "not among" in left["left"]
     assert row.drop("sha256").to_dict() == {
         "layer": "2.depthwise",
         "size": "3×3",
@@ -265,6 +265,7 @@ def test_table(net: nn.Module) -> None:
         "bias": "frozen",
         "batchnorm": "2.norm",
         "policy": "eval",
+        "left": "",
     }
     assert frozen.digests["2.depthwise.weight"].startswith(row["sha256"])
     assert len(row["sha256"]) == 12

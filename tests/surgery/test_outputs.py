@@ -8,11 +8,18 @@ import torch
 from torch import nn
 
 from keyfilters.keyset import KeySet
-from keyfilters.surgery.outputs import Settings, choose, gather, original_outputs
+from keyfilters.surgery.graph import consumers
+from keyfilters.surgery.input_covariance import (
+    Settings,
+    choose,
+    gather,
+    original_outputs,
+    patches,
+)
 from keyfilters.surgery.recalibrate import batch_norms, recalibrate_batchnorm_
 from keyfilters.surgery.replace import replace_filters_
 from keyfilters.surgery.sensitivity import layer_sensitivity
-from keyfilters.surgery.traced import calls_of, consumers
+from keyfilters.tracing import conv2d_calls, steps
 from tests.surgery.networks import batches, classifier
 
 
@@ -26,12 +33,10 @@ from tests.surgery.networks import batches, classifier
 )
 def test_patches_are_what_the_filters_see(conv: nn.Conv2d) -> None:
     images = torch.randn(3, 4, 13, 11)
-    ((name, call),) = calls_of(nn.Sequential(conv, nn.ReLU()), {"conv": conv}, images)
-    assert name == "conv" and torch.equal(call.weight, conv.weight)
+    [call] = conv2d_calls(nn.Sequential(conv, nn.ReLU()), [conv], images)
+    assert call.module is conv and torch.equal(call.weight, conv.weight)
     expected = conv(images)
-    everywhere = call.patches(10_000, torch.Generator().manual_seed(0))
-    channels = len(conv.weight) // len(everywhere)
-    seen = everywhere.repeat_interleave(channels, 0)
+    seen = patches(call, 10_000, torch.Generator().manual_seed(0))
     found = torch.bmm(conv.weight.flatten(1)[:, None], seen)[:, 0] + conv.bias[:, None]
     # Places come in random order: compare as sorted numbers.
     for channel in range(len(found)):
@@ -134,7 +139,7 @@ def test_consumers_are_found_through_views_and_branches() -> None:
             return self.c(y).flatten(1).sum(1) + y.mean((1, 2, 3))
 
     net = Net().eval()
-    found = consumers(net, torch.ones(1, 4, 9, 9))
+    found = consumers(steps(net, torch.ones(1, 4, 9, 9)))
     assert found[net.a] == [net.norm]
     assert found[net.b] == [net.c, None]
 

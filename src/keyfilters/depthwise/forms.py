@@ -13,11 +13,13 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from keyfilters.depthwise.probing import probe
-from keyfilters.depthwise.storage import QUANTISED, why_not_held
 from keyfilters.errors import KeyFiltersError
 from keyfilters.passes import evaluating, first_line, quiet
 
-__all__ = ["Form", "form_of", "why_not_writable"]
+__all__ = ["NO_DATA", "Form", "form_of", "why_not_held", "why_not_writable"]
+
+NO_DATA = "it has no data (meta device); type model.to_empty(device=...) and load the weights first"
+QUANTISED = "its weights are quantised; write the filters of the model before quantisation"
 
 Tensors = dict[str, Tensor]
 
@@ -76,7 +78,10 @@ class Form:
         }
         for value in new.values():
             if not torch.isfinite(value.float()).all():
-                raise KeyFiltersError(f"{dtype} cannot hold the new filters: {_range(dtype)}")
+                raise KeyFiltersError(
+                    f"{dtype} cannot hold the new filters: its largest number is "
+                    f"{torch.finfo(dtype).max:g}"
+                )
         if self.how:
             made = self.decode({**stored, **new}).double().cpu()
             wide = kernel.double().cpu()
@@ -103,9 +108,7 @@ class Parametrised(Form):
             self.fixed = "its weight is parametrised; bake it first: kf.bake_filters_(model)"
 
     def stored(self) -> Tensors:
-        prefix = "parametrizations.weight."
-        tensors = dict(self.drawing.named_parameters()) | dict(self.drawing.named_buffers())
-        return {prefix + name: x for name, x in tensors.items()}
+        return self._tensors(self.drawing)
 
     def read(self) -> Tensor:
         with evaluating(self.drawing), quiet():
@@ -122,17 +125,19 @@ class Parametrised(Form):
             raise KeyFiltersError(
                 f"its kernel is {self.how}, which cannot make these filters ({first_line(error)})"
             ) from error
-        tensors = dict(twin.named_parameters()) | dict(twin.named_buffers())
-        return {"parametrizations.weight." + name: x for name, x in tensors.items()}
+        return self._tensors(twin)
 
     def decode(self, stored: Tensors) -> Tensor:
         twin = copy.deepcopy(self.drawing).eval()
-        own = dict(twin.named_parameters()) | dict(twin.named_buffers())
         with quiet():
-            for name, tensor in own.items():
-                tensor.copy_(stored["parametrizations.weight." + name])
+            for name, tensor in self._tensors(twin).items():
+                tensor.copy_(stored[name])
             kernel: Tensor = twin()
         return kernel.detach()
+
+    def _tensors(self, drawing: nn.Module) -> Tensors:
+        tensors = dict(drawing.named_parameters()) | dict(drawing.named_buffers())
+        return {f"parametrizations.weight.{name}": x for name, x in tensors.items()}
 
 
 class Hooked(Form):
@@ -240,10 +245,9 @@ class Quantised(Form):
 
 
 class Held(Form):
-    """A plain tensor that a scripted or exported program holds."""
+    """A plain tensor that a program, a state dict or a file holds."""
 
-    def __init__(self, conv: nn.Module, tensor: Tensor) -> None:
-        super().__init__(conv)
+    def __init__(self, tensor: Tensor) -> None:
         self.tensor = tensor
 
     def stored(self) -> Tensors:
@@ -284,5 +288,29 @@ def why_not_writable(form: Form) -> str:
     return next(filter(None, map(why_not_held, form.stored().values())), "")
 
 
-def _range(dtype: torch.dtype) -> str:
-    return f"its largest number is {torch.finfo(dtype).max:g}"
+def why_not_held(tensor: Tensor) -> str:
+    """Return why filters cannot be written to a tensor in place; empty where they can.
+
+    >>> why_not_held(torch.ones(1, 1, 3, 3).expand(8, 1, 3, 3))[:24]
+    'its filters share memory'
+    """
+    if tensor.is_meta:
+        return NO_DATA
+    if tensor.is_quantized:
+        return QUANTISED
+    if _overlaps(tensor):
+        return (
+            "its filters share memory (an expanded tensor); type "
+            "conv.weight = torch.nn.Parameter(conv.weight.detach().clone()) first"
+        )
+    return ""
+
+
+def _overlaps(tensor: Tensor) -> bool:
+    """Whether two elements of a tensor are one number in memory."""
+    if tensor.is_contiguous() or not tensor.numel():
+        return False
+    places = torch.zeros((), dtype=torch.int64)
+    for size, stride in zip(tensor.shape, tensor.stride(), strict=True):
+        places = places[..., None] + torch.arange(size) * stride
+    return len(places.unique()) < tensor.numel()

@@ -8,10 +8,20 @@ the same weight shape ``(C, 1, k_y, k_x)`` and is *not* depthwise.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 
-__all__ = ["ConvShape", "why_not_depthwise"]
+__all__ = ["ConvShape", "extent", "why_not_depthwise"]
+
+
+def extent(size: Sequence[int]) -> str:
+    """Return a kernel size in words.
+
+    >>> extent((1, 7))
+    '1×7'
+    """
+    return "×".join(map(str, size))
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,17 +64,17 @@ def why_not_depthwise(conv: ConvShape) -> str | None:
     >>> why_not_depthwise(ConvShape((3,), in_channels=64, out_channels=64, channels_per_group=1))
     '1-D depthwise convolution'
     """
-    extent = "×".join(map(str, conv.kernel))
+    size = extent(conv.kernel)
     kind = "transposed convolution" if conv.transposed else "convolution"
     single_tap = prod(conv.kernel) == 1
     if conv.channels_per_group > 1:
         if conv.groups is not None and conv.groups > 1:
-            return f"grouped {extent} {kind} ({conv.groups} groups of {conv.channels_per_group})"
+            return f"grouped {size} {kind} ({conv.groups} groups of {conv.channels_per_group})"
         if single_tap:
-            return f"pointwise ({extent}) {kind}"
-        return f"dense {extent} {kind} of {conv.channels_per_group} channels"
+            return f"pointwise ({size}) {kind}"
+        return f"dense {size} {kind} of {conv.channels_per_group} channels"
     if (conv.in_channels if conv.in_channels is not None else conv.out_channels) == 1:
-        return f"{extent} {kind} of a one-channel input"
+        return f"{size} {kind} of a one-channel input"
     dimensions = "" if len(conv.kernel) == 2 else f"{len(conv.kernel)}-D "
     if conv.transposed:
         return f"{dimensions}transposed depthwise convolution"

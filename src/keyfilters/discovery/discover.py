@@ -25,7 +25,7 @@ from keyfilters.keyset import KeySet
 from keyfilters.nulls import NULLS, null_units
 from keyfilters.scalespace import centred_unit
 from keyfilters.seeds import child_integer, child_seed
-from keyfilters.surgery.outputs import Settings
+from keyfilters.surgery.input_covariance import Settings
 
 __all__ = ["Discovery", "discover_keys"]
 

@@ -19,7 +19,7 @@ from keyfilters.discovery.journal import Journal, digest_of
 from keyfilters.errors import KeyFiltersError
 from keyfilters.keyset import KeySet
 from keyfilters.surgery.recalibrate import Recalibration
-from keyfilters.surgery.sites import Site, find_sites
+from keyfilters.surgery.targets import Target, find_targets
 from keyfilters.training.evaluate import accuracy, logits
 
 __all__ = ["eliminate_by_answers"]
@@ -129,7 +129,9 @@ class _Judge:
         if labels is not None:
             self._accuracy(self.reference)  # refuses labels that do not fit
         self.copy = copy.deepcopy(model)
-        self.sites: list[Site] = [site for site in find_sites(self.copy)[0] if site.name in names]
+        self.sites: list[Target] = [
+            site for site in find_targets(self.copy)[0] if site.name in names
+        ]
         self.filters = [site.filters for site in self.sites]
         self.recalibration = Recalibration(model, images, batch_size=batch_size)
         flat = np.concatenate([w.reshape(len(w), -1) for w in self.filters])

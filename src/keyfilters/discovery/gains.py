@@ -13,8 +13,8 @@ from keyfilters.bank import FilterBank, Layer
 from keyfilters.errors import KeyFiltersError
 from keyfilters.keyset import KeySet
 from keyfilters.nulls import null_bank
-from keyfilters.surgery.outputs import Settings, gather, original_outputs, output_shares
-from keyfilters.surgery.sites import Site, find_sites
+from keyfilters.surgery.input_covariance import Settings, gather, original_outputs, output_shares
+from keyfilters.surgery.targets import Target, find_targets
 from keyfilters.threads import one_thread
 from keyfilters.training.evaluate import evaluating
 
@@ -38,8 +38,8 @@ class OutputGains:
 
     The inputs of every layer are those of the unchanged network on a few images, without labels;
     their covariance is taken once, after which any keys are judged in closed form, see
-    `keyfilters.surgery.outputs`. Constants in the outputs, which a bias or a normalisation takes
-    up, do not count, and every filter counts alike.
+    `keyfilters.surgery.input_covariance`. Constants in the outputs, which a bias or a normalisation
+    takes up, do not count, and every filter counts alike.
 
     Args:
         model: the network.
@@ -97,13 +97,13 @@ class OutputGains:
         )
 
 
-def sites_of_size(model: nn.Module, size: int) -> list[Site]:
+def sites_of_size(model: nn.Module, size: int) -> list[Target]:
     """Find the depthwise layers with k×k filters.
 
     Raises:
         KeyFiltersError: there are none.
     """
-    sites = [site for site in find_sites(model)[0] if site.size == (size, size)]
+    sites = [site for site in find_targets(model)[0] if site.size == (size, size)]
     if not sites:
         raise KeyFiltersError(f"the network has no {size}×{size} depthwise filters")
     return sites

@@ -22,7 +22,6 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import nn
 
-from keyfilters.asked import parse
 from keyfilters.bank import FilterBank
 from keyfilters.clusters import Atlas
 from keyfilters.clusters.config import AtlasConfig
@@ -41,6 +40,7 @@ from keyfilters.experiments.trial import (
     watched,
 )
 from keyfilters.nulls import null_units
+from keyfilters.query_strings import parse
 from keyfilters.receptive_fields import match
 from keyfilters.scalespace import centred_unit
 from keyfilters.sources import read

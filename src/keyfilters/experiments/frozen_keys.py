@@ -13,7 +13,6 @@ from typing import Any, Unpack
 
 import pandas as pd
 
-from keyfilters.asked import parse
 from keyfilters.errors import KeyFiltersError
 from keyfilters.experiments.lending import MODEL, lent
 from keyfilters.experiments.on_keys import Treatment
@@ -26,6 +25,7 @@ from keyfilters.experiments.trial import (
     load,
     train_and_measure,
 )
+from keyfilters.query_strings import parse
 from keyfilters.sources import read
 from keyfilters.surgery import transfer_filters_
 from keyfilters.training.results import write_weights

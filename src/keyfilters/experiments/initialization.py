@@ -9,12 +9,12 @@ from typing import Any, Unpack
 
 import pandas as pd
 
-from keyfilters.asked import parse
 from keyfilters.bank import FilterBank
 from keyfilters.errors import KeyFiltersError
 from keyfilters.experiments.runs import grid
 from keyfilters.experiments.stages import How, run_stages
 from keyfilters.experiments.trial import Setup, build_network, load, train_and_measure
+from keyfilters.query_strings import parse
 from keyfilters.sources import read
 from keyfilters.surgery import initialize_filters_
 

@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from keyfilters.asked import parse
 from keyfilters.experiments.findings import Findings, Question, answered, in_short
 from keyfilters.experiments.initialization import condition_name
 from keyfilters.experiments.results import read_curves
@@ -21,6 +20,7 @@ from keyfilters.experiments.statistics import (
     slope_sentence,
     summarise,
 )
+from keyfilters.query_strings import parse
 
 __all__ = ["initialization_findings"]
 

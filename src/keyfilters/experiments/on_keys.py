@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from keyfilters.asked import parse
 from keyfilters.errors import KeyFiltersError, nearest
 from keyfilters.keyset import KeySet
+from keyfilters.query_strings import parse
 from keyfilters.receptive_fields import PUBLISHED
 from keyfilters.surgery import (
     bake_filters_,

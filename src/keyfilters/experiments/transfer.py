@@ -16,12 +16,12 @@ import pandas as pd
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from keyfilters.asked import parse
 from keyfilters.errors import KeyFiltersError
 from keyfilters.experiments.lending import copy_weights_, freeze_weights_, lent
 from keyfilters.experiments.runs import Run
 from keyfilters.experiments.stages import How, run_stages
 from keyfilters.experiments.trial import Setup, build_network, load, train_and_measure
+from keyfilters.query_strings import parse
 from keyfilters.sources import read
 from keyfilters.surgery import freeze_filters_, transfer_filters_
 from keyfilters.training.readers import READERS

@@ -12,7 +12,6 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from keyfilters.asked import parse
 from keyfilters.experiments.findings import Findings, Question, answered, in_short
 from keyfilters.experiments.results import read_curves
 from keyfilters.experiments.statistics import LEVEL, summarise
@@ -25,6 +24,7 @@ from keyfilters.experiments.transfer import (
     family,
     trained_here,
 )
+from keyfilters.query_strings import parse
 
 __all__ = ["transfer_findings"]
 

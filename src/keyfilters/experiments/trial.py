@@ -11,8 +11,8 @@ from typing import Any, Self
 import torch
 from torch import nn
 
-from keyfilters.asked import parse
 from keyfilters.errors import KeyFiltersError, nearest
+from keyfilters.query_strings import parse
 from keyfilters.surgery import initialize_filters_
 from keyfilters.training import Data, Recipe, accuracy, load_data, make_model, normalise, train
 

@@ -15,20 +15,26 @@ import pandas as pd
 import torch
 
 from keyfilters.bank import FORMAT
-from keyfilters.errors import KeyFiltersError, NoFiltersError, SourceError
+from keyfilters.errors import KeyFiltersError, SourceError
 from keyfilters.sources.checkpoints import load_pickle, read_safetensors
 from keyfilters.sources.folders import format_of
 from keyfilters.sources.statedicts import WRAPPERS, _holds_tensors, unwrap
-from keyfilters.surgery.offers import Keys
+from keyfilters.surgery.key_choice import Keys
 from keyfilters.surgery.onnx_files import Save, open_onnx
-from keyfilters.surgery.replace import replace_sites_
-from keyfilters.surgery.sites import SEVERAL_TENSORS, Site, choose_sites, find_sites
+from keyfilters.surgery.replace import replace_targets_
+from keyfilters.surgery.targets import (
+    SEVERAL_TENSORS,
+    Target,
+    choose_targets,
+    find_targets,
+    stored_target,
+)
 
 __all__ = ["replace_in_file"]
 
 Layers = Sequence[str] | None
-# The layers, why others are left alone, and what writes the file, told the names of the replaced.
-Opened = tuple[list[Site], dict[str, str], Save]
+# The layers, those left alone, and what writes the file, given the names of the layers replaced.
+Opened = tuple[list[Target], list[Target], Save]
 
 
 def replace_in_file(
@@ -41,18 +47,17 @@ def replace_in_file(
 ) -> pd.DataFrame:
     """Write a copy of a model file whose depthwise filters are their nearest ``a · key + b``.
 
-    All other tensors keep their bits and every weight its dtype. The target, and folders that it
-    lacks, are made in the end only, so that a failure leaves what was there.
+    All other tensors keep their bits and every weight its dtype. The target is written at the end,
+    so that a failure leaves what was there. Missing folders are created.
 
-    - ``.safetensors``: the metadata is kept. The order of the layers is not, so that the first one
-      is taken too; in the other checkpoints, as in a state dict, it is left alone where it could be
-      a convolution of a one-channel image, unless `layers` has its very name.
+    - ``.safetensors``: the metadata is kept.
     - ``.pth``, ``.pt``, ``.ckpt``, ``.bin``, ``.pth.tar``: the whole structure is kept, in
-      PyTorch's zip format with tensors on the CPU. Of several sets of weights that which `kf.read`
-      reads is replaced; the report names the others, which stay as they are even where they
-      share memory with it.
-    - ``.onnx``: what is left alone is said at `keyfilters.surgery.onnx_files.open_onnx`. Data
-      outside the file goes to ``TARGET.data`` beside the target, never to the source's own.
+      PyTorch's zip format with tensors on the CPU. Of several sets of weights the one that
+      `kf.read` reads is replaced; the report names the others, which stay as they are. A first
+      layer that could be a convolution of a one-channel image is left alone, as in a state dict,
+      unless `layers` names it.
+    - ``.onnx``: `keyfilters.surgery.onnx_files.open_onnx` lists what is left alone. External data
+      go to ``TARGET.data`` beside the target.
 
     Args:
         source: the model file.
@@ -82,10 +87,8 @@ def replace_in_file(
     """
     source, target = Path(source), Path(target)
     opener = _check(source, target, overwrite)
-    sites, left, save = opener(source, [layers] if isinstance(layers, str) else layers)
-    if not sites and not left:
-        raise NoFiltersError(f"{source} has no depthwise convolution, so there is nothing to write")
-    report = replace_sites_(sites, left, keys)
+    targets, left, save = opener(source, [layers] if isinstance(layers, str) else layers)
+    report = replace_targets_(targets, left, keys)
     _write(target, save, set(report["layer"][report["left"] == ""]))
     return report
 
@@ -182,31 +185,30 @@ def _open_safetensors(path: Path, layers: Layers) -> Opened:
             "the model that it was read from"
         )
     named, _ = unwrap(tensors)
-    sites, left = [], {}
+    found = []
     for layer in bank.layers:
         weight = named.get(f"{layer.name}.weight", named.get(layer.name))
         if weight is None:
-            left[layer.name] = SEVERAL_TENSORS
+            found.append(Target(layer.name, left=SEVERAL_TENSORS))
         else:
-            sites.append(Site(layer.name, weight, layer.depth))
-    sites = choose_sites(sites, left, layers)
+            found.append(stored_target(layer.name, weight, layer.depth))
 
     def save(target: Path, written: Collection[str]) -> None:
         save_file(tensors, target, metadata=metadata)
 
-    return sites, left, save
+    return *choose_targets(found, layers), save
 
 
 def _open_pickle(path: Path, layers: Layers) -> Opened:
     checkpoint = load_pickle(path)
     _part_(checkpoint)
-    sites, left = find_sites(checkpoint, layers)
-    left |= {name: f"not touched: {reason}" for name, reason in unwrap(checkpoint)[1]}
+    targets, left = find_targets(checkpoint, layers)
+    left += [Target(x, left=f"not touched: {reason}") for x, reason in unwrap(checkpoint)[1]]
 
     def save(target: Path, written: Collection[str]) -> None:
         torch.save(checkpoint, target)
 
-    return sites, left, save
+    return targets, left, save
 
 
 def _part_(checkpoint: Any) -> None:
@@ -227,8 +229,8 @@ def _part_(checkpoint: Any) -> None:
 
 
 def _open_onnx(path: Path, layers: Layers) -> Opened:
-    sites, left, save = open_onnx(path)
-    return choose_sites(sites, left, layers), left, save
+    found, save = open_onnx(path)
+    return *choose_targets(found, layers), save
 
 
 OPENERS: dict[str, Callable[[Path, Layers], Opened]] = {

@@ -17,15 +17,15 @@ from typing import Any, ClassVar
 import pandas as pd
 from torch import nn
 
-from keyfilters.asked import parse
 from keyfilters.errors import KeyFiltersError, nearest
 from keyfilters.keyset import KeySet
 from keyfilters.passes import undoing
+from keyfilters.query_strings import parse
 from keyfilters.sources import read
 from keyfilters.surgery.freeze import digest_of, freeze_filters_
 from keyfilters.surgery.initialize import initialize_filters_
 from keyfilters.surgery.parametrize import LEARNABLE, Assignment, parametrize_filters_
-from keyfilters.surgery.sites import find_sites
+from keyfilters.surgery.targets import find_targets
 from keyfilters.surgery.transfer import transfer_filters_
 from keyfilters.training import Recipe
 from keyfilters.training.sections import Section, choice
@@ -171,7 +171,7 @@ def check_frozen(model: nn.Module, table: pd.DataFrame | None) -> None:
     """
     if table is None or "sha256" not in table:
         return
-    sites = {site.name: site.weight for site in find_sites(model)[0]}
+    sites = {site.name: site.weight for site in find_targets(model)[0]}
     moved = [
         row.layer
         for row in table.itertuples()
@@ -233,7 +233,7 @@ def _initialize_(model: nn.Module, asked: str, seed: int) -> pd.DataFrame:
 def _borrow_(model: nn.Module, filters: Filters) -> None:
     """Write the filters of a source into the layers that get keys, by name or else by order."""
     source = filters.assign_from
-    bank, (sites, _) = read(source), find_sites(model)
+    bank, (sites, _) = read(source), find_targets(model)
     if len(bank.models) > 1:
         got = f"filters.assign_from = {source!r} holds {len(bank.models)} models"
         raise KeyFiltersError(f"{got}: {', '.join(bank.models)}; name the file of one of them")
@@ -275,7 +275,7 @@ def _keys(model: nn.Module, named: str) -> list[KeySet]:
         if not Path(named).exists():
             raise KeyFiltersError(f"filters.keys: there is no file {named}")
         return [KeySet.from_file(named)]
-    sizes = sorted({site.size for site in find_sites(model)[0]})
+    sizes = sorted({site.size for site in find_targets(model)[0]})
     odd = [height for height, width in sizes if height == width and height % 2 and height > 1]
     if not odd:
         found = ", ".join(f"{height}×{width}" for height, width in sizes) or "tied or parametrised"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import inspect
 import math
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 import pandas as pd
 import torch
@@ -14,16 +14,12 @@ from torch import Generator, Tensor
 
 from keyfilters.bank import FilterBank
 from keyfilters.errors import KeyFiltersError, nearest
-from keyfilters.surgery.offers import one_key_set
+from keyfilters.keyset import KeySet
+from keyfilters.surgery.key_choice import one_key_set
 from keyfilters.surgery.schemes import SCHEMES, Fill
-from keyfilters.surgery.sites import NOT_ASKED, Model, find_sites
+from keyfilters.surgery.targets import Model, Target, find_targets, layer_table, write_all_
 
-if TYPE_CHECKING:
-    from keyfilters.keyset import KeySet
-
-__all__ = ["initialize_filters_", "layer_generator", "left_alone", "resolve_seed"]
-
-COLUMNS = ["layer", "size", "filters", "depth", "scheme", "rms_before", "rms_after", "note"]
+__all__ = ["initialize_filters_", "layer_generator", "resolve_seed"]
 
 
 def initialize_filters_(
@@ -64,8 +60,8 @@ def initialize_filters_(
     Args:
         model: a module, or a state dict, plain or wrapped, whose tensors are overwritten.
         scheme: one of the above.
-        seed: of all draws. Every layer draws for itself, from the seed and its relative depth, so
-            that `layers` does not change what a layer gets.
+        seed: of all draws. Every layer has its own random stream, from the seed and its relative
+            depth, so that `layers` does not change what a layer gets.
         generator: gives the seed instead.
         layers: names or patterns of those to initialise; None takes all.
         keys: for ``"keys"``, of the layers' size.
@@ -78,8 +74,8 @@ def initialize_filters_(
         **options: of the scheme.
 
     Returns:
-        One row a layer: layer, size, filters, depth, scheme, rms_before and rms_after (over all
-        taps of the layer), and note: for example why the layer was left alone.
+        One row a layer: layer, size, depth, filters, scheme, rms_before and rms_after (over all
+        taps of the layer), and left: why a layer was left alone.
 
     Raises:
         KeyFiltersError: unknown scheme or option, or no layer can be initialised so. The model is
@@ -96,38 +92,29 @@ def initialize_filters_(
     if std not in (None, "keep") and (isinstance(std, str) or not 0 < std < math.inf):
         raise KeyFiltersError(f'std is {std!r}; type a number above 0, "keep" or None')
     seed = resolve_seed(seed, generator)
-    sites, left = find_sites(model, layers)
-    reasons = {name: why for name, why in left.items() if why != NOT_ASKED}
-    new: dict[str, Tensor] = {}
-    writes: dict[str, Callable[[], None]] = {}
-    before = {site.name: _rms(torch.from_numpy(site.filters)) for site in sites}
-    for site in sites:  # all are drawn before the first is written
-        try:
-            wanted = _wanted(std, before[site.name])
-            drawn = fill(site, layer_generator(seed, site.depth, "initialize"), wanted)
-            if std == "keep" and scheme != "center-surround":
-                drawn *= before[site.name] / _rms(drawn)
-            if not drawn.isfinite().all():
-                raise KeyFiltersError("its filters would not be finite")
-            new[site.name], writes[site.name] = drawn, site.prepare(drawn)
-        except KeyFiltersError as error:
-            reasons[site.name] = str(error)
-    if not new:
-        why = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
-        raise KeyFiltersError(f"no layer can be initialised by {scheme!r}: {why}")
-    rows = []
-    for site in sites:
-        if site.name in new:
-            writes[site.name]()
-        shape = (f"{site.size[0]}×{site.size[1]}", len(site.weight), site.depth)
-        rms = (before[site.name], _rms(torch.from_numpy(site.filters)))
-        done = scheme if site.name in new else ""
-        rows.append((site.name, *shape, done, *rms, left_alone(reasons.pop(site.name, ""))))
-    rows += [
-        (name, "", 0, math.nan, "", math.nan, math.nan, left_alone(why))
-        for name, why in reasons.items()
-    ]
-    return pd.DataFrame(rows, columns=COLUMNS)
+    targets, left = find_targets(model, layers)
+    before = {target.name: _rms(torch.from_numpy(target.filters)) for target in targets}
+
+    def draw(target: Target) -> tuple[Tensor, None]:
+        present = before[target.name]
+        if std == "keep" and not 0 < present < math.inf:
+            raise KeyFiltersError(f"its root mean square is {present}, which cannot be kept")
+        wanted = present if isinstance(std, str) else std
+        drawn = fill(target, layer_generator(seed, target.depth, "initialize"), wanted)
+        if std == "keep" and scheme != "center-surround":
+            drawn *= present / _rms(drawn)
+        return drawn, None
+
+    done = write_all_(targets, left, draw, f"no layer can be initialised by {scheme!r}")
+    rows = {
+        target.name: {
+            "scheme": scheme if target.name in done else "",
+            "rms_before": before[target.name],
+            "rms_after": _rms(torch.from_numpy(target.filters)),
+        }
+        for target in targets
+    }
+    return layer_table(targets, left, rows, ["scheme", "rms_before", "rms_after"])
 
 
 def layer_generator(seed: int, depth: float, purpose: str) -> Generator:
@@ -166,22 +153,5 @@ def _prepare(scheme: str, options: dict[str, Any]) -> Fill:
     return SCHEMES[scheme](**options)
 
 
-def _wanted(std: float | str | None, present: float) -> float | None:
-    if not isinstance(std, str):
-        return std
-    if not 0 < present < math.inf:
-        raise KeyFiltersError(f"its root mean square is {present}, which cannot be kept")
-    return present
-
-
 def _rms(filters: Tensor) -> float:
     return float(filters.square().mean().sqrt())
-
-
-def left_alone(reason: str) -> str:
-    """Return the note on a layer that was left alone for a reason; empty where there is none.
-
-    >>> left_alone("shares its weights")
-    'left alone: shares its weights'
-    """
-    return f"left alone: {reason}" if reason else ""

@@ -1,11 +1,10 @@
-"""The schemes of `initialize_filters_`: what fills one depthwise layer, by name."""
+"""The schemes of `initialize_filters_`, by name: functions that fill one depthwise layer."""
 
 from __future__ import annotations
 
 import copy
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
@@ -13,37 +12,37 @@ from torch import Generator, Tensor, nn
 
 from keyfilters import init
 from keyfilters.bank import FilterBank
+from keyfilters.depthwise import extent
 from keyfilters.errors import KeyFiltersError
+from keyfilters.keyset import KeySet
 from keyfilters.surgery.resize import idealized_near
-from keyfilters.surgery.sites import Site
-
-if TYPE_CHECKING:
-    from keyfilters.keyset import KeySet
+from keyfilters.surgery.targets import Target
 
 __all__ = ["SCHEMES", "Fill"]
 
-Fill = Callable[[Site, Generator, float | None], Tensor]  # (site, its draws, std) -> (C, k_y, k_x)
+# (layer, its random generator, std) -> filters (C, k_y, k_x)
+Fill = Callable[[Target, Generator, float | None], Tensor]
 
 
 def _center_surround(
     gammas: Sequence[float] = (1 / 3, 1 / 2, 2 / 3), share: float = 1.0, on: float = 0.5
 ) -> Fill:
-    def fill(site: Site, generator: Generator, std: float | None) -> Tensor:
-        present = torch.from_numpy(site.filters)
+    def fill(target: Target, generator: Generator, std: float | None) -> Tensor:
+        present = torch.from_numpy(target.filters)
         return init.center_surround_(present, gammas, share, on, std, generator)
 
     return fill
 
 
 def _keys(keys: KeySet | None = None, signs: bool = True) -> Fill:
-    from keyfilters.keyset import KeySet
-
-    def fill(site: Site, generator: Generator, std: float | None) -> Tensor:
-        height, width = site.size
+    def fill(target: Target, generator: Generator, std: float | None) -> Tensor:
+        height, width = target.size
         if keys is None and (height != width or height < 3 or height % 2 == 0):
-            raise KeyFiltersError(f"the published keys have no {height}×{width} form; type keys=")
-        offered = KeySet.published("lindeberg2026-B", size=height) if keys is None else keys
-        return init.key_(_blank(site), offered.filters, std, signs, generator=generator)
+            raise KeyFiltersError(
+                f"the published keys have no {extent(target.size)} form; type keys="
+            )
+        drawn = KeySet.published("lindeberg2026-B", size=height) if keys is None else keys
+        return init.key_(_blank(target), drawn.filters, std, signs, generator=generator)
 
     return fill
 
@@ -52,13 +51,17 @@ def _idealized(bank: FilterBank | None = None, scale_sigma: bool = True) -> Fill
     if bank is None:
         raise KeyFiltersError('"idealized" follows a trained model; type bank=kf.read(...)')
     usable = [x for x in bank.layers if min(x.size) >= 3 and x.size[0] % 2 and x.size[1] % 2]
-    _require(usable, "no layer of the bank has an odd kernel of at least 3×3, as models need")
+    if not usable:
+        raise KeyFiltersError(
+            "no layer of the bank has an odd kernel of at least 3×3, as models need"
+        )
     tables: dict[int, pd.DataFrame] = {}
 
-    def fill(site: Site, generator: Generator, std: float | None) -> Tensor:
-        near = idealized_near(usable, site.depth, site.size, scale_sigma, tables)
-        _require(len(near), "no model of the bank's nearest filters can be seen in this window")
-        picked = torch.randint(len(near), (len(site.weight),), generator=generator)
+    def fill(target: Target, generator: Generator, std: float | None) -> Tensor:
+        near = idealized_near(usable, target.depth, target.size, scale_sigma, tables)
+        if not len(near):
+            raise KeyFiltersError("no model of the nearest filters can be seen in this window")
+        picked = torch.randint(len(near), (target.channels,), generator=generator)
         chosen = torch.from_numpy(near)[picked]
         rms = chosen.square().mean((1, 2), keepdim=True).sqrt()
         return chosen if std is None else chosen * (std / rms)
@@ -67,35 +70,35 @@ def _idealized(bank: FilterBank | None = None, scale_sigma: bool = True) -> Fill
 
 
 def _covariance(schedule: tuple[float, float, float] = (0.15, 0.25, 1.0)) -> Fill:
-    return lambda site, generator, std: init.covariance_(
-        _blank(site), site.depth, schedule, std, generator
+    return lambda target, generator, std: init.covariance_(
+        _blank(target), target.depth, schedule, std, generator
     )
 
 
 def _impulse(scale: float = 1.0) -> Fill:
-    def fill(site: Site, generator: Generator, std: float | None) -> Tensor:
-        height = scale if std is None else std * math.sqrt(math.prod(site.size))
-        return init.impulse_(_blank(site), height, generator)
+    def fill(target: Target, generator: Generator, std: float | None) -> Tensor:
+        height = scale if std is None else std * math.sqrt(math.prod(target.size))
+        return init.impulse_(_blank(target), height, generator)
 
     return fill
 
 
 def _trunc_normal() -> Fill:
-    return lambda site, generator, std: init.trunc_normal_(
-        _blank(site), 0.02 if std is None else std, generator
+    return lambda target, generator, std: init.trunc_normal_(
+        _blank(target), 0.02 if std is None else std, generator
     )
 
 
 def _default() -> Fill:
-    def fill(site: Site, generator: Generator, std: float | None) -> Tensor:
-        own = type(site.conv).reset_parameters if site.conv is not None else None
-        if site.conv is None or own is nn.Conv2d.reset_parameters:
-            drawn = _blank(site)[:, None]
+    def fill(target: Target, generator: Generator, std: float | None) -> Tensor:
+        own = type(target.conv).reset_parameters if target.conv is not None else None
+        if target.conv is None or own is nn.Conv2d.reset_parameters:
+            drawn = _blank(target)[:, None]
             nn.init.kaiming_uniform_(drawn, a=math.sqrt(5), generator=generator)
         else:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(generator.initial_seed())
-                twin = copy.deepcopy(site.conv).cpu()
+                twin = copy.deepcopy(target.conv).cpu()
                 twin.reset_parameters()
             drawn = twin.weight.detach().double()
         return _of_rms(drawn[:, 0], std)
@@ -104,10 +107,11 @@ def _default() -> Fill:
 
 
 def _kaiming(mode: str = "fan_out") -> Fill:
-    _require(mode in ("fan_in", "fan_out"), f'mode is {mode!r}; type "fan_in" or "fan_out"')
+    if mode not in ("fan_in", "fan_out"):
+        raise KeyFiltersError(f'mode is {mode!r}; type "fan_in" or "fan_out"')
 
-    def fill(site: Site, generator: Generator, std: float | None) -> Tensor:
-        drawn = _blank(site)[:, None]
+    def fill(target: Target, generator: Generator, std: float | None) -> Tensor:
+        drawn = _blank(target)[:, None]
         nn.init.kaiming_normal_(drawn, mode=mode, generator=generator)  # type: ignore[arg-type]
         return _of_rms(drawn[:, 0], std)
 
@@ -126,13 +130,8 @@ SCHEMES: dict[str, Callable[..., Fill]] = {
 }
 
 
-def _require(holds: Any, message: str) -> None:
-    if not holds:
-        raise KeyFiltersError(message)
-
-
-def _blank(site: Site) -> Tensor:
-    return torch.empty(len(site.weight), *site.size, dtype=torch.float64)
+def _blank(target: Target) -> Tensor:
+    return torch.empty(target.channels, *target.size, dtype=torch.float64)
 
 
 def _of_rms(filters: Tensor, std: float | None) -> Tensor:

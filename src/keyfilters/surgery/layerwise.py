@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,21 +11,27 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from keyfilters.depthwise import unwrapped
 from keyfilters.errors import KeyFiltersError
 from keyfilters.keyset import KeySet
-from keyfilters.passes import copied, evaluating, quiet, undoing
-from keyfilters.surgery.offers import Offer
-from keyfilters.surgery.outputs import Settings, Statistics, choose, gather, original_outputs
+from keyfilters.passes import copied, evaluating, quiet, undoing, unwrapped
+from keyfilters.surgery.graph import consumers
+from keyfilters.surgery.input_covariance import (
+    Settings,
+    Statistics,
+    choose,
+    gather,
+    original_outputs,
+)
+from keyfilters.surgery.key_choice import Choice
 from keyfilters.surgery.recalibrate import recalibrate_batchnorm_
-from keyfilters.surgery.sites import Site, find_sites
-from keyfilters.surgery.traced import consumers
+from keyfilters.surgery.targets import Target, find_targets
+from keyfilters.tracing import steps
 
-__all__ = ["Chosen", "choose_by_outputs_"]
+__all__ = ["Replaced", "replace_layerwise_"]
 
 
 @dataclass(frozen=True, eq=False)
-class Chosen:
+class Replaced:
     """New filters of a layer.
 
     Attributes:
@@ -39,80 +45,78 @@ class Chosen:
     output_error: float = np.nan
 
 
-def choose_by_outputs_(
+def replace_layerwise_(
     model: nn.Module,
-    layers: Sequence[tuple[Site, Offer]],
+    targets: Sequence[Target],
+    choices: Mapping[str, Choice],
     settings: Settings,
     recalibrate: bool,
     progress: Callable[[str], None] | None,
-) -> dict[str, Chosen]:
+) -> dict[str, Replaced]:
     """Replace layers in place, in the order given, by what changes their outputs least.
 
     Args:
         model: the network.
-        layers: layers of it with what they may be made of.
+        targets: layers of it.
+        choices: what each may be made of.
         settings: images and how to use them.
         recalibrate: whether to correct the batch normalisations when all is done.
         progress: called with the name of every layer.
     """
     root = unwrapped(model)
     original = copied(root)
-    found: dict[str, Chosen] = {}
+    found: dict[str, Replaced] = {}
     with evaluating(root, original), quiet(), undoing(root):
-        behind = consumers(root, settings.images[:1])
-        twins = {site.name: site.conv for site in find_sites(original)[0]}
-        convs = {site.name: twins[site.name] for site, _ in layers}
-        known = {name: conv for name, conv in convs.items() if conv is not None}
-        outputs = original_outputs(original, known, settings)
-        for site, _ in layers:
-            if site.name not in outputs:
+        behind = consumers(steps(root, settings.images[:1]))
+        twins = {target.name: target.conv for target in find_targets(original)[0]}
+        convs = {x.name: conv for x in targets if (conv := twins[x.name]) is not None}
+        outputs = original_outputs(original, convs, settings)
+        for target in targets:
+            if target.name not in outputs:
                 raise KeyFiltersError(
-                    f"layer {site.name} takes no part in the forward pass; name those to replace "
+                    f"layer {target.name} takes no part in the forward pass; name those to replace "
                     "with layers="
                 )
-        for site, offer in layers:
+        for target in targets:
             if progress is not None:
-                progress(site.name)
-            assert site.conv is not None
-            statistics = gather(root, site.conv, outputs[site.name], settings)
-            shift = _mean_keeper(site.conv, behind.get(site.conv, []))
-            if shift is None:
+                progress(target.name)
+            assert target.conv is not None
+            statistics = gather(root, target.conv, outputs[target.name], settings)
+            shift_mean_ = _mean_shift(target.conv, behind.get(target.conv, []))
+            if shift_mean_ is None:
                 statistics = statistics.about_zero()
-            chosen = _choose(site.filters, offer, statistics, settings.ridge)
-            site.write_(chosen.filters)
-            found[site.name] = chosen
-            if shift is not None:
-                filters = torch.as_tensor(chosen.filters).to(statistics.mean).flatten(1)
-                shift(statistics.output_mean - (filters * statistics.mean).sum(1))
+            new = _choose(target.filters, choices[target.name], statistics, settings.ridge)
+            target.write_(new.filters)
+            found[target.name] = new
+            if shift_mean_ is not None:
+                filters = torch.as_tensor(new.filters).to(statistics.mean).flatten(1)
+                shift_mean_(statistics.output_mean - (filters * statistics.mean).sum(1))
         if recalibrate:
             recalibrate_batchnorm_(root, original, settings.images, batch_size=settings.batch_size)
         for name, tensor in [*root.named_parameters(), *root.named_buffers()]:
             if tensor.is_floating_point() and not torch.isfinite(tensor).all():
                 raise KeyFiltersError(
-                    f"{name} would not be finite; {tensor.dtype} or these images do not serve"
+                    f"{name} would not be finite in {tensor.dtype} with these images; type "
+                    "model.float() first, or give others"
                 )
     return found
 
 
 def _choose(
-    filters: NDArray[np.float64], offer: Offer, statistics: Statistics, ridge: float
-) -> Chosen:
-    shapes = offer.filters[None] if isinstance(offer, KeySet) else offer[:, None]
-    index, a, b = choose(filters, shapes, statistics, ridge)
-    rows = np.arange(len(filters))
-    shape = shapes[0, index] if isinstance(offer, KeySet) else offer
+    filters: NDArray[np.float64], choice: Choice, statistics: Statistics, ridge: float
+) -> Replaced:
+    keys = choice.filters[None] if isinstance(choice, KeySet) else choice[:, None]
+    index, a, b = choose(filters, keys, statistics, ridge)
+    shape = keys[0, index] if isinstance(choice, KeySet) else choice
     new = a[:, None, None] * shape + b[:, None, None]
     changed = statistics.error(torch.as_tensor(new).to(statistics.mean).flatten(1))
     share = (changed / statistics.output_variance.clamp_min(1e-30)).cpu().numpy()
     alive = (statistics.output_variance > 0).cpu().numpy()
-    return Chosen(
-        new,
-        index if isinstance(offer, KeySet) else rows,
-        float(np.median(share[alive])) if alive.any() else np.nan,
-    )
+    used = index if isinstance(choice, KeySet) else np.arange(len(filters))
+    return Replaced(new, used, float(np.median(share[alive])) if alive.any() else np.nan)
 
 
-def _mean_keeper(
+def _mean_shift(
     conv: nn.Conv2d, behind: Sequence[nn.Module | None]
 ) -> Callable[[Tensor], None] | None:
     """Return what adds a constant to each channel of a convolution's output; None if nothing can.
@@ -126,9 +130,9 @@ def _mean_keeper(
         tensor, sign = norm.running_mean, -1
     if tensor is None:
         return None
-    kept = tensor
+    shifted = tensor
 
-    def add(amount: Tensor) -> None:
-        kept.add_(sign * amount.to(kept))
+    def add_(amount: Tensor) -> None:
+        shifted.add_(sign * amount.to(shifted))
 
-    return add
+    return add_

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 import keyfilters as kf
-from keyfilters.asked import parse
+from keyfilters.query_strings import parse
 
 
 def test_values_are_numbers_texts_and_lists() -> None:

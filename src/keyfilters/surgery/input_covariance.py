@@ -10,19 +10,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from keyfilters.errors import KeyFiltersError
 from keyfilters.passes import refuse_non_finite
-from keyfilters.surgery.traced import calls_of
+from keyfilters.tracing import Conv2dCall, conv2d_calls
 
 __all__ = ["Settings", "Statistics", "choose", "gather", "original_outputs", "output_shares"]
 
 PLACES = 64  # output positions an image
+Outputs = Sequence[Sequence[Tensor]]  # for every batch, for every call in it (C, samples)
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,8 +36,8 @@ class Settings:
         images: ``(n, channels, height, width)`` as the model takes them.
         ridge: see `choose`.
         batch_size: images at a time.
-        seed: of the choice of places in the outputs.
-        places: how many of them an image, at most.
+        seed: chooses the positions in the outputs.
+        places: positions an image, at most.
     """
 
     images: Tensor
@@ -54,7 +57,7 @@ class Settings:
             raise KeyFiltersError(f"ridge must be at least 0, got {self.ridge}")
 
     def generator(self, batch: int) -> torch.Generator:
-        """Return what picks the places of one batch, the same whenever it is asked."""
+        """Return the generator that chooses the positions of a batch."""
         return torch.Generator().manual_seed(1_000_003 * self.seed + batch)
 
 
@@ -77,7 +80,7 @@ class Statistics:
     output_variance: Tensor
 
     def about_zero(self) -> Statistics:
-        """The same without means taken off, for outputs whose mean nothing can correct."""
+        """Return the same about 0, for outputs whose mean nothing can correct."""
         none = torch.zeros_like(self.mean)
         return Statistics(
             self.covariance + self.mean[:, :, None] * self.mean[:, None],
@@ -93,59 +96,87 @@ class Statistics:
         return power - 2 * (self.cross * filters).sum(1) + self.output_variance
 
 
+def patches(call: Conv2dCall, count: int, generator: torch.Generator) -> Tensor:
+    """Cut out what the filters see at random positions of the output, the same in all images.
+
+    Args:
+        call: of a depthwise convolution.
+        count: positions, at most; fewer where the output is smaller.
+        generator: chooses them.
+
+    Returns:
+        ``(C, taps, B * positions)``; with a channel multiplier every input channel is repeated.
+    """
+    (s_y, s_x), (d_y, d_x) = _pair(call.stride), _pair(call.dilation)
+    k_y, k_x = call.weight.shape[2:]
+    images, padding = call.input, call.padding
+    if padding == "same":
+        p_y, p_x = d_y * (k_y - 1), d_x * (k_x - 1)
+        images = pad(images, (p_x // 2, p_x - p_x // 2, p_y // 2, p_y - p_y // 2))
+    elif padding not in ("valid", 0):
+        p_y, p_x = _pair(padding)
+        images = pad(images, (p_x, p_x, p_y, p_y))
+    height = (images.shape[2] - d_y * (k_y - 1) - 1) // s_y + 1
+    width = (images.shape[3] - d_x * (k_x - 1) - 1) // s_x + 1
+    places = torch.randperm(height * width, generator=generator)[:count].to(images.device)
+    y, x = places // width * s_y, places % width * s_x
+    taps = [images[:, :, y + i * d_y, x + j * d_x] for i in range(k_y) for j in range(k_x)]
+    seen = torch.stack(taps).permute(2, 0, 1, 3).flatten(2)
+    return seen.repeat_interleave(len(call.weight) // len(seen), 0)
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else (value[0], value[-1])
+
+
 def original_outputs(
     original: nn.Module, convs: Mapping[str, nn.Module], settings: Settings
 ) -> dict[str, list[list[Tensor]]]:
-    """Return what the filters of a network give at some places, biases aside.
+    """Return what the filters of a network give at some positions, biases aside.
 
     Args:
         original: the network before surgery.
         convs: some of its convolutions, by name.
-        settings: images, and how many places in each.
+        settings: images, and how many positions in each.
 
     Returns:
         By name, for every batch, for every call in it ``(C, samples)``; a layer that takes no part
         is missing.
     """
+    names = {conv: name for name, conv in convs.items()}
     found: dict[str, list[list[Tensor]]] = {}
     batches = settings.images.split(settings.batch_size)
     for number, batch in enumerate(batches):
-        for name, call in calls_of(original, convs, batch):
-            weight = call.weight
-            patches = call.patches(settings.places, settings.generator(number))
-            each = len(weight) // len(patches)  # channel multiplier
-            output = torch.bmm(weight.flatten(1)[:, None], patches.repeat_interleave(each, 0))
-            found.setdefault(name, [[] for _ in batches])[number].append(output[:, 0])
+        for call in conv2d_calls(original, names, batch):
+            seen = patches(call, settings.places, settings.generator(number))
+            output = torch.bmm(call.weight.detach().flatten(1)[:, None], seen)[:, 0]
+            found.setdefault(names[call.module], [[] for _ in batches])[number].append(output)
     return found
 
 
-def gather(
-    model: nn.Module, conv: nn.Module, outputs: Sequence[Sequence[Tensor]], settings: Settings
-) -> Statistics:
+def gather(model: nn.Module, conv: nn.Module, outputs: Outputs, settings: Settings) -> Statistics:
     """Run a network up to the last call of one layer and gather what enters it, in all calls.
 
     Args:
         model: the network as it is now.
         conv: the layer's convolution.
         outputs: of `original_outputs`, with the same settings.
-        settings: images, and how many places in each.
+        settings: images, and how many positions in each.
 
     Raises:
         KeyFiltersError: the layer is called more or less often than in the original network.
     """
     sums: list[Tensor] = []
     for number, batch in enumerate(settings.images.split(settings.batch_size)):
-        calls = calls_of(model, {"": conv}, batch, {"": len(outputs[number])})
+        calls = conv2d_calls(model, [conv], batch, {conv: len(outputs[number])})
         if len(calls) != len(outputs[number]):
             raise KeyFiltersError("a layer is called more or less often than before the surgery")
-        for (_, call), old in zip(calls, outputs[number], strict=True):
-            patches = call.patches(settings.places, settings.generator(number)).double()
-            patches = patches.repeat_interleave(len(call.weight) // len(patches), 0)
-            output = old[:, :, None].double()
+        for call, old in zip(calls, outputs[number], strict=True):
+            seen = patches(call, settings.places, settings.generator(number)).double()
             parts = [
-                torch.bmm(patches, patches.transpose(1, 2)),
-                torch.bmm(patches, output)[:, :, 0],
-                patches.sum(2),
+                torch.bmm(seen, seen.transpose(1, 2)),
+                torch.bmm(seen, old[:, :, None].double())[:, :, 0],
+                seen.sum(2),
             ]
             sums = [a + b for a, b in zip(sums, parts, strict=True)] if sums else parts
     every = torch.cat([call for batch in outputs for call in batch], dim=1).double()
