@@ -9,8 +9,7 @@ from typing import Any
 
 import pandas as pd
 import torch
-from torch import Tensor, nn
-from torch.nn.utils import parametrize
+from torch import Tensor, fx, nn
 
 from keyfilters.depthwise import Kernel, kernels
 from keyfilters.errors import KeyFiltersError
@@ -80,9 +79,9 @@ def freeze_filters_(
     """Freeze the depthwise filters of a model, in place (babaiee2025masterkey).
 
     The weights get ``requires_grad=False`` and lose their gradient, since an optimiser made before
-    would still apply it, with its weight decay.
-
-    Frozen filters do not freeze what the batch normalisation behind them learns, so say which:
+    would still apply it, with its weight decay. The batch normalisation that directly follows, in
+    a forward pass or else in the order of registration, is treated by a policy; all others train
+    on. Freezing again replaces the policy.
 
     - ``"train"``: statistics and affine parameters go on learning.
     - ``"eval"``: the running statistics are used and kept, whatever ``model.train()`` says; the
@@ -91,10 +90,6 @@ def freeze_filters_(
       of the model also holds what replaces the normalisation
       (`torch.nn.SyncBatchNorm.convert_sync_batchnorm`).
     - ``"frozen"``: as eval, and the affine parameters are frozen too.
-
-    This concerns the batch normalisation that directly follows a frozen layer, in the forward pass
-    of a copy on an example or, where none can be made, in the order of registration; all others
-    train on. Freezing again replaces the policy.
 
     Args:
         model: a module; its optimiser may be given all parameters or the trainable ones.
@@ -130,15 +125,15 @@ def freeze_filters_(
     digests: dict[str, str] = {}
     rows = {}
     for kernel in chosen:
-        norm = norms[kernel.name]
-        own = _hold_kernel_(kernel, bias, root.training)
+        conv, norm = kernel.module, norms[kernel.name]
+        assert conv is not None
+        _release_(conv, root.training)
+        digests |= _hold_(conv, kernel.name, [*kernel.stored, *(["bias"] * bias)])
         if norm:
-            own |= _hold_norm_(root, norm, batchnorm)
-        digests |= own
-        weight = f"{kernel.name}.weight" if kernel.name else "weight"
-        has_bias = getattr(kernel.module, "bias", None) is not None
+            digests |= _hold_norm_(root, norm, batchnorm)
+        has_bias = getattr(conv, "bias", None) is not None
         rows[kernel.name] = {
-            "sha256": (own[weight] if kernel.plain else digest_of(kernel.read()))[:12],
+            "sha256": digest_of(kernel.read())[:12],
             "bias": "none" if not has_bias else "frozen" if bias else "free",
             "batchnorm": norm,
             "policy": batchnorm if norm else "",
@@ -177,48 +172,28 @@ def _targets(root: nn.Module, layers: Sequence[str] | None) -> tuple[list[Target
     ]
     targets, left = choose_targets(found, layers)
     for target in targets:
-        kernel = target.kernel
-        assert kernel is not None
-        form, module = kernel.form, kernel.module
-        if form is None or isinstance(module, torch.jit.ScriptModule):
-            why = kernel.unreadable or kernel.unwritable or "a scripted module is not frozen here"
-            raise KeyFiltersError(f"{kernel.name} cannot be frozen: {why}")
-        assert module is not None
-        if parametrize.is_parametrized(module, "weight") and form.fixed:
-            raise KeyFiltersError(
-                f"the weight of {kernel.name} is parametrised, so there is none to freeze; bake it "
-                f"first: {form.undo}"
-            )
-        if form.moves or "quantised" in form.how:
-            raise KeyFiltersError(
-                f"{kernel.name} cannot be frozen: its kernel is {form.how}, which no frozen "
-                f"parameter holds still; type {form.undo} first"
-            )
-        if not all(_reachable(module, name) for name in kernel.stored):
-            raise KeyFiltersError(f"{kernel.name} belongs to a program; freeze the module itself")
+        if target.kernel is not None and (why := _why_not_frozen(target.kernel)):
+            raise KeyFiltersError(f"{target.name} cannot be frozen: {why}")
     return targets, left
 
 
-def _reachable(conv: nn.Module, name: str) -> bool:
-    try:
-        return isinstance(_tensor(conv, name), Tensor)
-    except AttributeError:
-        return False
+def _why_not_frozen(kernel: Kernel) -> str:
+    form, module = kernel.form, kernel.module
+    if form is None:
+        return kernel.unreadable or kernel.unwritable
+    if isinstance(module, (torch.jit.ScriptModule, fx.GraphModule)):
+        return "it belongs to a program (a scripted module or exported); freeze the module itself"
+    if form.fixed and getattr(form, "on_keys", False):
+        return f"it is parametrised, so there is no weight to freeze; bake it first: {form.undo}"
+    if form.moves or "quantised" in form.how:
+        return f"its kernel is {form.how}, which no frozen parameter holds still; type {form.undo}"
+    return ""
 
 
 def _tensor(module: nn.Module, name: str) -> Any:
     """Return an attribute by a dotted name."""
     holder, _, last = name.rpartition(".")
     return getattr(module.get_submodule(holder), last)
-
-
-def _hold_kernel_(kernel: Kernel, bias: bool, training: bool) -> dict[str, str]:
-    """Freeze a convolution; return the digests of its frozen tensors by dotted name."""
-    conv = kernel.module
-    assert conv is not None
-    names = [*kernel.stored, "bias"] if bias else [*kernel.stored]
-    _release_(conv, training)
-    return _hold_(conv, kernel.name, names)
 
 
 def _hold_norm_(root: nn.Module, name: str, policy: str) -> dict[str, str]:
