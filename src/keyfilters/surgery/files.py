@@ -16,6 +16,7 @@ import torch
 
 from keyfilters.bank import FORMAT
 from keyfilters.errors import KeyFiltersError, SourceError
+from keyfilters.passes import first_line
 from keyfilters.sources.checkpoints import load_pickle, read_safetensors
 from keyfilters.sources.folders import format_of
 from keyfilters.sources.statedicts import WRAPPERS, _holds_tensors, unwrap
@@ -75,15 +76,13 @@ def replace_in_file(
             `replace_filters_`; nothing is written.
 
     >>> from keyfilters.keyset import KeySet
-    >>> keys = KeySet.published("lindeberg2026-B", size=3)
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     a, b = Path(folder, "a.pth"), Path(folder, "b.pth")
-    ...     torch.save({"epoch": 3, "model": {"dw.weight": torch.ones(4, 1, 3, 3)}}, a)
-    ...     report = replace_in_file(a, b, keys, layers=["dw"])
-    ...     torch.load(b)["epoch"]
+    ...     model = {"dw.weight": torch.ones(4, 1, 3, 3)}
+    ...     torch.save({"epoch": 3, "model": model}, folder + "/a.pth")
+    ...     keys = KeySet.published("lindeberg2026-B", size=3)
+    ...     report = replace_in_file(folder + "/a.pth", folder + "/b.pth", keys, layers=["dw"])
+    ...     torch.load(folder + "/b.pth")["epoch"]
     3
-    >>> report[["layer", "size", "filters"]].values.tolist()
-    [['dw', '3×3', 4]]
     """
     source, target = Path(source), Path(target)
     opener = _check(source, target, overwrite)
@@ -99,62 +98,55 @@ def _write(target: Path, save: Save, written: Collection[str]) -> None:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-            unfinished = Path(folder) / "new" / target.name
-            unfinished.parent.mkdir()
-            save(unfinished, written)
+            new = Path(folder, "new")
+            new.mkdir()
+            save(new / target.name, written)
             # The model comes last: it must never stand beside data that is not its own.
-            files = sorted(unfinished.parent.iterdir(), key=unfinished.__eq__)
+            files = sorted(new.iterdir(), key=lambda file: file.name == target.name)
             _move(files, target.parent, Path(folder))
     except BaseException as error:
-        for new in made:
+        for empty in made:
             with suppress(OSError):  # another process may have written to it
-                new.rmdir()
+                empty.rmdir()
         if isinstance(error, KeyFiltersError) or not isinstance(error, Exception):
             raise
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        reason = getattr(error, "strerror", None) or first_line(error)
         raise KeyFiltersError(
-            f"cannot write {target}: {reason or type(error).__name__}; what was there is unchanged"
+            f"cannot write {target}: {reason}; what was there is unchanged"
         ) from error
 
 
 def _move(files: Sequence[Path], folder: Path, aside: Path) -> None:
-    """Move files into a folder, all or none: what they replace is kept aside until all are there.
+    """Move files into a folder, all or none; what they replace is kept aside until all are there.
 
     Args:
         files: on the file system of the folder.
         folder: where they go.
         aside: an empty folder there.
     """
-    moved: list[tuple[Path, Path | None]] = []
+    moved: list[Path] = []
     try:
         for file in files:
-            place, kept = folder / file.name, None
+            place = folder / file.name
             if place.exists():
-                kept = aside / f"{file.name}.before"
-                shutil.copy2(place, kept)
+                shutil.copy2(place, aside / f"{file.name}.before")
             file.replace(place)
-            moved.append((place, kept))
+            moved.append(place)
     except BaseException:
-        for place, kept in moved:
-            if kept is None:
-                place.unlink()
-            else:
-                kept.replace(place)
+        for place in moved:
+            before = aside / f"{place.name}.before"
+            before.replace(place) if before.exists() else place.unlink()
         raise
 
 
 def _check(source: Path, target: Path, overwrite: bool) -> Callable[[Path, Layers], Opened]:
     """Return what opens the source, once it is clear that the target may be written."""
     suffix = format_of(source, OPENERS)
-    if source.suffix.lower() == ".tflite":
-        raise KeyFiltersError(
-            f"{source}: TFLite files are read, but cannot be written; export the model to ONNX and "
-            "replace its filters there"
-        )
     if suffix is None:
-        raise KeyFiltersError(
-            f"cannot replace filters in {source}; the formats written are {', '.join(OPENERS)}"
-        )
+        formats = f"the formats written are {', '.join(OPENERS)}"
+        if source.suffix.lower() == ".tflite":
+            formats = "TFLite files are only read; export the model to ONNX and replace there"
+        raise KeyFiltersError(f"cannot replace filters in {source}; {formats}")
     if format_of(target, OPENERS) != suffix:
         raise KeyFiltersError(
             f"the format stays the same, but {target} does not end in {suffix}; "
@@ -212,20 +204,15 @@ def _open_pickle(path: Path, layers: Layers) -> Opened:
 
 
 def _part_(checkpoint: Any) -> None:
-    """Give the set of weights that `unwrap` reads memory of its own, in place.
-
-    Weights that share memory inside the set go on sharing it.
-    """
+    """Give the set of weights that `unwrap` reads memory of its own, in place."""
     inside = checkpoint
-    while held := [
-        key
-        for key in WRAPPERS
-        if isinstance(inside.get(key), Mapping) and _holds_tensors(inside[key])
-    ]:
-        parent, key = inside, held[0]
-        inside = parent[key]
+    while held := next(
+        (x for x in WRAPPERS if isinstance(inside.get(x), Mapping) and _holds_tensors(inside[x])),
+        None,
+    ):
+        parent, key, inside = inside, held, inside[held]
     if inside is not checkpoint:
-        parent[key] = copy.deepcopy(inside)
+        parent[key] = copy.deepcopy(inside)  # weights shared inside the set stay shared
 
 
 def _open_onnx(path: Path, layers: Layers) -> Opened:
@@ -233,13 +220,9 @@ def _open_onnx(path: Path, layers: Layers) -> Opened:
     return *choose_targets(found, layers), save
 
 
+PICKLES = (".pth", ".pt", ".ckpt", ".bin", ".pth.tar", ".pt.tar")
 OPENERS: dict[str, Callable[[Path, Layers], Opened]] = {
     ".safetensors": _open_safetensors,
-    ".pth": _open_pickle,
-    ".pt": _open_pickle,
-    ".ckpt": _open_pickle,
-    ".bin": _open_pickle,
-    ".pth.tar": _open_pickle,
-    ".pt.tar": _open_pickle,
+    **dict.fromkeys(PICKLES, _open_pickle),
     ".onnx": _open_onnx,
 }

@@ -32,11 +32,11 @@ Save = Callable[[Path, Collection[str]], None]
 def open_onnx(path: Path) -> tuple[list[Target], Save]:
     """Find the depthwise filters of an ONNX file that can be written back.
 
-    They are named as `kf.read` names them; where two layers have one name, the second is called
-    ``"NAME (2)"``. Weights may be initialisers or Constant nodes of the model or of its subgraphs,
-    in or outside the file, as float16, bfloat16, float32 or float64, also behind Identity and Cast.
-    Left alone are those that are quantised or computed, that anything but a depthwise convolution
-    uses too, or that lie in local functions.
+    They are named as `kf.read` names them; a second layer of one name is called ``"NAME (2)"``.
+    Weights may be initialisers or Constant nodes of the model or of its subgraphs, in or outside
+    the file, as float16, bfloat16, float32 or float64, also behind Identity and Cast. Weights that
+    are quantised, computed, used by anything but a depthwise convolution, or in a local function,
+    are left alone.
 
     Args:
         path: the ``.onnx`` file; external data must lie in its folder.
@@ -94,16 +94,13 @@ class _Scope(Scope):
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
-        self.inside: list[_Scope] = []
+        self.all: list[_Scope] = [self]
 
     def inner(self, graph: Proto) -> Scope:
-        self.inside.append(_Scope(graph, self.path, self.opsets, self))
-        return self.inside[-1]
-
-    def all(self) -> Iterator[_Scope]:
-        yield self
-        for scope in self.inside:
-            yield from scope.all()
+        scope = _Scope(graph, self.path, self.opsets, self)
+        scope.all = self.all
+        self.all.append(scope)
+        return scope
 
 
 class _Finder(Collector):
@@ -142,7 +139,7 @@ Uses = dict[Constant, list[tuple[_Scope, Proto, int]]]
 def _uses(root: _Scope) -> Uses:
     """Return who takes a name: scope, operator (None for a graph's output) and which input."""
     uses: Uses = defaultdict(list)
-    for scope in root.all():
+    for scope in root.all:
         taken = [(node, i, name) for node in scope.graph.node for i, name in enumerate(node.input)]
         taken += [(None, 0, output.name) for output in scope.graph.output]
         for node, i, name in taken:
