@@ -88,6 +88,15 @@ def test_discovery_by_agreement() -> None:
     assert by_shape.value >= found.value - 1e-9  # shape alone explains shapes better
 
 
+def test_networks_in_half_precision_are_asked_too() -> None:
+    model, images = classifier().bfloat16(), batches(8).bfloat16()
+    options = {"size": 5, "count": 4, "kinds": ["lines"], "rounds": 1, "keys": 2, "nulls": ()}
+    found = kf.discover_keys(
+        kf.read(model), criterion="agreement", model=model, images=images, **options
+    )
+    assert len(found.keys) == 2 and found.curve["kl"].notna().all()
+
+
 def test_what_does_not_fit_is_refused() -> None:
     model, images = classifier(), batches(4)
     with pytest.raises(kf.KeyFiltersError, match="no 7×7 depthwise filters"):

@@ -145,12 +145,13 @@ def discover_keys(
     asks = criterion in ("agreement", "accuracy")
     measure = _by_variance(unit, weight) if outputs is None else _by_outputs(outputs)
     found = search(
-        unit, measure=measure, drop=by_answers if asks else by_gains, exchanges=not asks, tell=tell
+        unit,
+        fewest=keys or 1,
+        measure=measure,
+        drop=by_answers if asks else by_gains,
+        exchanges=not asks,
+        tell=tell,
     )
-    if keys is not None and keys > len(found.keys):
-        raise KeyFiltersError(
-            f"only {len(found.keys)} candidates differ; {keys} keys were asked for"
-        )
     on_null = _search_nulls(
         nulls, unit, size, weight, outputs, partial(search, drop=by_gains), seed, tell
     )
@@ -208,12 +209,15 @@ def _search(
     rounds: int,
     wanted: int,
     seed: int,
+    fewest: int = 1,
     exchanges: bool = True,
     tell: Callable[[str], None] = lambda name: None,
 ) -> _Found:
     """Candidates, elimination, further rounds around survivors, exchange: of filters or a null."""
     tell("candidates")
     pool = candidates(unit, size, count, kinds=kinds, seed=seed)
+    if len(pool) < fewest:
+        raise KeyFiltersError(f"only {len(pool)} candidates differ; {fewest} keys were asked for")
     pools, curves = [], []
     for place in range(1, rounds + 1):
         tell(f"elimination, round {place}")

@@ -140,9 +140,8 @@ class _Judge:
 
     def identity(self, model: nn.Module) -> list[object]:
         """All that the answers depend on."""
-        tensors = [x.detach().cpu().numpy() for x in model.state_dict().values()]
-        labels = None if self.labels is None else self.labels.cpu().numpy()
-        return [type(model), *tensors, self.pool.filters, self.images.cpu().numpy(), labels]
+        tensors = list(model.state_dict().values())
+        return [type(model), *tensors, self.pool.filters, self.images, self.labels]
 
     def cost(self, alive: NDArray[np.bool_]) -> NDArray[np.float64]:
         """What the loss of each candidate would take from the explained variance; 0 if nothing."""
