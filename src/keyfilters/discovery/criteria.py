@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from keyfilters.discovery.elimination import Elimination, eliminate
 from keyfilters.discovery.functional import eliminate_by_answers
-from keyfilters.discovery.gains import OutputGains, explained
 from keyfilters.discovery.result import curve_of
+from keyfilters.discovery.shares import OutputShares, explained_shares
 from keyfilters.keyset import KeySet
 from keyfilters.nulls import null_units
 from keyfilters.surgery.outputs import Settings
@@ -52,7 +52,7 @@ class Criterion:
 
     def gains(self, pool: KeySet) -> NDArray[np.floating]:
         """Return what each candidate gains for each filter, ``(n, N)``."""
-        return explained(self.unit, pool) * self.weight
+        return explained_shares(self.unit, pool) * self.weight
 
     def drop(self, pool: KeySet, gains: NDArray[np.floating], place: int) -> Dropped:
         """Drop the candidates one by one in round `place`; return the order and the curve."""
@@ -69,7 +69,7 @@ class Criterion:
 class Outputs(Criterion):
     """The variance that is kept of what the filters of a network give on images."""
 
-    outputs: OutputGains | None = None
+    outputs: OutputShares | None = None
 
     def gains(self, pool: KeySet) -> NDArray[np.floating]:
         assert self.outputs is not None
@@ -127,7 +127,7 @@ def make_criterion(
     images: Tensor = given["images"]
     if name == "outputs":
         progress("what the filters give")
-        outputs = OutputGains(model, size, Settings(images, seed=seed))
+        outputs = OutputShares(model, size, Settings(images, seed=seed))
         return Outputs(unit, size, weight, outputs=outputs)
     labels: Tensor | None = given["labels"] if name == "accuracy" else None
 

@@ -51,7 +51,7 @@ def discover_keys(
 
     - ``"variance"``: what lowers the explained variance of the bank least.
     - ``"outputs"``: what lowers least the share that is kept of the variance of what each filter of
-      a network gives, see `keyfilters.discovery.gains.OutputGains`.
+      a network gives, see `keyfilters.discovery.shares.OutputShares`.
     - ``"agreement"``, ``"accuracy"``: what changes a network's answers least, or costs least
       accuracy, see `keyfilters.discovery.functional.eliminate_by_answers`.
 
@@ -87,7 +87,7 @@ def discover_keys(
             or labels without them; before any work starts.
 
     >>> from keyfilters.bank import Layer
-    >>> planted = KeySet.random(4, size=5).filters.astype(np.float32).repeat(40, 0)
+    >>> planted = KeySet.random(4, size=5).filters.repeat(40, 0)
     >>> bank = FilterBank([Layer("net", "conv", planted, None, None, 0.0)])
     >>> len(discover_keys(bank, kinds=["lines", "idealized"], count=16).keys)
     4

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from keyfilters.discovery.candidates import candidates, resampled
 from keyfilters.discovery.criteria import Criterion
 from keyfilters.discovery.elimination import exchange
-from keyfilters.discovery.gains import explained
+from keyfilters.discovery.shares import explained_shares
 from keyfilters.errors import KeyFiltersError
 from keyfilters.keyset import KeySet
 from keyfilters.seeds import child_integer
@@ -87,7 +87,7 @@ class Search:
         return Found(
             keys=keys,
             value=float(gains[:, kept].max(1).sum(dtype=np.float64)),
-            r2=explained(unit, keys).max(1),
+            r2=explained_shares(unit, keys).max(1),
             pools=pools,
             curve=pd.concat(curves, ignore_index=True),
         )

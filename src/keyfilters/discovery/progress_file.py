@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["Journal", "digest_of"]
+__all__ = ["ProgressFile", "digest_of"]
 
 
-class Journal:
+class ProgressFile:
     """Steps of a search, one line of JSON each.
 
     A file belongs to one search only: its name is the digest of all that the steps depend on, so
