@@ -74,11 +74,13 @@ def test_filters_without_a_shape_are_listed() -> None:
 
 def test_shapes_that_are_no_filters_and_sizes_of_any_integer() -> None:
     w = np.ones((8, 1, 7, 7), np.float32)
-    with pytest.raises(KeyFiltersError, match=r"got float32 of shape \(8, 1, 7, 7\); give weight"):
-        Layer("m", "c", w, None, None, 0.0)
+    with pytest.raises(KeyFiltersError, match=r"got float32 of shape \(8, 2, 7, 7\)"):
+        Layer("m", "c", w.repeat(2, axis=1), None, None, 0.0)
     with pytest.raises(KeyFiltersError, match="got complex64 of shape"):
         Layer("m", "c", w[:, 0] * 1j, None, None, 0.0)
-    bank = FilterBank([Layer("m", "c", w[:, 0], None, None, 0.0)])
+    layer = Layer("m", "c", w, None, None, 0.0)  # as PyTorch stores it
+    assert layer.size == (7, 7) and np.shares_memory(layer.weight, w)
+    bank = FilterBank([layer])
     for size in (np.int64(7), (np.int32(7), 7), [7, 7], np.array([7, 7])):
         assert len(bank.stack(size)[0]) == 8  # type: ignore[arg-type]
     for bad in (7.0, "77", (7,), None):

@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -60,6 +61,8 @@ __all__ = sorted(_PUBLIC)
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return importlib.metadata.version("keyfilters")
     if name not in _PUBLIC:
         raise AttributeError(f"module 'keyfilters' has no attribute {name!r}")
     if not _PUBLIC[name]:

@@ -31,7 +31,8 @@ class Layer:
     Attributes:
         model: name of the model it comes from.
         name: name of the layer inside the model, as its format spells it.
-        weight: ``(C, k_y, k_x)`` float32, row 0 on top, exactly the stored values.
+        weight: ``(C, k_y, k_x)`` float32, row 0 on top, exactly the stored values;
+            ``(C, 1, k_y, k_x)``, as PyTorch stores it, is taken too.
         stride: ``(y, x)``; None where the format does not tell (a state dict).
         dilation: ``(y, x)``; None where the format does not tell.
         depth: relative depth in [0, 1] among the model's depthwise layers.
@@ -52,12 +53,14 @@ class Layer:
     note: str = ""
 
     def __post_init__(self) -> None:
-        shape, kind = np.shape(self.weight), np.asarray(self.weight).dtype
-        if len(shape) != 3 or kind.kind not in "fiu":
-            hint = "; give weight[:, 0]" if len(shape) == 4 and shape[1] == 1 else ""
+        weight = np.asarray(self.weight)
+        if weight.ndim == 4 and weight.shape[1] == 1:
+            weight = weight[:, 0]
+            object.__setattr__(self, "weight", weight)
+        if weight.ndim != 3 or weight.dtype.kind not in "fiu":
             raise KeyFiltersError(
-                f"layer {self.name}: expected filters as real numbers of shape (C, k_y, k_x), got "
-                f"{kind} of shape {shape}{hint}"
+                f"layer {self.name}: expected filters as real numbers of shape (C, k_y, k_x) or "
+                f"(C, 1, k_y, k_x), got {weight.dtype} of shape {weight.shape}"
             )
 
     @property

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from keyfilters.errors import KeyFiltersError
 
 __all__ = ["parse"]
+
+WHOLE = re.compile(r"[-+]?[0-9]{1,18}")
+NUMBER = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[-+]?[0-9]{1,3})?", re.IGNORECASE)
 
 
 def parse(asked: str) -> tuple[str, dict[str, Any]]:
@@ -34,9 +38,6 @@ def parse(asked: str) -> tuple[str, dict[str, Any]]:
 
 
 def _value(text: str) -> int | float | str:
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            pass
-    return text
+    if WHOLE.fullmatch(text):
+        return int(text)
+    return float(text) if NUMBER.fullmatch(text) else text

@@ -165,6 +165,16 @@ def test_a_failure_while_writing_leaves_nothing_behind(
     assert list(out.iterdir()) == []
 
 
+def test_the_version_is_told() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "keyfilters", "--version"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split() == ["keyfilters", kf.__version__]
+
+
 def test_help_is_quick_and_imports_no_torch() -> None:
     probe = "import sys, keyfilters.cli; print('torch' in sys.modules or 'timm' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)

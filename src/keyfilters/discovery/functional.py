@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from keyfilters.discovery.elimination import Elimination, two_best
-from keyfilters.discovery.gains import sites_of_size
-from keyfilters.discovery.journal import Journal, digest_of
+from keyfilters.discovery.progress_file import ProgressFile, digest_of
+from keyfilters.discovery.shares import sites_of_size
 from keyfilters.errors import KeyFiltersError
 from keyfilters.keyset import KeySet
 from keyfilters.surgery.recalibrate import Recalibration
@@ -71,8 +71,8 @@ def eliminate_by_answers(
     if tries is not None and tries < 1:
         raise KeyFiltersError(f"tries must be at least 1, got {tries}")
     judge = _Judge(model, pool, images, labels, batch_size)
-    journal = Journal(folder, digest_of([*judge.identity(model), tries, batch_size]))
-    steps = iter(journal.steps)
+    progress_file = ProgressFile(folder, digest_of([*judge.identity(model), tries, batch_size]))
+    steps = iter(progress_file.steps)
     alive = np.ones(len(pool), dtype=bool)
     order: list[int] = []
     rows: list[dict[str, Any]] = []
@@ -83,7 +83,7 @@ def eliminate_by_answers(
                 told = ", ".join(f"{name} {value:.3f}" for name, value in rows[-1]["shown"].items())
                 progress(f"{alive.sum()} candidates, {told}")
             step = _next_drop(judge, alive, rows[-1]["shown"], tries) if rows else judge.all()
-            journal.add(step)
+            progress_file.add(step)
         if step["dropped"] is not None:
             alive[step["dropped"]] = False
             order.append(step["dropped"])
@@ -142,9 +142,8 @@ class _Judge:
 
     def identity(self, model: nn.Module) -> list[object]:
         """All that the answers depend on."""
-        tensors = [x.detach().cpu().numpy() for x in model.state_dict().values()]
-        labels = None if self.labels is None else self.labels.cpu().numpy()
-        return [type(model), *tensors, self.pool.filters, self.images.cpu().numpy(), labels]
+        tensors = list(model.state_dict().values())
+        return [type(model), *tensors, self.pool.filters, self.images, self.labels]
 
     def cost(self, alive: NDArray[np.bool_]) -> NDArray[np.float64]:
         """What the loss of each candidate would take from the explained variance; 0 if nothing."""

@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from keyfilters.discovery.gains import explained
 from keyfilters.discovery.number import KeyNumber
+from keyfilters.discovery.shares import explained_shares
 from keyfilters.keyset import KeySet
 from keyfilters.nulls import NULLS
 from keyfilters.receptive_fields import match
@@ -116,7 +116,7 @@ def served_by(table: pd.DataFrame, unit: NDArray[np.float32], keys: KeySet) -> p
         unit: ``(n, taps)`` the same filters, centred, of unit norm.
         keys: those found.
     """
-    shares = explained(unit, keys)
+    shares = explained_shares(unit, keys)
     return table[["model", "layer", "depth", "channel"]].assign(
         key=np.array(keys.names)[shares.argmax(1)], r2=shares.max(1)
     )

@@ -18,11 +18,11 @@ from keyfilters.surgery.targets import Target, find_targets
 from keyfilters.threads import one_thread
 from keyfilters.training.evaluate import evaluating
 
-__all__ = ["OutputGains", "explained", "sites_of_size"]
+__all__ = ["OutputShares", "explained_shares", "sites_of_size"]
 
 
 @one_thread()
-def explained(unit: NDArray[np.float32], keys: KeySet) -> NDArray[np.float32]:
+def explained_shares(unit: NDArray[np.float32], keys: KeySet) -> NDArray[np.float32]:
     """Share of each filter's variance over the taps that each key explains, ``(n, K)``.
 
     Args:
@@ -33,7 +33,7 @@ def explained(unit: NDArray[np.float32], keys: KeySet) -> NDArray[np.float32]:
     return (unit @ flat.T) ** 2
 
 
-class OutputGains:
+class OutputShares:
     """Share of each filter's output variance that the best a · x + b of each key keeps.
 
     The inputs of every layer are those of the unchanged network on a few images, without labels;
@@ -68,7 +68,7 @@ class OutputGains:
         self.ridge = settings.ridge
         self.size = size
 
-    def on_null(self, kind: str, seed: int | SeedSequence) -> OutputGains:
+    def on_null(self, kind: str, seed: int | SeedSequence) -> OutputShares:
         """Return the same network with null filters at the same inputs.
 
         Args:

@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
-__all__ = ["Journal", "digest_of"]
+__all__ = ["ProgressFile", "digest_of"]
 
 
-class Journal:
+class ProgressFile:
     """Steps of a search, one line of JSON each.
 
     A file belongs to one search only: its name is the digest of all that the steps depend on, so
@@ -49,13 +51,16 @@ class Journal:
 
 
 def digest_of(parts: Iterable[object]) -> str:
-    """SHA-256 of arrays (their shape, type and numbers) and of whatever else ``str`` tells apart.
+    """SHA-256 of arrays and tensors (shape, type, numbers), and of all else as text.
 
     >>> digest_of([np.zeros(3)]) == digest_of([np.zeros(3)]), digest_of([1]) == digest_of([2])
     (True, False)
     """
     total = hashlib.sha256()
     for part in parts:
+        if isinstance(part, Tensor):
+            total.update(str(part.dtype).encode())  # numpy knows no bfloat16
+            part = part.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
         if isinstance(part, np.ndarray):
             total.update(f"{part.shape} {part.dtype}".encode())
             total.update(np.ascontiguousarray(part).tobytes())
