@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from keyfilters.cli.common import Device, Out, Seed, check_out, folder_at_once
+from keyfilters.cli.common import Out, check_out, folder_at_once
 from keyfilters.errors import KeyFiltersError
 
 if TYPE_CHECKING:
@@ -38,13 +38,12 @@ def fit(
         ),
     ] = None,
     out: Out = None,
-    seed: Seed = 0,
-    device: Device = "cpu",
+    seed: Annotated[int, typer.Option(hidden=True)] = 0,
+    device: Annotated[str, typer.Option(hidden=True)] = "cpu",
 ) -> None:
     """Fit an idealised receptive field to each of a few filters.
 
     With --out, writes fit.csv (scales and residuals) and fit.png (filters beside their models).
-    Nothing is random and all is computed on the CPU, so --seed and --device change nothing.
     """
     from rich.console import Console
     from rich.table import Table

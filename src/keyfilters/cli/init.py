@@ -6,7 +6,14 @@ from typing import Annotated, Any
 
 import typer
 
-from keyfilters.cli.common import Device, Out, Seed, check_device, check_out, folder_at_once
+from keyfilters.cli.common import (
+    Layers,
+    Out,
+    Seed,
+    check_out,
+    folder_at_once,
+    layer_names,
+)
 from keyfilters.cli.tables import show
 from keyfilters.errors import KeyFiltersError
 
@@ -39,18 +46,15 @@ def init(
         list[str] | None,
         typer.Option(help="For idealized: a SOURCE of trained filters.", show_default=False),
     ] = None,
-    layers: Annotated[
-        str | None,
-        typer.Option(help="Names or patterns, with commas; default all.", show_default=False),
-    ] = None,
+    layers: Layers = None,
     out: Out = None,
     seed: Seed = 0,
-    device: Device = "cpu",
+    device: Annotated[str, typer.Option(hidden=True)] = "cpu",
 ) -> None:
     """Initialise the depthwise filters of a model.
 
-    With --out, writes model.safetensors, which timm loads by checkpoint_path, and init.csv. Filters
-    are drawn on the CPU whatever the device, so that a seed gives the same bits everywhere.
+    With --out, writes model.safetensors, which timm loads by checkpoint_path, and init.csv. All is
+    computed on the CPU, so that a seed gives the same bits everywhere.
     """
     from safetensors.torch import save_model
 
@@ -59,7 +63,6 @@ def init(
     from keyfilters.sources.timm_models import load_timm
 
     check_out(out)
-    check_device(device)
     options: dict[str, Any] = {}
     if std is not None:
         options["std"] = _scale(std)
@@ -74,7 +77,7 @@ def init(
         options["keys"] = named
     if bank:
         options["bank"] = kf.read(*bank)
-    chosen = None if layers is None else [part.strip() for part in layers.split(",")]
+    chosen = layer_names(layers)
     report = kf.initialize_filters_(module, scheme, seed=seed, layers=chosen, **options)
     show(report, f"{label}, {scheme}")
     if out is not None:

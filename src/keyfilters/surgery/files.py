@@ -9,10 +9,11 @@ import tempfile
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pandas as pd
 import torch
+from torch import Tensor, nn
 
 from keyfilters.bank import FORMAT
 from keyfilters.errors import KeyFiltersError, SourceError
@@ -20,6 +21,7 @@ from keyfilters.passes import first_line
 from keyfilters.sources.checkpoints import load_pickle, read_safetensors
 from keyfilters.sources.folders import format_of
 from keyfilters.sources.statedicts import WRAPPERS, _holds_tensors, unwrap
+from keyfilters.sources.timm_models import load_timm
 from keyfilters.surgery.key_choice import Keys
 from keyfilters.surgery.onnx_files import Save, open_onnx
 from keyfilters.surgery.replace import replace_targets_
@@ -31,7 +33,7 @@ from keyfilters.surgery.targets import (
     stored_target,
 )
 
-__all__ = ["replace_in_file"]
+__all__ = ["load_into", "replace_in_file"]
 
 Layers = Sequence[str] | None
 # The layers, those left alone, and what writes the file, given the names of the layers replaced.
@@ -90,6 +92,36 @@ def replace_in_file(
     report = replace_targets_(targets, left, keys)
     _write(target, save, set(report["layer"][report["left"] == ""]))
     return report
+
+
+def load_into(path: Path, architecture: str) -> nn.Module:
+    """Build a model of timm and load a checkpoint file into it.
+
+    Args:
+        path: a ``.safetensors`` file, or one of PyTorch; its classes may be any number.
+        architecture: ``timm:NAME``.
+
+    Raises:
+        SourceError: no such model or file.
+        KeyFiltersError: the file holds no weights, or those of another architecture.
+    """
+    name = architecture.removeprefix("timm:").partition("?")[0]
+    if name == architecture:
+        raise KeyFiltersError(f"cannot build {architecture!r}; type timm:NAME")
+    suffix = format_of(path, OPENERS)
+    if suffix not in (".safetensors", *PICKLES) or not path.is_file():
+        raise SourceError(f"{path} is no file of {', '.join(['.safetensors', *PICKLES])}")
+    model, _ = load_timm(f"{name}?pretrained=false")
+    tensors, _ = unwrap(load_pickle(path) if suffix in PICKLES else _safetensors(path)[0])
+    head = tensors.get(f"{getattr(model, 'pretrained_cfg', {}).get('classifier')}.weight")
+    if head is not None and len(head) != getattr(model, "num_classes", None):
+        cast(Any, model).reset_classifier(len(head))
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise KeyFiltersError(f"{path} does not fit {architecture}: {reason}") from error
+    return model
 
 
 def _write(target: Path, save: Save, written: Collection[str]) -> None:
@@ -164,13 +196,10 @@ def _check(source: Path, target: Path, overwrite: bool) -> Callable[[Path, Layer
 
 
 def _open_safetensors(path: Path, layers: Layers) -> Opened:
-    from safetensors import safe_open
     from safetensors.torch import save_file
 
     bank = read_safetensors(path, path.stem)  # says what is wrong with a damaged file
-    with safe_open(path, framework="pt") as file:
-        metadata = file.metadata()
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    tensors, metadata = _safetensors(path)
     if (metadata or {}).get("format") == FORMAT:
         raise SourceError(
             f"{path} is a filter bank that keyfilters saved, and no model; replace the filters of "
@@ -189,6 +218,17 @@ def _open_safetensors(path: Path, layers: Layers) -> Opened:
         save_file(tensors, target, metadata=metadata)
 
     return *choose_targets(found, layers), save
+
+
+def _safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str] | None]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = file.keys()
+            return {name: file.get_tensor(name) for name in names}, file.metadata()
+    except (SafetensorError, OSError) as error:
+        raise SourceError(f"{path} is not a readable safetensors file: {error}") from error
 
 
 def _open_pickle(path: Path, layers: Layers) -> Opened:
