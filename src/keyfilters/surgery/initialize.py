@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import inspect
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -16,7 +17,7 @@ from keyfilters.bank import FilterBank
 from keyfilters.errors import KeyFiltersError, nearest
 from keyfilters.keyset import KeySet
 from keyfilters.surgery.key_choice import one_key_set
-from keyfilters.surgery.schemes import SCHEMES, Fill
+from keyfilters.surgery.schemes import SCHEMES
 from keyfilters.surgery.targets import Model, Target, find_targets, layer_table, write_all_
 
 __all__ = ["initialize_filters_", "layer_generator", "resolve_seed"]
@@ -86,9 +87,8 @@ def initialize_filters_(
     >>> initialize_filters_(net, std=0.02)[["layer", "size", "rms_after"]].round(4).values.tolist()
     [['0', '7×7', 0.02]]
     """
-    keys = None if keys is None else one_key_set(keys)
-    materials = {"keys": keys, "bank": bank}
-    fill = _prepare(scheme, options | {k: v for k, v in materials.items() if v is not None})
+    given = {"keys": keys and one_key_set(keys), "bank": bank}
+    fill = _prepare(scheme, options | {k: v for k, v in given.items() if v is not None})
     if std not in (None, "keep") and (isinstance(std, str) or not 0 < std < math.inf):
         raise KeyFiltersError(f'std is {std!r}; type a number above 0, "keep" or None')
     seed = resolve_seed(seed, generator)
@@ -118,39 +118,33 @@ def initialize_filters_(
 
 
 def layer_generator(seed: int, depth: float, purpose: str) -> Generator:
-    """Return a layer's own generator on the CPU, from a seed, its relative depth and a purpose.
-
-    >>> first, second = (layer_generator(0, depth, "initialize") for depth in (0.0, 0.5))
-    >>> first.initial_seed() == second.initial_seed()
-    False
-    """
+    """Return a layer's own generator on the CPU, from a seed, its relative depth and a purpose."""
     text = f"{seed}/{round(depth * 1e9)}/{purpose}"
     digest = hashlib.sha256(text.encode()).digest()
     return Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 
 def resolve_seed(seed: int, generator: Generator | None) -> int:
-    """Return `seed`, or where there is a generator the next number drawn from it.
-
-    >>> resolve_seed(5, None)
-    5
-    """
+    """Return `seed`, or where there is a generator the next number drawn from it."""
     if generator is None:
         return seed
     return int(torch.randint(2**63 - 1, (), generator=generator, device=generator.device))
 
 
-def _prepare(scheme: str, options: dict[str, Any]) -> Fill:
+def _prepare(scheme: str, options: dict[str, Any]) -> Callable[..., Tensor]:
     if scheme not in SCHEMES:
         tail = nearest(scheme, SCHEMES) or f"; there are: {', '.join(SCHEMES)}"
         raise KeyFiltersError(f"no initialisation is called {scheme!r}{tail}")
-    known = [*inspect.signature(SCHEMES[scheme]).parameters, "std"]
+    accepted = list(inspect.signature(SCHEMES[scheme]).parameters)[3:]
+    known = [name for name in accepted if name != "tables"] + ["std"]
     for option in options:
         if option not in known:
             raise KeyFiltersError(
                 f"the initialisation {scheme!r} has no option {option!r}, only: {', '.join(known)}"
             )
-    return SCHEMES[scheme](**options)
+    if "tables" in accepted:
+        options["tables"] = {}  # what is found once for all layers
+    return partial(SCHEMES[scheme], **options)
 
 
 def _rms(filters: Tensor) -> float:

@@ -206,8 +206,9 @@ def choose(
     """
     a, b, gain, _ = _solve(filters, shapes, statistics, ridge)
     index = gain.argmax(1, keepdim=True)
-    a, b = a.gather(1, index), b.gather(1, index)
-    return index[:, 0].cpu().numpy(), a[:, 0].cpu().numpy(), b[:, 0].cpu().numpy()
+    chosen = (index, a.gather(1, index), b.gather(1, index))
+    i, a_i, b_i = (x[:, 0].cpu().numpy() for x in chosen)
+    return i, a_i, b_i
 
 
 def output_shares(
@@ -216,16 +217,12 @@ def output_shares(
     statistics: Statistics,
     ridge: float,
 ) -> NDArray[np.float64]:
-    """Share of each filter's output variance that the best a · x + b of each shape keeps.
+    """Return the share of each filter's output variance that the best a · x + b of a shape keeps.
 
-    Args:
-        filters: as for `choose`.
-        shapes: as for `choose`.
-        statistics: of the unchanged network.
-        ridge: as for `choose`.
+    Args: as of `choose`; the ridge counts as white noise in the inputs.
 
     Returns:
-        ``(C, K)`` in [0, 1]. The ridge counts as white noise in the inputs.
+        ``(C, K)`` in [0, 1].
     """
     _, _, gain, total = _solve(filters, shapes, statistics, ridge)
     share = gain / torch.where(total > 0, total, torch.ones_like(total))

@@ -50,9 +50,8 @@ class ScaledKeys(nn.Module):
     A form is ``Σ_i D_i T(x; σx²) D'_i T(y; σy²)``, in one key plus δ₀, of the discrete Gaussian
     ``T(n; s) = (1/M) Σ_m exp(s (cos θ_m − 1)) cos(n θ_m)`` and differences D, brought to mean 0 and
     unit norm; ``σ = softplus(raw)``, at most 5 taps (lindeberg2026modelling, without the limit).
-    Where a key has one scale (Laplacian, sharpening) it is σx, and σy does nothing; α stays fixed.
-    `Operator.render` draws the same, an operator at a time; here all channels are drawn by few
-    operations, which look at no value.
+    Keys of one scale (Laplacian, sharpening) have σx only; α stays fixed. `Operator.render` draws
+    the same, one operator at a time.
 
     Args:
         models: one row a key: operator, sigma_x and sigma_y in taps, alpha.

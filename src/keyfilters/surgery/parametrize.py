@@ -10,7 +10,6 @@ from typing import Literal, get_args
 import numpy as np
 import pandas as pd
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
@@ -87,12 +86,19 @@ def parametrize_filters_(
         raise KeyFiltersError(f"only a module can be parametrised, got {type(model).__name__}")
     size = (keys.size, keys.size)
     targets, left = find_targets(model, layers)
-    _refuse_computed([*targets, *left], size, layers)
     fitting = [target for target in targets if target.size == size]
+    tied = Counter(id(x) for module in model.modules() for x in module._parameters.values())
+    for target in [*fitting, *left]:
+        if is_named(target.name, layers) and (why := _why_not(target, size, learn, layers, tied)):
+            raise KeyFiltersError(f"layer {target.name} {why}")
     left += [replace(x, left=f"the keys are {extent(size)}") for x in targets if x.size != size]
+    if not targets:
+        why = "; ".join(sorted({target.left for target in left}))
+        raise KeyFiltersError(f"nothing could be parametrised: {why}")
     if not fitting:
-        raise KeyFiltersError(_none_fits(targets, left, size))
-    _refuse_frozen_or_tied(model, fitting, learn)
+        sizes = sorted({target.size for target in targets})
+        found = f"{', '.join(map(extent, sizes))}{published_hint(sizes)}"
+        raise KeyFiltersError(f"the keys are {extent(size)}, but the model's filters are {found}")
     refuse_programs(fitting)
     generator = np.random.default_rng(seed)
     made = [_make(x, keys, learn, unit_norm, assignment, generator) for x in fitting]
@@ -162,53 +168,34 @@ def _checked(learn: Sequence[str], keys: KeySet, assignment: str) -> tuple[str, 
     return learn
 
 
-def _refuse_computed(
-    found: Sequence[Target], size: tuple[int, ...], layers: Sequence[str] | None
-) -> None:
-    """Refuse layers of the keys' size whose weight is computed from others already."""
-    for target in found:
-        kernel = target.kernel
-        if kernel is None or kernel.shape is None or kernel.shape.kernel != size or kernel.plain:
-            continue
-        if not is_named(target.name, layers) or kernel.module is None:
-            continue
-        if kernel.form is None:
-            if layers is None:
-                continue  # the report says why it is left alone
-            raise KeyFiltersError(f"layer {target.name} cannot be put on keys: {kernel.unreadable}")
+def _why_not(
+    target: Target,
+    size: tuple[int, int],
+    learn: Sequence[str],
+    layers: Sequence[str] | None,
+    tied: Counter[int],
+) -> str:
+    """Return why a layer of the keys' size must not be put on keys; empty if it may."""
+    kernel = target.kernel
+    if kernel is None or kernel.shape is None or kernel.shape.kernel != size:
+        return ""
+    if kernel.form is None:  # without names the report says why it is left alone
+        return "" if layers is None else f"cannot be put on keys: {kernel.unreadable}"
+    if not kernel.plain:
         hint = f"; type {kernel.form.undo} first" if kernel.form.undo else ""
-        if parametrize.is_parametrized(kernel.module, "weight"):
-            raise KeyFiltersError(f"layer {target.name} is parametrised already{hint}")
-        raise KeyFiltersError(
-            f"layer {target.name} cannot be put on keys: its kernel is {kernel.form.how}{hint}"
+        if kernel.module is not None and parametrize.is_parametrized(kernel.module, "weight"):
+            return f"is parametrised already{hint}"
+        return f"cannot be put on keys: its kernel is {kernel.form.how}{hint}"
+    if target.left:
+        return ""
+    if learn and not target.weight.requires_grad:
+        return (
+            f"is frozen, but {', '.join(learn)} would be learned; type learn=() to keep it frozen, "
+            "or requires_grad_(True) on its weight"
         )
-
-
-def _none_fits(found: Sequence[Target], left: Sequence[Target], size: tuple[int, ...]) -> str:
-    if not found:
-        return f"nothing could be parametrised: {'; '.join(sorted({x.left for x in left}))}"
-    sizes = sorted({target.size for target in found})
-    names = ", ".join(map(extent, sizes))
-    hint = published_hint(sizes)
-    return f"the keys are {extent(size)}, but the model's filters are {names}{hint}"
-
-
-def _refuse_frozen_or_tied(
-    model: nn.Module, targets: Sequence[Target], learn: Sequence[str]
-) -> None:
-    owners = Counter(
-        id(parameter) for module in model.modules() for parameter in module._parameters.values()
-    )
-    for target in targets:
-        if learn and not target.weight.requires_grad:
-            raise KeyFiltersError(
-                f"layer {target.name} is frozen, but {', '.join(learn)} would be learned; type "
-                "learn=() to keep it frozen, or requires_grad_(True) on its weight"
-            )
-        if owners[id(target.weight)] > 1:
-            raise KeyFiltersError(
-                f"layer {target.name} shares its weight with another module, which would be untied"
-            )
+    if tied[id(target.weight)] > 1:
+        return "shares its weight with another module, which would be untied"
+    return ""
 
 
 def _make(
@@ -224,11 +211,15 @@ def _make(
     if not np.isfinite(filters).all():
         raise KeyFiltersError(f"layer {target.name} holds filters that are not finite")
     if assignment == "random":
-        index, a = _at_random(filters, len(keys), generator)
+        index = generator.integers(len(keys), size=len(filters))
+        a = generator.choice([-1.0, 1.0], size=len(filters))
+        a *= np.sqrt((filters**2).sum((1, 2)).mean())
         b = np.zeros(len(filters))
     else:
         index, a, b = (np.asarray(found) for found in keys.assign(filters)[:3])
-    explained = _explained(filters, a[:, None, None] * keys.filters[index])
+    centred = filters - filters.mean((1, 2), keepdims=True)
+    power = float((centred**2).sum())
+    lost = float(((centred - a[:, None, None] * keys.filters[index]) ** 2).sum())
     values: dict[str, Tensor] = {}
     for name, value in (("amplitude", a), ("bias", b)):
         tensor = torch.tensor(value).to(target.weight)
@@ -245,18 +236,4 @@ def _make(
     weight.to(target.weight.device, target.weight.dtype)
     if target.weight.stride(1) == 1:
         weight.to(memory_format=torch.channels_last)
-    return weight, explained
-
-
-def _at_random(
-    filters: NDArray[np.float64], count: int, generator: np.random.Generator
-) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    index = generator.integers(count, size=len(filters))
-    sign = generator.choice([-1.0, 1.0], size=len(filters))
-    return index, sign * np.sqrt((filters**2).sum((1, 2)).mean())
-
-
-def _explained(filters: NDArray[np.float64], drawn: NDArray[np.float64]) -> float:
-    centred = filters - filters.mean((1, 2), keepdims=True)
-    power = float((centred**2).sum())
-    return 1 - float(((centred - drawn) ** 2).sum()) / power if power else float("nan")
+    return weight, 1 - lost / power if power else float("nan")
