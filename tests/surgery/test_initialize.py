@@ -15,8 +15,7 @@ from keyfilters.errors import KeyFiltersError, NoFiltersError
 from keyfilters.keyset import KeySet
 from keyfilters.receptive_fields import match
 from keyfilters.receptive_fields.families import family
-from keyfilters.surgery.initialize import initialize_filters_
-from keyfilters.surgery.schemes import SCHEMES
+from keyfilters.surgery.initialize import SCHEMES, initialize_filters_
 
 MATCHED: dict[tuple[tuple[int, ...], bytes], pd.DataFrame] = {}
 EDGE, LAPLACIAN = "x:d y:0", "laplacian"

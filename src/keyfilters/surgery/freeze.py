@@ -117,7 +117,7 @@ def freeze_filters_(
     _require_module(model)
     root = unwrapped(model)
     targets, left = _targets(root, layers)
-    chosen = [target.kernel for target in targets if target.kernel is not None]
+    chosen = [target.known for target in targets]
     norms = batchnorms_behind(root, chosen)
     for name in filter(None, norms.values()):
         if batchnorm != "train" and root.get_submodule(name).running_mean is None:
@@ -172,7 +172,7 @@ def _targets(root: nn.Module, layers: Sequence[str] | None) -> tuple[list[Target
     ]
     targets, left = choose_targets(found, layers)
     for target in targets:
-        if target.kernel is not None and (why := _why_not_frozen(target.kernel)):
+        if why := _why_not_frozen(target.known):
             raise KeyFiltersError(f"{target.name} cannot be frozen: {why}")
     return targets, left
 

@@ -54,29 +54,32 @@ class Target:
     left: str = ""
 
     @property
+    def known(self) -> Kernel:
+        """The kernel of a layer that can be written to."""
+        assert self.kernel is not None
+        return self.kernel
+
+    @property
     def conv(self) -> nn.Conv2d | None:
         """The convolution; None in a state dict, a file or a program."""
-        module = self.kernel and self.kernel.module
+        module = self.known.module
         return module if isinstance(module, nn.Conv2d) else None
 
     @property
     def weight(self) -> Tensor:
         """``(C, 1, k_y, k_x)``: the tensor that the model holds, or what several make."""
-        assert self.kernel is not None
-        return next(iter(self.kernel.stored.values())) if self.kernel.plain else self.kernel.read()
+        return next(iter(self.known.stored.values())) if self.known.plain else self.known.read()
 
     @property
     def size(self) -> tuple[int, int]:
         """Kernel size ``(k_y, k_x)``."""
-        assert self.kernel is not None and self.kernel.shape is not None
-        height, width = self.kernel.shape.kernel
+        height, width = self._shape.kernel
         return height, width
 
     @property
     def channels(self) -> int:
         """Number of filters C."""
-        assert self.kernel is not None and self.kernel.shape is not None
-        return self.kernel.shape.out_channels
+        return self._shape.out_channels
 
     @property
     def depth(self) -> float:
@@ -86,28 +89,28 @@ class Target:
     @property
     def filters(self) -> NDArray[np.float64]:
         """A copy of the filters that are convolved with, ``(C, k_y, k_x)``."""
-        assert self.kernel is not None
-        return self.kernel.read().cpu().double().numpy()[:, 0].copy()
+        return self.known.read().cpu().double().numpy()[:, 0].copy()
+
+    @property
+    def _shape(self) -> ConvShape:
+        assert self.known.shape is not None
+        return self.known.shape
 
     def prepare(self, filters: Filters) -> Callable[[], None]:
-        """Check that filters can be written here, and return what writes them.
-
-        Args:
-            filters: ``(C, k_y, k_x)``; rounded to the weight's own dtype.
+        """Check that filters ``(C, k_y, k_x)`` can be written here, and return what writes them.
 
         Raises:
             KeyFiltersError: another shape, a number that is not finite or becomes so when it is
-                rounded, or filters that the layer cannot hold. The model is unchanged.
+                rounded to the weight's dtype, or filters that the layer cannot hold. The model is
+                unchanged.
         """
-        assert self.kernel is not None
         new, expected = torch.as_tensor(filters), (self.channels, *self.size)
         if new.shape != expected:
-            raise KeyFiltersError(
-                f"{self.name}: its filters have shape {expected}, got {tuple(new.shape)}"
-            )
+            shape = tuple(new.shape)
+            raise KeyFiltersError(f"{self.name}: its filters have shape {expected}, got {shape}")
         if not torch.isfinite(new).all():
             raise KeyFiltersError(f"{self.name}: its filters would not be finite")
-        return self.kernel.plan(new[:, None])
+        return self.known.plan(new[:, None])
 
     def write_(self, filters: Filters) -> None:
         """Overwrite the filters in place; see `prepare`."""
@@ -241,14 +244,10 @@ def layer_table(
     rows: Mapping[str, Mapping[str, Any]],
     columns: Sequence[str],
 ) -> pd.DataFrame:
-    """Return the report that all of surgery gives: one row a layer, in the order of depth.
+    """Return the report of all surgery: one row a layer, by depth.
 
-    Args:
-        targets: the layers written to.
-        left: the layers left alone.
-        rows: values of `columns`, by layer.
-        columns: what stands between layer, size, depth and filters (number of them), and left
-            (why a layer was left alone, or empty).
+    The columns are layer, size, depth, filters (number of them), those of `rows`, and left: why the
+    layer was left alone, or empty.
     """
     alone = {target.name for target in left}
     table = []
@@ -256,7 +255,7 @@ def layer_table(
         row: dict[str, Any] = {"layer": target.name, "depth": target.depth, "left": target.left}
         if target.kernel is not None and target.kernel.shape is not None:
             row |= {"size": extent(target.size), "filters": target.channels}
-        table.append(row | dict(rows.get(target.name, {})))
+        table.append({**row, **rows.get(target.name, {})})
     names = ["layer", "size", "depth", "filters", *columns, "left"]
     frame = pd.DataFrame(table, columns=names)
     return frame.sort_values("depth", ignore_index=True, kind="stable")
