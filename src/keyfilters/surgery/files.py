@@ -95,15 +95,10 @@ def replace_in_file(
 
 
 def load_into(path: Path, architecture: str) -> nn.Module:
-    """Build a model of timm and load a checkpoint file into it.
-
-    Args:
-        path: a ``.safetensors`` file, or one of PyTorch; its classes may be any number.
-        architecture: ``timm:NAME``.
+    """Build the timm model ``timm:NAME`` and load a checkpoint file into it.
 
     Raises:
-        SourceError: no such model or file.
-        KeyFiltersError: the file holds no weights, or those of another architecture.
+        KeyFiltersError: no such model or file, or the weights of another architecture.
     """
     name = architecture.removeprefix("timm:").partition("?")[0]
     if name == architecture:
@@ -149,13 +144,7 @@ def _write(target: Path, save: Save, written: Collection[str]) -> None:
 
 
 def _move(files: Sequence[Path], folder: Path, aside: Path) -> None:
-    """Move files into a folder, all or none; what they replace is kept aside until all are there.
-
-    Args:
-        files: on the file system of the folder.
-        folder: where they go.
-        aside: an empty folder there.
-    """
+    """Move files into a folder, all or none; what they replace is kept in `aside` until then."""
     moved: list[Path] = []
     try:
         for file in files:

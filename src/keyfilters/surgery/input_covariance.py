@@ -65,12 +65,9 @@ class Settings:
 class Statistics:
     """Second-order statistics of a layer's inputs, per channel, in float64.
 
-    Attributes:
-        covariance: ``(C, taps, taps)`` of the patches in the network as it is now.
-        cross: ``(C, taps)`` covariance of those patches with the original output.
-        mean: ``(C, taps)`` of the patches.
-        output_mean: ``(C,)`` of the original output, without bias.
-        output_variance: ``(C,)``.
+    `covariance` ``(C, taps, taps)`` and `mean` ``(C, taps)`` of the patches in the network as it is
+    now, their covariance with the original output `cross` ``(C, taps)``, and mean and variance of
+    that output, without bias, ``(C,)``.
     """
 
     covariance: Tensor
@@ -97,15 +94,10 @@ class Statistics:
 
 
 def patches(call: Conv2dCall, count: int, generator: torch.Generator) -> Tensor:
-    """Cut out what the filters see at random positions of the output, the same in all images.
+    """Return what the filters of a depthwise call see, ``(C, taps, B * positions)``.
 
-    Args:
-        call: of a depthwise convolution.
-        count: positions, at most; fewer where the output is smaller.
-        generator: chooses them.
-
-    Returns:
-        ``(C, taps, B * positions)``; with a channel multiplier every input channel is repeated.
+    The positions of the output, at most `count`, are random, the same in all images. With a channel
+    multiplier every input channel is repeated.
     """
     (s_y, s_x), (d_y, d_x) = _pair(call.stride), _pair(call.dilation)
     k_y, k_x = call.weight.shape[2:]
@@ -134,11 +126,6 @@ def original_outputs(
 ) -> dict[str, list[list[Tensor]]]:
     """Return what the filters of a network give at some positions, biases aside.
 
-    Args:
-        original: the network before surgery.
-        convs: some of its convolutions, by name.
-        settings: images, and how many positions in each.
-
     Returns:
         By name, for every batch, for every call in it ``(C, samples)``; a layer that takes no part
         is missing.
@@ -162,9 +149,6 @@ def gather(model: nn.Module, conv: nn.Module, outputs: Outputs, settings: Settin
         conv: the layer's convolution.
         outputs: of `original_outputs`, with the same settings.
         settings: images, and how many positions in each.
-
-    Raises:
-        KeyFiltersError: the layer is called more or less often than in the original network.
     """
     sums: list[Tensor] = []
     for number, batch in enumerate(settings.images.split(settings.batch_size)):

@@ -25,12 +25,7 @@ Choice = KeySet | NDArray[np.float64]
 
 
 def choose_keys(targets: Sequence[Target], keys: Keys, left: list[Target]) -> dict[str, Choice]:
-    """Return what each layer may be made of, by name.
-
-    Args:
-        targets: the layers.
-        keys: as for `keyfilters.replace_filters_`.
-        left: layers left alone; grows by those for which there are no keys.
+    """Return what each layer may be made of, by name; layers without keys join `left`.
 
     Raises:
         KeyFiltersError: keys of another type or of no size that the layers have.
@@ -66,12 +61,10 @@ def choose_keys(targets: Sequence[Target], keys: Keys, left: list[Target]) -> di
 
 
 def published_hint(sizes: Iterable[tuple[int, int]]) -> str:
-    """Return the tail of a message that names published keys of one of the sizes, if there are.
+    """Return the tail of a message that names keys of one of the sizes.
 
     >>> published_hint([(2, 2), (5, 5)])
     "; type for example KeySet.published('lindeberg2026-B', size=5)"
-    >>> published_hint([(2, 2)])
-    '; type for example KeySet.random(8, size=2) or KeySet.from_filters(filters)'
     """
     square = sorted({height for height, width in sizes if height == width})
     odd = next((k for k in square if k % 2 and k > 1), None)

@@ -23,12 +23,7 @@ LARGEST_SIGMA = 5.0  # taps: on a small window a wider form is constant up to ro
 
 
 class FixedKeys(nn.Module):
-    """Keys as they are: channel c has the filter ``x_index[c]``.
-
-    Args:
-        filters: ``(K, k, k)`` keys, centred and of unit norm.
-        index: ``(C,)`` the key of every channel.
-    """
+    """Keys ``(K, k, k)`` as they are: channel c has the filter ``x_index[c]``."""
 
     filters: Tensor
     index: Tensor
@@ -178,7 +173,7 @@ class _Drawing(torch.autograd.Function):
 
 
 def _axes(forms: Sequence[Operator], alphas: Sequence[float], size: int) -> Tensor:
-    """Return matrices that make both factors of every term from T(n), n = 0 .. radius, x before y.
+    """Return matrices that make both factors of every term from T(n), n = 0 .. radius, x first.
 
     In all ``((k // 2 + 1) · terms · k · 2, K)`` float64, row 0 on top.
     """

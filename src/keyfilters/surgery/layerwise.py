@@ -55,13 +55,7 @@ def replace_layerwise_(
 ) -> dict[str, Replaced]:
     """Replace layers in place, in the order given, by what changes their outputs least.
 
-    Args:
-        model: the network.
-        targets: layers of it.
-        choices: what each may be made of.
-        settings: images and how to use them.
-        recalibrate: whether to correct the batch normalisations when all is done.
-        progress: called with the name of every layer.
+    `recalibrate`: whether to correct the batch normalisations when all is done.
     """
     root = unwrapped(model)
     original = copied(root)

@@ -38,9 +38,6 @@ def open_onnx(path: Path) -> tuple[list[Target], Save]:
     are quantised, computed, used by anything but a depthwise convolution, or in a local function,
     are left alone.
 
-    Args:
-        path: the ``.onnx`` file; external data must lie in its folder.
-
     Returns:
         The layers in graph order, some with the reason why they are left alone; and the function
         that writes the model to a path, given the names of the layers changed. External data then
@@ -48,8 +45,8 @@ def open_onnx(path: Path) -> tuple[list[Target], Save]:
 
     Raises:
         MissingExtraError: the package onnx is not installed.
-        SourceError: the file is damaged; when writing: external data is missing or elsewhere, or
-            the result fails ONNX's checker. One that fails it itself is written with a warning.
+        SourceError: the file is damaged; when writing: external data are missing, or the result
+            fails ONNX's checker, which the source passes.
     """
     bank = read_onnx(path, path.stem)  # says what is wrong with a damaged file
     import onnx

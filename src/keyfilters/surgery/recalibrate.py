@@ -63,10 +63,7 @@ def recalibrate_batchnorm_(
 class Recalibration:
     """What batch normalisation sees in a model before surgery, to correct any number of models.
 
-    Args:
-        original: the model before surgery.
-        images: as for `recalibrate_batchnorm_`.
-        batch_size: images at a time.
+    The arguments are those of `recalibrate_batchnorm_`.
     """
 
     def __init__(self, original: nn.Module, images: Tensor, *, batch_size: int = 64) -> None:

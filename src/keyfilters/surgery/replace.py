@@ -129,13 +129,9 @@ def replace_targets_(
     keys: Keys,
     replace_: Replace = partial(_replace_nearest_, None),  # noqa: B008
 ) -> pd.DataFrame:
-    """Replace the filters of some layers; see `replace_filters_`.
+    """Replace the filters of some layers, wherever they are kept; see `replace_filters_`.
 
-    Args:
-        targets: layers, wherever they are kept.
-        left: those that are left alone; added to.
-        keys: as for `replace_filters_`.
-        replace_: chooses and writes the filters; by default the nearest ones.
+    `replace_` chooses and writes the filters; by default the nearest ones. `left` is added to.
     """
     before = {target.name: target.filters for target in targets}
     for name, filters in before.items():

@@ -22,13 +22,7 @@ Tables = dict[int, pd.DataFrame]
 
 
 def nearest_layers(layers: Sequence[Layer], depth: float) -> list[Layer]:
-    """Return the layers whose relative depth is nearest to `depth`; several where they tie.
-
-    >>> taps = np.zeros((1, 3, 3), np.float32)
-    >>> layers = [Layer("net", f"conv{i}", taps, None, None, i / 2) for i in range(3)]
-    >>> [layer.name for layer in nearest_layers(layers, 0.25)]
-    ['conv0', 'conv1']
-    """
+    """Return the layers whose relative depth is nearest to `depth`; several where they tie."""
     apart = [abs(layer.depth - depth) for layer in layers]
     least = min(apart, default=0.0) + 1e-9  # depths of equal layers may differ by rounding
     return [layer for layer, distance in zip(layers, apart, strict=True) if distance <= least]
@@ -60,22 +54,18 @@ def idealized_near(
     scale_sigma: bool,
     tables: Tables,
 ) -> NDArray[np.float64]:
-    """Draw the idealised models of the trained filters nearest in kernel size and depth.
+    """Render the idealised models of the trained filters nearest in kernel size and depth.
 
-    Args:
-        layers: trained, of one or several models; used are those of odd kernels from 3×3 on.
-        depth: relative depth to be near to. Layers of the same kernel size go first, where there
-            are any; of every model the nearest layer counts, two where they tie.
-        size: window ``(k_y, k_x)`` in taps.
-        scale_sigma: whether σ grows in proportion to the window.
-        tables: filled with what `keyfilters.match` finds, by ``id(layer)``.
+    Layers of the same kernel size go first, where there are any; of every model the nearest layer
+    counts, two where they tie. With `scale_sigma` σ grows in proportion to the window. `tables` is
+    filled with what `keyfilters.match` finds, by ``id(layer)``.
 
     Returns:
         ``(n, k_y, k_x)``, without offset, each with the norm that its model has at the trained
         filter's size. Models that vanish in the window are left out.
 
     Raises:
-        KeyFiltersError: no layer has an odd kernel, or all models vanish.
+        KeyFiltersError: no layer has an odd kernel from 3×3 on, or all models vanish.
     """
     usable = [x for x in layers if min(x.size) >= 3 and x.size[0] % 2 and x.size[1] % 2]
     if not usable:
@@ -102,22 +92,15 @@ def idealized_near(
 def resize_filters(
     filters: NDArray[np.float64], size: tuple[int, int], resize: str = "auto"
 ) -> tuple[NDArray[np.float64], str]:
-    """Bring filters to another kernel size, and say how.
+    """Bring filters ``(n, k_y, k_x)`` to another kernel size, and tell how.
 
-    Args:
-        filters: ``(n, k_y, k_x)``.
-        size: window ``(k_y, k_x)`` in taps.
-        resize: ``"auto"`` crops to fewer taps and pads with zeros to more, so that every tap that
-            remains is exact; ``"crop"`` crops and renders, ``"pad"`` pads and renders,
-            ``"render"`` renders always. Rendered is the filter's own idealised model, ``amplitude ·
-            model + offset`` as `keyfilters.match` finds it, at the same scales in taps; a filter
-            without a shape is cropped or padded.
+    ``"auto"`` crops to fewer taps and pads with zeros to more; ``"crop"`` crops but renders larger
+    kernels, ``"pad"`` pads but renders smaller ones, ``"render"`` renders both: the filter's own
+    idealised model, ``amplitude · model + offset`` as `keyfilters.match` finds it, at the same
+    scales in taps. A filter without a shape is cropped or padded.
 
     Returns:
         ``(n, *size)``, and one of copied, cropped, padded, "cropped and padded", rendered.
-
-    Raises:
-        KeyFiltersError: an unknown `resize`, or a size from which there is nothing to render.
 
     >>> resize_filters(np.ones((2, 3, 3)), (5, 5))[1]
     'padded'

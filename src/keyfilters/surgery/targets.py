@@ -154,12 +154,7 @@ def find_targets(
 def choose_targets(
     found: Iterable[Target], layers: Sequence[str] | None
 ) -> tuple[list[Target], list[Target]]:
-    """Split layers into those to write to and those left alone, with the reason.
-
-    Raises:
-        NoFiltersError: there are none.
-        KeyFiltersError: a name or pattern matches none; the nearest names are listed.
-    """
+    """Split layers into those to write to and those left alone, see `find_targets`."""
     targets: list[Target] = []
     left: list[Target] = []
     for target in found:
@@ -204,18 +199,9 @@ def write_all_(
 ) -> dict[str, T]:
     """Make and check the filters of all layers, then write them, in place.
 
-    Args:
-        targets: the layers.
-        left: those left alone; grows by the layers for which `make` or the check raises.
-        make: returns filters ``(C, k_y, k_x)`` and what to return for the layer.
-        failure: begins the message if nothing can be written.
-        progress: called with the name of every layer before it is written.
-
-    Returns:
-        By name, for every layer written, what `make` returned beside the filters.
-
-    Raises:
-        KeyFiltersError: no layer can be written. The model is then unchanged.
+    `make` returns the filters of a layer and what is returned for it, by name. Layers for which
+    it or the check raises join `left`; if none can be written, a message that begins with
+    `failure` is raised and the model is unchanged. `progress` is called with every name.
     """
     made: dict[str, T] = {}
     writes, refused = {}, []
