@@ -188,14 +188,10 @@ def undoing(model: nn.Module, *, always: bool = False) -> Iterator[None]:
 
 
 def call_order(model: nn.Module, wanted: Iterable[nn.Module]) -> dict[nn.Module, int] | str:
-    """Find the order in which modules are called in a forward pass on an example.
+    """Find the order in which modules of a network are called in a forward pass on an example.
 
     A copy runs that shares the parameters and nothing else, so that the model's caches, hooks and
     modes stay as they are.
-
-    Args:
-        model: the network.
-        wanted: modules of it.
 
     Returns:
         Place of the first call of every module that is called; or why no pass could be made.
@@ -229,11 +225,9 @@ def call_order(model: nn.Module, wanted: Iterable[nn.Module]) -> dict[nn.Module,
 
 
 def on_example(model: nn.Module, look: Callable[[nn.Module, Tensor], T]) -> T | None:
-    """Return what `look` makes of a copy of a network and an example; None if it always raises.
+    """Return ``look(copy, images)`` for a copy of a network, see `call_order`, and an example.
 
-    Args:
-        model: unchanged, see `call_order`.
-        look: called with the copy, whose modules have the names of the network's, and images.
+    The copy's modules have the names of the network's. None if `look` always raises.
     """
     with suppress(KeyFiltersError):
         twin = _twin(model)
@@ -246,12 +240,7 @@ def on_example(model: nn.Module, look: Callable[[nn.Module, Tensor], T]) -> T | 
 def copied(model: nn.Module, shared: Iterable[Tensor] = ()) -> nn.Module:
     """Return a copy of a network, also where hooks have computed a weight with gradients.
 
-    Args:
-        model: the network.
-        shared: tensors of it that the copy takes over as they are.
-
-    Raises:
-        KeyFiltersError: it cannot be copied.
+    Tensors in `shared` are not copied. What cannot be copied raises a KeyFiltersError.
     """
     memo = {
         id(x): x.detach().clone()

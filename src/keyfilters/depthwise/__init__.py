@@ -6,9 +6,9 @@ is written back.
 """
 
 from keyfilters.depthwise.branches import fused
-from keyfilters.depthwise.forms import Form, Held, why_not_held
+from keyfilters.depthwise.forms import Form, Held
 from keyfilters.depthwise.kernels import Kernel, depthwise_layers, kernels
-from keyfilters.depthwise.shapes import ConvShape, extent, why_not_depthwise
+from keyfilters.depthwise.shapes import ConvShape, extent, why_not_depthwise, why_not_held
 from keyfilters.passes import clean_name, unwrapped
 
 __all__ = [

@@ -13,13 +13,11 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from keyfilters.depthwise.probing import probe
+from keyfilters.depthwise.shapes import QUANTISED, why_not_held
 from keyfilters.errors import KeyFiltersError
 from keyfilters.passes import evaluating, first_line, quiet
 
-__all__ = ["NO_DATA", "Form", "form_of", "why_not_held", "why_not_writable"]
-
-NO_DATA = "it has no data (meta device); type model.to_empty(device=...) and load the weights first"
-QUANTISED = "its weights are quantised; write the filters of the model before quantisation"
+__all__ = ["Form", "Held", "Quantised", "form_of", "why_not_writable"]
 
 Tensors = dict[str, Tensor]
 
@@ -28,8 +26,7 @@ class Form:
     """A plain kernel: the one stored tensor is what is convolved with.
 
     Attributes:
-        conv: the module.
-        how: how the stored tensors make the kernel, in words; empty where they are it.
+        how: how the stored tensors make the kernel, in words; empty for a plain kernel.
         undo: what to type to make the kernel plain.
         moves: whether training changes the kernel though all its parameters are frozen.
         fixed: why no other kernel can be written; empty where one can.
@@ -63,11 +60,7 @@ class Form:
         """Bring up to date what the convolution keeps of the kernel."""
 
     def plan(self, kernel: Tensor) -> Tensors:
-        """Return what to store so that exactly this kernel is convolved with, up to rounding.
-
-        Raises:
-            KeyFiltersError: the stored tensors cannot make it, or cannot hold it.
-        """
+        """Return what to store so that this kernel is used, up to rounding, or raise."""
         if self.fixed:
             raise KeyFiltersError(self.fixed)
         stored = self.stored()
@@ -152,6 +145,13 @@ class Hooked(Form):
     def stored(self) -> Tensors:
         return {name: getattr(self.conv, name) for name in self.names}
 
+    def decode(self, stored: Tensors) -> Tensor:
+        return self.made(*(stored[name].detach() for name in self.names))
+
+    def made(self, *stored: Tensor) -> Tensor:
+        """Return the kernel that the tensors of `names` make."""
+        raise NotImplementedError
+
     def refresh(self) -> None:
         self.conv.weight = self.read()
 
@@ -163,8 +163,8 @@ class WeightNorm(Hooked):
     undo = "torch.nn.utils.remove_weight_norm(conv)"
     names = ("weight_g", "weight_v")
 
-    def decode(self, stored: Tensors) -> Tensor:
-        g, v = (stored[name].detach() for name in self.names)
+    def made(self, *stored: Tensor) -> Tensor:
+        g, v = stored
         return torch._weight_norm(v, g, self.hook.dim)
 
     def encode(self, kernel: Tensor) -> Tensors:
@@ -182,10 +182,9 @@ class SpectralNorm(Hooked):
     names = ("weight_orig", "weight_u", "weight_v")
     fixed = f"its kernel is {how}, so its scale is not free; type {undo} first"
 
-    def decode(self, stored: Tensors) -> Tensor:
-        weight, u, v = (stored[name].detach() for name in self.names)
-        sigma = u.dot(self.hook.reshape_weight_to_matrix(weight) @ v)
-        return weight / sigma
+    def made(self, *stored: Tensor) -> Tensor:
+        weight, u, v = stored
+        return weight / u.dot(self.hook.reshape_weight_to_matrix(weight) @ v)
 
 
 class Pruned(Hooked):
@@ -195,8 +194,8 @@ class Pruned(Hooked):
     undo = 'torch.nn.utils.prune.remove(conv, "weight")'
     names = ("weight_orig", "weight_mask")
 
-    def decode(self, stored: Tensors) -> Tensor:
-        weight, mask = (stored[name].detach() for name in self.names)
+    def made(self, *stored: Tensor) -> Tensor:
+        weight, mask = stored
         return weight * mask
 
     def encode(self, kernel: Tensor) -> Tensors:
@@ -283,34 +282,4 @@ def form_of(conv: nn.Module) -> Form:
 
 def why_not_writable(form: Form) -> str:
     """Return why no kernel can be written to a convolution; empty where one can."""
-    if form.fixed:
-        return form.fixed
-    return next(filter(None, map(why_not_held, form.stored().values())), "")
-
-
-def why_not_held(tensor: Tensor) -> str:
-    """Return why filters cannot be written to a tensor in place; empty where they can.
-
-    >>> why_not_held(torch.ones(1, 1, 3, 3).expand(8, 1, 3, 3))[:24]
-    'its filters share memory'
-    """
-    if tensor.is_meta:
-        return NO_DATA
-    if tensor.is_quantized:
-        return QUANTISED
-    if _overlaps(tensor):
-        return (
-            "its filters share memory (an expanded tensor); type "
-            "conv.weight = torch.nn.Parameter(conv.weight.detach().clone()) first"
-        )
-    return ""
-
-
-def _overlaps(tensor: Tensor) -> bool:
-    """Whether two elements of a tensor are one number in memory."""
-    if tensor.is_contiguous() or not tensor.numel():
-        return False
-    places = torch.zeros((), dtype=torch.int64)
-    for size, stride in zip(tensor.shape, tensor.stride(), strict=True):
-        places = places[..., None] + torch.arange(size) * stride
-    return len(places.unique()) < tensor.numel()
+    return form.fixed or next(filter(None, map(why_not_held, form.stored().values())), "")

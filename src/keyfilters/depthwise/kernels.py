@@ -13,9 +13,9 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import is_lazy
 
 from keyfilters.depthwise.branches import METHODS, branch_notes
-from keyfilters.depthwise.forms import NO_DATA, Form, Quantised, form_of, why_not_writable
+from keyfilters.depthwise.forms import Form, Quantised, form_of, why_not_writable
 from keyfilters.depthwise.programs import program_kernels
-from keyfilters.depthwise.shapes import ConvShape, why_not_depthwise
+from keyfilters.depthwise.shapes import NO_DATA, ConvShape, why_not_depthwise
 from keyfilters.errors import KeyFiltersError
 from keyfilters.passes import call_order, clean_name, unwrapped
 

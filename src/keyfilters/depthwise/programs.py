@@ -16,10 +16,7 @@ ATEN = ("conv2d", "convolution", "_convolution", "conv1d", "conv3d")
 
 
 def program_kernels(root: nn.Module) -> list[dict[str, Any]]:
-    """Return the fields of `Kernel` of every convolution of a program.
-
-    The order is that in which an exported graph calls them, else that of registration.
-    """
+    """Return the fields of `Kernel` of every convolution, in the order of an exported graph."""
     return _exported(root) if isinstance(root, fx.GraphModule) else _scripted(root)
 
 

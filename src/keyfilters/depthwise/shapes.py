@@ -1,4 +1,4 @@
-"""The one definition of a depthwise convolution, whatever format it comes from.
+"""The one definition of a depthwise convolution, and whether a tensor can take its filters.
 
 A convolution is depthwise when every input channel has filters of its own, that is
 ``groups == in_channels > 1``; a channel multiplier (several filters an input channel) is allowed.
@@ -12,7 +12,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 
-__all__ = ["ConvShape", "extent", "why_not_depthwise"]
+import torch
+from torch import Tensor
+
+__all__ = ["NO_DATA", "QUANTISED", "ConvShape", "extent", "why_not_depthwise", "why_not_held"]
+
+NO_DATA = "it has no data (meta device); type model.to_empty(device=...) and load the weights first"
+QUANTISED = "its weights are quantised; write the filters of the model before quantisation"
 
 
 def extent(size: Sequence[int]) -> str:
@@ -83,3 +89,31 @@ def why_not_depthwise(conv: ConvShape) -> str | None:
     if single_tap:
         return "depthwise convolution of a single tap, which has no spatial shape"
     return None
+
+
+def why_not_held(tensor: Tensor) -> str:
+    """Return why filters cannot be written to a tensor in place; empty where they can.
+
+    >>> why_not_held(torch.ones(1, 1, 3, 3).expand(8, 1, 3, 3))[:24]
+    'its filters share memory'
+    """
+    if tensor.is_meta:
+        return NO_DATA
+    if tensor.is_quantized:
+        return QUANTISED
+    if _overlaps(tensor):
+        return (
+            "its filters share memory (an expanded tensor); type "
+            "conv.weight = torch.nn.Parameter(conv.weight.detach().clone()) first"
+        )
+    return ""
+
+
+def _overlaps(tensor: Tensor) -> bool:
+    """Whether two elements of a tensor are one number in memory."""
+    if tensor.is_contiguous() or not tensor.numel():
+        return False
+    places = torch.zeros((), dtype=torch.int64)
+    for size, stride in zip(tensor.shape, tensor.stride(), strict=True):
+        places = places[..., None] + torch.arange(size) * stride
+    return len(places.unique()) < tensor.numel()
