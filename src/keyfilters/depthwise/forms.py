@@ -17,7 +17,7 @@ from keyfilters.depthwise.shapes import QUANTISED, why_not_held
 from keyfilters.errors import KeyFiltersError
 from keyfilters.passes import evaluating, first_line, quiet
 
-__all__ = ["Form", "Held", "Quantised", "form_of", "why_not_writable"]
+__all__ = ["Form", "form_of", "why_not_writable"]
 
 Tensors = dict[str, Tensor]
 
