@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -47,21 +48,28 @@ def discrete_gaussian(variance: Tensor | float, radius: int) -> Tensor:
     if known.numel() and not (bool(torch.isfinite(known).all()) and bool((known >= 0).all())):
         raise ValueError("variance must be finite and at least 0")
     largest = float(known.max()) if known.numel() else 0.0
-    half = node_count(largest, radius) // 2
-    # By symmetry the nodes of [0, pi] are enough, those inside counted twice. The table is made in
-    # float64, so that only the last product is rounded to the variance's own precision.
-    theta = torch.arange(half + 1, dtype=torch.float64) * (math.pi / half)
-    weight = torch.full_like(theta, 1 / half)
-    weight[0] = weight[-1] = 0.5 / half
-    offsets = torch.arange(-radius, radius + 1, dtype=torch.float64)
-    table = weight[:, None] * torch.cos(theta[:, None] * offsets)
-    decay = torch.cos(theta) - 1
+    decay, table = _quadrature(node_count(largest, radius) // 2, radius)
     wide = s.to(torch.promote_types(s.dtype, torch.float32))  # half precision has too few digits
     with torch.autocast(s.device.type, enabled=False):
         kernel = (torch.exp(wide[..., None] * decay.to(wide)) @ table.to(wide)).to(s.dtype)
     # Rounding leaves 1e-17 where the impulse has an exact 0; its gradient is kept.
-    impulse = (offsets == 0).to(s)
+    impulse = kernel.new_zeros(2 * radius + 1)
+    impulse[radius] = 1
     return torch.where((s == 0)[..., None], kernel - kernel.detach() + impulse, kernel)
+
+
+@lru_cache(maxsize=64)
+def _quadrature(half: int, radius: int) -> tuple[Tensor, Tensor]:
+    """Exponents ``(half + 1,)`` of the nodes in [0, π], and what each adds to the taps.
+
+    By symmetry these nodes are enough, those inside counted twice. The table is in float64, so that
+    only the last product is rounded to the variance's own precision.
+    """
+    theta = torch.arange(half + 1, dtype=torch.float64) * (math.pi / half)
+    weight = torch.full_like(theta, 1 / half)
+    weight[0] = weight[-1] = 0.5 / half
+    offsets = torch.arange(-radius, radius + 1, dtype=torch.float64)
+    return torch.cos(theta) - 1, weight[:, None] * torch.cos(theta[:, None] * offsets)
 
 
 def node_count(variance: float, radius: int) -> int:

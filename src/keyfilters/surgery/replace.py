@@ -10,10 +10,11 @@ import pandas as pd
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from keyfilters.bank import FilterBank, Layer, flaws
+from keyfilters.bank import FilterBank, Layer
 from keyfilters.errors import KeyFiltersError
 from keyfilters.keyset import KeySet
 from keyfilters.nulls import null_bank
+from keyfilters.scalespace import why_unusable
 from keyfilters.surgery.offers import Keys, Offer, offer_keys
 from keyfilters.surgery.outputs import Settings
 from keyfilters.surgery.sequential import Chosen, choose_by_outputs_
@@ -130,7 +131,7 @@ def _replace_(
     choose_: Callable[[Sequence[tuple[Site, Offer]]], dict[str, Chosen]],
 ) -> pd.DataFrame:
     for site in sites:
-        if (flaws(site.filters, dead_below=0.0) == "non-finite").any():
+        if (why_unusable(site.filters, dead_below=0.0) == "non-finite").any():
             raise KeyFiltersError(f"layer {site.name} holds filters that are not finite")
     offered = offer_keys(sites, keys, left)
     chosen = [(site, offered[site.name]) for site in sites if site.name in offered]
