@@ -2,8 +2,8 @@
 
 Along every parameter the grid points are the integers 0 … count − 1, from bound to bound: equal
 steps of ``ln(σ² + ¼)`` for a scale, of the logarithm of what its variance adds to the first for a
-second, wider scale, of ``ln(α + 0.1)`` for a strength, and of half a circle for an angle, since
-half a turn only changes the sign.
+second, wider scale (from 0.02 to all that its bound leaves), of ``ln(α + 0.1)`` for a strength, and
+of half a circle for an angle, since half a turn only changes the sign.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from keyfilters.receptive_fields.forms import Family
 __all__ = ["Grid"]
 
 WIDER = ("sigma_long", "sigma_surround")
-OFFSET = {"alpha": 0.1} | dict.fromkeys(WIDER, 0.0)  # of the logarithm's argument, else ¼
-STEP = {"angle": math.pi / 24, "alpha": 0.25} | dict.fromkeys(WIDER, 0.35)  # about; else 0.22
+OFFSET = {"alpha": 0.1} | dict.fromkeys(WIDER, 0.0)  # of the logarithm's argument; else ¼
+SCALE_STEP = {1: 0.05, 2: 0.15, 3: 0.22}  # about, by the number of parameters
+STEP = {"angle": math.pi / 24, "alpha": 0.2} | dict.fromkeys(WIDER, 0.25)  # of other parameters
 LEAST_GAP = 0.02  # between the variances of two scales
 
 
@@ -43,7 +44,7 @@ class Grid:
         found = []
         bounds = self.family.bounds(self.size)
         for name, (_, top) in zip(self.family.parameters, bounds, strict=True):
-            step = STEP.get(name, 0.22)
+            step = STEP.get(name, SCALE_STEP[len(bounds)])
             if name == "angle":
                 found.append((name, round(math.pi / step), 0.0, step, 2 * math.pi))
                 continue
@@ -67,25 +68,31 @@ class Grid:
     def parameters(self, points: Tensor) -> Tensor:
         """Return the parameters at coordinates ``(n, p)``, within their bounds."""
         columns: list[Tensor] = []
-        for (name, _, low, step, top), point in zip(self.axes, points.T, strict=True):
+        for (name, count, low, step, top), point in zip(self.axes, points.T, strict=True):
             value = low + step * point
             if name == "angle":
                 columns.append(value.remainder(2 * math.pi))
                 continue
-            value = (value.exp() - OFFSET.get(name, 0.25)).clamp(min=0)
-            if name in WIDER:
-                value = value + columns[0] ** 2
+            if name in WIDER:  # from the least gap to all that is left
+                first = columns[0] ** 2
+                room = ((top**2 - first) / LEAST_GAP).log()
+                value = first + LEAST_GAP * (room * point / (count - 1)).exp()
+            else:
+                value = (value.exp() - OFFSET.get(name, 0.25)).clamp(min=0)
             columns.append((value if name == "alpha" else value.sqrt()).clamp(max=top))
         return torch.stack(columns, dim=1)
 
     def points(self, parameters: Tensor) -> Tensor:
         """Return the coordinates ``(n, p)`` of parameters; inverse of `parameters`."""
         columns = []
-        for (name, _, low, step, _), value in zip(self.axes, parameters.T, strict=True):
+        for (name, count, low, step, top), value in zip(self.axes, parameters.T, strict=True):
+            if name in WIDER:
+                first = parameters[:, 0] ** 2
+                gap = ((value**2 - first).clamp(min=LEAST_GAP) / LEAST_GAP).log()
+                columns.append((count - 1) * gap / ((top**2 - first) / LEAST_GAP).log())
+                continue
             if name != "angle":
                 raw = value if name == "alpha" else value**2
-                if name in WIDER:
-                    raw = (raw - parameters[:, 0] ** 2).clamp(min=LEAST_GAP)
                 value = (raw + OFFSET.get(name, 0.25)).log()
             columns.append((value - low) / step)
         return torch.stack(columns, dim=1)

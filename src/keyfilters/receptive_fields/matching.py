@@ -46,8 +46,8 @@ REFINED = (3, 2)  # separable families and others that are refined for every fil
 WORTH_MENTION = 2.0  # difference of the criterion below which the simpler family is preferred
 SLACK = 0.5  # by which the criterion of a local expansion may be wrong
 NULL_DRAWS = 1000
-BLOCK = 8192  # filters that are matched together, fewer in large windows
-ENTRIES = 2**22  # numbers of a block's largest matrix
+BLOCK = 4096  # filters that are matched together, fewer in large windows
+ENTRIES = 2**21  # numbers of a large matrix of a block, about
 _NUMBERS = ("sigma_x", "sigma_y", "second", "angle", "amplitude", "offset", "r2", "parameters")
 
 

@@ -20,8 +20,8 @@ from keyfilters.receptive_fields.tables import Jets
 __all__ = ["climb"]
 
 # With and without second derivatives: how often a form is expanded anew, and steps on each.
-ROUNDS = {True: (3, 2), False: (9, 1)}
-LONGEST = 1.5  # a step, in steps of the grid along each parameter
+ROUNDS = {True: (4, 2), False: (9, 1)}
+LONGEST = {1: 6.0, 2: 2.2, 3: 1.5}  # a step in steps of the grid, by the number of parameters
 TINY = 1e-12
 
 
@@ -98,6 +98,7 @@ def climb(
     lows = torch.where(highs.isinf(), -highs, torch.zeros_like(highs))
     damping = torch.full_like(points[:, 0], 1e-3)
     rounds, steps = ROUNDS[jets.second]
+    longest = LONGEST[points.shape[1]] * (1 if jets.second else 4)
     place, local, node, here = points.T.contiguous(), None, points.T, None
     for _ in range(rounds):
         rows, gram, distance = jets(families, place.T)
@@ -111,7 +112,7 @@ def climb(
             damping = torch.where(better, damping * 0.2, (damping * 10).clamp_min(0.1))
             here, node = shares.where(better, here), torch.where(better, place, node)
         for _ in range(steps):
-            step = _step(here, node + local.distance, lows, highs, damping)
+            step = _step(here, node + local.distance, lows, highs, damping).clamp(-longest, longest)
             moved = torch.minimum(torch.maximum(node + local.distance + step, lows), highs) - node
             if not jets.second:
                 place = node + moved
@@ -169,7 +170,7 @@ def _step(here: _Share, place: Tensor, lows: Tensor, highs: Tensor, damping: Ten
         damped = matrix[i][i] + here.scale[i] * damping + 1e-9
         matrix[i][i] = torch.where(held[i], one, damped)
     right = [torch.where(h, zero, g) for h, g in zip(held, here.gradient, strict=True)]
-    return torch.stack(_solve(matrix, right)[0]).clamp(-LONGEST, LONGEST)
+    return torch.stack(_solve(matrix, right)[0])
 
 
 def _solve(matrix: list[list[Tensor]], right: list[Tensor]) -> tuple[list[Tensor], Tensor]:

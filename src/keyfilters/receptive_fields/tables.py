@@ -7,8 +7,9 @@ form are then a few inner products, which are tabulated or cost one product with
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
-from itertools import combinations
+from itertools import accumulate, combinations
 from typing import NamedTuple
 
 import torch
@@ -75,19 +76,25 @@ class Tabulated(Jets):
 
     def __init__(self, size: tuple[int, int], freedom: int, device: torch.device) -> None:
         super().__init__(size)
-        rows, counts, turns, first = [torch.empty(0, _rank(freedom), size[0] * size[1])], [], [], []
-        for form in MATCHED:
-            grid, own = Grid(form, size), len(form.parameters) == freedom
-            counts.append(grid.counts if own else (1,) * freedom)
-            turns.append(grid.turns if own else (False,) * freedom)
-            first.append(sum(map(len, rows)))
-            if own and min(size) >= form.smallest:
-                rows.append(_expanded(grid))
-        self.rows = torch.cat(rows).to(device)
-        self.gram = (self.rows.double() @ self.rows.mT.double()).float()
+        q = (freedom + 1) * (freedom + 2) // 2
+        grids = [Grid(form, size) for form in MATCHED]
+        own = [len(grid.counts) == freedom for grid in grids]
+        counts = [g.counts if o else (1,) * freedom for g, o in zip(grids, own, strict=True)]
+        turns = [g.turns if o else (False,) * freedom for g, o in zip(grids, own, strict=True)]
+        seen = [o and min(size) >= g.family.smallest for g, o in zip(grids, own, strict=True)]
+        sizes = [math.prod(c) * s for c, s in zip(counts, seen, strict=True)]
+        first = [0, *accumulate(sizes)]
+        rows = torch.empty(first[-1], q, size[0] * size[1])
+        gram = torch.empty(first[-1], q, q)
+        for grid, start, end in zip(grids, first, first[1:], strict=False):
+            if end > start:
+                expanded = _expanded(grid)
+                rows[start:end] = expanded
+                gram[start:end] = expanded @ expanded.mT
+        self.rows, self.gram = rows.to(device), gram.to(device)
         self.counts = torch.tensor(counts, dtype=torch.float32, device=device)
         self.turns = torch.tensor(turns, device=device)
-        self.first = torch.tensor(first, device=device)
+        self.first = torch.tensor(first[:-1], device=device)
 
     def __call__(self, families: Tensor, points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Expand form i of `families` near ``points[i]``, see `Jets`."""
@@ -134,13 +141,8 @@ def _centred(grid: Grid, points: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
-def _rank(freedom: int) -> int:
-    """Number q of a form and its first and second derivatives."""
-    return (freedom + 1) * (freedom + 2) // 2
-
-
 def _expanded(grid: Grid) -> Tensor:
-    """Expansions ``(nodes, q, taps)`` float32 of a family, with forms of unit norm."""
+    """Expansions ``(nodes, q, taps)`` float64 of a family, with forms of unit norm."""
     p, counts = len(grid.counts), grid.counts
     wide = [n + 2 * turns for n, turns in zip(counts, grid.turns, strict=True)]
     drawn = _centred(grid, grid.nodes()).view(*wide, -1)
@@ -162,5 +164,4 @@ def _expanded(grid: Grid) -> Tensor:
         signs = ((1, 1), (-1, -1), (1, -1), (-1, 1))
         rows.append(torch.stack([a * b * at((i, a), (j, b)) for a, b in signs]).sum(0) / 4)
     norm = here.norm(dim=1)[:, None, None]
-    stacked = torch.stack(rows, dim=1)
-    return torch.where(norm > 0, stacked / norm, torch.zeros_like(stacked)).float()
+    return torch.stack(rows, dim=1).div_(norm).nan_to_num_(0.0, 0.0, 0.0)  # 0 where norm is 0
