@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 import keyfilters as kf
-from keyfilters.bank import Layer, flaws
+from keyfilters.bank import Layer
 from keyfilters.nulls import NULLS, null_bank, null_units
-from keyfilters.scalespace import centred_unit
+from keyfilters.scalespace import centred_unit, why_unusable
 
 SIZES = [(3, 3), (5, 5), (7, 7), (1, 7), (4, 4)]
 
@@ -72,8 +72,8 @@ def test_null_bank_keeps_layers_norms_means_and_what_has_no_shape(kind: str) -> 
     assert null.skipped == bank.skipped and null.sizes == bank.sizes
     for before, after in zip(bank.layers, null.layers, strict=True):
         assert (before.name, before.stride, before.note) == (after.name, after.stride, after.note)
-        flaw = flaws(before.weight)
-        np.testing.assert_array_equal(flaws(after.weight), flaw)
+        flaw = why_unusable(before.weight)
+        np.testing.assert_array_equal(why_unusable(after.weight), flaw)
         usable = flaw == ""
         np.testing.assert_array_equal(before.weight[~usable], after.weight[~usable])
         pair = [x.weight[usable].reshape(usable.sum(), -1) for x in (before, after)]

@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 
 from keyfilters.errors import KeyFiltersError, SourceError
 from keyfilters.files import write_whole
+from keyfilters.scalespace import why_unusable
 
-__all__ = ["FilterBank", "Layer", "flaws"]
+__all__ = ["FilterBank", "Layer"]
 
 FORMAT = "keyfilters-bank-1"
-DEAD_BELOW = 1e-4  # babaiee2024unveiling drops filters whose taps are all this small
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,35 +71,6 @@ class Layer:
     def __repr__(self) -> str:
         channels, k_y, k_x = self.weight.shape
         return f"Layer({self.model}/{self.name}: {channels} filters of {k_y}×{k_x})"
-
-
-def flaws(
-    filters: NDArray[np.floating[Any]], *, dead_below: float = DEAD_BELOW
-) -> NDArray[np.object_]:
-    """Say of every filter why it has no shape to study, or the empty string.
-
-    Args:
-        filters: ``(n, k_y, k_x)``.
-        dead_below: largest absolute value of a dead filter's taps, as in babaiee2024unveiling.
-
-    Returns:
-        ``(n,)`` strings: ``"non-finite"`` (a NaN or infinite tap), ``"dead"`` (all taps at most
-        `dead_below` in absolute value), ``"constant"`` (all taps equal, so
-        nothing remains after centring) or ``""``.
-
-    >>> flaws(np.array([[[0, 0]], [[1, 1]], [[np.nan, 1]], [[0, 1]]], np.float32)).tolist()
-    ['dead', 'constant', 'non-finite', '']
-    """
-    flat = filters.reshape(len(filters), -1).astype(np.float64)
-    finite = np.asarray(np.isfinite(flat).all(axis=1))
-    flat = np.where(finite[:, None], flat, 0.0)
-    spread = np.ptp(flat, axis=1)
-    largest = np.abs(flat).max(axis=1, initial=0.0)
-    flaw = np.full(len(filters), "", dtype=object)
-    flaw[spread <= 1e-6 * largest] = "constant"
-    flaw[largest <= dead_below] = "dead"
-    flaw[~finite] = "non-finite"
-    return flaw
 
 
 class FilterBank:
@@ -163,7 +134,8 @@ class FilterBank:
 
         Returns:
             ``(n, k_y, k_x)`` float32, and a frame with the columns model, layer, depth, channel,
-            norm (Euclidean), mean (of the taps) and flaw (see `flaws`; empty for a usable filter).
+            norm (Euclidean), mean (of the taps) and flaw (see `keyfilters.scalespace.why_unusable`;
+            empty for a usable filter).
 
         Raises:
             KeyFiltersError: the bank holds no filter of this size.
@@ -192,7 +164,7 @@ class FilterBank:
                 "channel": np.concatenate([np.arange(n) for n in channels]),
                 "norm": np.linalg.norm(flat, axis=1),
                 "mean": flat.mean(axis=1),
-                "flaw": flaws(filters),
+                "flaw": why_unusable(filters),
             }
         )
         return filters, table
@@ -202,7 +174,7 @@ class FilterBank:
         rows = [
             (layer.model, layer.name, channel, flaw)
             for layer in self.layers
-            for channel, flaw in enumerate(flaws(layer.weight))
+            for channel, flaw in enumerate(why_unusable(layer.weight))
             if flaw
         ]
         return pd.DataFrame(rows, columns=["model", "layer", "channel", "flaw"])

@@ -15,10 +15,10 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from keyfilters.assignment import Assignment, assign
-from keyfilters.bank import flaws
 from keyfilters.errors import KeyFiltersError
 from keyfilters.key_files import read_keys, write_keys
 from keyfilters.receptive_fields import published_filters, published_parameters
+from keyfilters.scalespace import why_unusable
 
 __all__ = ["CONSENSUS", "Assignment", "KeySet"]
 
@@ -67,7 +67,9 @@ class KeySet:
         for what, given in (("names", names), ("rows of models", self.models)):
             if given is not None and len(given) != len(filters):
                 raise KeyFiltersError(f"{len(filters)} keys need as many {what}, got {len(given)}")
-        for i, (name, flaw) in enumerate(zip(names, flaws(filters, dead_below=0.0), strict=True)):
+        for i, (name, flaw) in enumerate(
+            zip(names, why_unusable(filters, dead_below=0.0), strict=True)
+        ):
             if name in names[:i]:
                 raise KeyFiltersError(f"names of keys must differ, but {name!r} stands twice")
             if flaw:

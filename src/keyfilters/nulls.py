@@ -16,9 +16,9 @@ import numpy as np
 from numpy.random import Generator, SeedSequence
 from numpy.typing import NDArray
 
-from keyfilters.bank import FilterBank, flaws
+from keyfilters.bank import FilterBank
 from keyfilters.errors import KeyFiltersError, nearest
-from keyfilters.scalespace import centred_unit
+from keyfilters.scalespace import centred_unit, why_unusable
 from keyfilters.seeds import child_seed
 from keyfilters.threads import one_thread
 
@@ -41,8 +41,8 @@ def null_bank(bank: FilterBank, kind: str, seed: int | SeedSequence = 0) -> Filt
     """Return the same bank without structure: same layers, sizes, norms and means.
 
     Every usable filter is replaced by a null filter with the norm and the mean of the filter;
-    filters without a shape (see `keyfilters.bank.flaws`) stay as they are. The covariance of kind
-    ``"covariance"`` is that of all usable filters of a kernel size.
+    filters without a shape (see `keyfilters.scalespace.why_unusable`) stay as they are. The
+    covariance of kind ``"covariance"`` is that of all usable filters of a kernel size.
 
     Args:
         bank: any bank.
@@ -63,7 +63,7 @@ def null_bank(bank: FilterBank, kind: str, seed: int | SeedSequence = 0) -> Filt
     for size in bank.sizes:
         chosen = [i for i, layer in enumerate(layers) if layer.size == size]
         filters = np.concatenate([layers[i].weight for i in chosen])
-        usable = np.flatnonzero(flaws(filters) == "")
+        usable = np.flatnonzero(why_unusable(filters) == "")
         if len(usable):
             flat = filters[usable].reshape(len(usable), -1).astype(np.float64)
             mean = flat.mean(axis=1, keepdims=True)

@@ -9,7 +9,7 @@ import torch
 import keyfilters as kf
 from keyfilters.claims import FILTERS
 from keyfilters.clusters.evidence import Evidence, gather_evidence
-from keyfilters.clusters.words import in_words
+from keyfilters.clusters.sentences import in_words
 from keyfilters.nulls import NULLS, null_units
 from keyfilters.scalespace import centred_unit
 from tests.clusters.test_patterns import planted_bank

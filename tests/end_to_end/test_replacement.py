@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 import keyfilters as kf
-from keyfilters.bank import flaws
 from keyfilters.clusters.keys import learn_keys
+from keyfilters.scalespace import why_unusable
 from keyfilters.surgery import recalibrate_batchnorm_
 from keyfilters.training import (
     agreement,
@@ -50,7 +50,7 @@ def is_cat(model: nn.Module) -> bool:
 def test_keys_that_hold_all_filters_keep_every_answer(original: nn.Module) -> None:
     model, images = copy.deepcopy(original), crops("right", 14)
     layers = kf.read(model).layers
-    usable = {x.name: x.weight[flaws(x.weight, dead_below=0.0) == ""] for x in layers}
+    usable = {x.name: x.weight[why_unusable(x.weight, dead_below=0.0) == ""] for x in layers}
     kf.replace_filters_(model, {n: kf.KeySet.from_filters(w) for n, w in usable.items()})
     found = agreement(model, original, images, batch_size=14)
     assert found.top1 == 1 and found.logit_error < 1e-4

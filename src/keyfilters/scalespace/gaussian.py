@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 __all__ = ["discrete_gaussian", "node_count"]
@@ -47,19 +50,13 @@ def discrete_gaussian(variance: Tensor | float, radius: int) -> Tensor:
     if not s.is_floating_point():
         s = s.to(torch.float64)
     half = node_count(_largest(s.detach()), radius) // 2
-    # By symmetry the nodes of [0, pi] are enough, those inside counted twice. The table is made in
-    # float64, so that only the last product is rounded to the variance's own precision.
-    theta = torch.arange(half + 1, dtype=torch.float64) * (math.pi / half)
-    weight = torch.full_like(theta, 1 / half)
-    weight[0] = weight[-1] = 0.5 / half
-    offsets = torch.arange(-radius, radius + 1, dtype=torch.float64)
-    table = weight[:, None] * torch.cos(theta[:, None] * offsets)
-    decay = torch.cos(theta) - 1
+    decay, table = (torch.from_numpy(x) for x in _quadrature(half, radius))
     wide = s.to(torch.promote_types(s.dtype, torch.float32))  # half precision has too few digits
     with torch.autocast(s.device.type, enabled=False):
         kernel = (torch.exp(wide[..., None] * decay.to(wide)) @ table.to(wide)).to(s.dtype)
     # Rounding leaves 1e-17 where the impulse has an exact 0; its gradient is kept.
-    impulse = (offsets == 0).to(s)
+    impulse = kernel.new_zeros(2 * radius + 1)
+    impulse[radius] = 1
     return torch.where((s == 0)[..., None], kernel - kernel.detach() + impulse, kernel)
 
 
@@ -74,6 +71,21 @@ def _largest(variance: Tensor) -> float:
     if not valid:
         raise ValueError("variance must be finite and at least 0")
     return float(variance.max()) if variance.numel() else 0.0
+
+
+@lru_cache(maxsize=64)
+def _quadrature(half: int, radius: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Exponents ``(half + 1,)`` of the nodes in [0, π], and what each adds to the taps.
+
+    By symmetry these nodes are enough, those inside counted twice. The table is in float64, so that
+    only the last product is rounded to the variance's own precision. Arrays are kept and not
+    tensors, which would belong to the mode (inference, another device) of the first call.
+    """
+    theta = np.arange(half + 1) * (math.pi / half)
+    weight = np.full_like(theta, 1 / half)
+    weight[[0, -1]] = 0.5 / half
+    offsets = np.arange(-radius, radius + 1)
+    return np.cos(theta) - 1, weight[:, None] * np.cos(theta[:, None] * offsets)
 
 
 def node_count(variance: float, radius: int) -> int:

@@ -17,7 +17,7 @@ from keyfilters.receptive_fields.significance import significance
 from keyfilters.scalespace import half_grid_offset, separability_index
 from keyfilters.threads import one_thread
 
-__all__ = ["Explained", "explain"]
+__all__ = ["Matched", "match_filters"]
 
 NULL_SAMPLE = 1000  # filters of each null that are matched, at most
 DECIDES = "covariance"  # null of the p-values
@@ -25,7 +25,7 @@ COMPONENTS = 4
 
 
 @dataclass(frozen=True, eq=False)
-class Explained:
+class Matched:
     """Idealised models of all usable filters of one kernel size.
 
     Attributes:
@@ -58,12 +58,12 @@ class Explained:
 
 
 @one_thread()
-def explain(
+def match_filters(
     filters: NDArray[np.float32],
     nulls: Mapping[str, NDArray[np.float32]],
     threshold: float,
     device: str = "cpu",
-) -> Explained:
+) -> Matched:
     """Match all filters, and as many null filters as are needed to compare.
 
     The p-values are against the null with the same tap covariance.
@@ -96,7 +96,7 @@ def explain(
     _, values, directions = np.linalg.svd(left - left.mean(axis=0), full_matrices=False)
     power = values**2 / max(float((values**2).sum()), 1e-30)
     shape = (-1, *filters.shape[1:])
-    return Explained(
+    return Matched(
         table=table,
         bar=bar,
         shares=_by_kind(table, bar),

@@ -40,13 +40,11 @@ def nearest_centre(
     isotropic = np.isnan(parameters[:, 1]) | (parameters[:, 0] == parameters[:, 1])
     forms = np.full(len(parameters), "", dtype=object)
     for i, number in enumerate(dictionary.family):
-        name = FAMILIES[number].name
-        if name.startswith("shifted"):
-            forms[i] = name.split()[-1]
-        elif name == "square":
+        form = FAMILIES[number]
+        if form.shift is not None and (form.separable is None or isotropic[i]):
+            forms[i] = _moved(form.shift)
+        elif form.name == "square":
             forms[i] = SQUARE
-        elif name in ("laplacian", "sharpen") or (name == "x:0 y:0" and isotropic[i]):
-            forms[i] = ON_GRID
     chosen = forms != ""
     atoms = dictionary.atoms.reshape(len(forms), -1)[chosen]
     index, dissimilarity = nearest_prototype(unit, atoms, either_sign=True)
@@ -75,52 +73,57 @@ def square_report(
         where strides are known) and ``words``.
     """
     if min(size) < 5:
-        words = (
-            f"A {size[0]}×{size[1]} window is too small to tell a square on the grid from a centre "
-            "off the grid."
-        )
+        window = f"A {size[0]}×{size[1]} window"
+        words = f"{window} is too small to tell a square on the grid from a centre off the grid."
         return {"square_like": None, "words": words}
     form, dissimilarity = nearest_centre(unit, size)
     corner = np.array([name.count("½") == 2 for name in form], dtype=bool)
     square_like = (corner | (form == SQUARE)) & (dissimilarity < threshold)
-    count = int(square_like.sum())
-    if count == 0:
+    found, moved = table[square_like], form[square_like & corner]
+    if found.empty:
         return {"square_like": 0, "words": "No filter looks like a square."}
-    moved = form[square_like & corner]
     direction, most = Counter(moved).most_common(1)[0] if len(moved) else ("", 0)
-    found = table[square_like]
     layers = found.groupby(["model", "layer"]).size().sort_values(ascending=False)
-    words = (
-        f"{count:,} filters ({count / len(unit):.1%}) look like squares; {len(moved) / count:.0%} "
-        "of them are explained better by a centre that lies half a tap off the grid along both axes"
-    )
-    if direction:
-        words += (
-            f", and {most / len(moved):.0%} of those are moved in the same direction "
-            f"({direction}; by chance it would be about 25%)"
-        )
     strided = None
     if table["stride"].notna().all() and (table["stride"] > 1).any():
         strided = (float((found["stride"] > 1).mean()), float((table["stride"] > 1).mean()))
-        words += (
-            f". {strided[0]:.0%} of the square-like filters are in layers that subsample, which "
-            f"hold {strided[1]:.0%} of all filters of this size"
-        )
-    words += f". The layers that hold most of them: {_layers_in_words(layers.head(4), count)}."
-    return {
-        "square_like": count,
-        "off_grid": len(moved) / count,
+    report = {
+        "square_like": len(found),
+        "off_grid": len(moved) / len(found),
         "direction": direction,
         "one_direction": most / max(1, len(moved)),
         "layers": {" / ".join(map(str, key)): int(n) for key, n in layers.head(8).items()},
         "strided": strided,
-        "words": words,
     }
+    return report | {"words": _in_words(report, len(unit), layers)}
 
 
-def _layers_in_words(layers: pd.Series, count: int) -> str:
-    several = layers.index.get_level_values("model").nunique() > 1
-    return ", ".join(
-        f"{model + ' / ' if several else ''}{name} ({n / count:.0%})"
-        for (model, name), n in layers.items()
+def _moved(shift: tuple[float, float]) -> str:
+    """How a centre is moved, such as ``"−x½+y½"``."""
+    parts = [f"{'+' if s > 0 else '−'}{axis}½" for axis, s in zip("xy", shift, strict=True) if s]
+    return "".join(parts) or ON_GRID
+
+
+def _in_words(report: dict[str, Any], filters: int, layers: pd.Series) -> str:
+    count = report["square_like"]
+    words = (
+        f"{count:,} filters ({count / filters:.1%}) look like squares; {report['off_grid']:.0%} of "
+        "them are explained better by a centre that lies half a tap off the grid along both axes"
     )
+    if report["direction"]:
+        words += (
+            f", and {report['one_direction']:.0%} of those are moved in the same direction "
+            f"({report['direction']}; by chance it would be about 25%)"
+        )
+    if report["strided"] is not None:
+        here, everywhere = report["strided"]
+        words += (
+            f". {here:.0%} of the square-like filters are in layers that subsample, which "
+            f"hold {everywhere:.0%} of all filters of this size"
+        )
+    several = layers.index.get_level_values("model").nunique() > 1
+    most = ", ".join(
+        f"{model + ' / ' if several else ''}{name} ({n / count:.0%})"
+        for (model, name), n in layers.head(4).items()
+    )
+    return f"{words}. The layers that hold most of them: {most}."

@@ -1,13 +1,10 @@
-"""Autoencoders with a code of one or two numbers, trained with the cosine loss.
+"""Principal curves and surfaces of filters: a code of one or two numbers, and what it decodes to.
 
-`FeedForwardAutoencoder` is the method of babaiee2024unveiling: an encoder network with a sigmoid
-code, a decoder network, trained end to end. A continuous encoder cannot send neighbouring filters
-to distant codes, so it stops far short of what its decoder could represent.
-
-`CodeAutoencoder` keeps the decoder and the loss and replaces the encoder by its ideal: the code of
-a filter is the one whose decoded filter is most similar. The codes lie on a fine grid of [0, 1], so
-that the loss ``Σᵢ 1 - <fᵢ, d(cᵢ)>`` depends on the filters only through their sum at every grid
-point, and a training step costs the same for a thousand filters as for a million.
+The decoder and the cosine loss are those of babaiee2024unveiling. Its encoder network is replaced
+by its ideal: the code of a filter is the one whose decoded filter is most similar. The codes lie on
+a fine grid of [0, 1], so that the loss ``Σᵢ 1 - <fᵢ, d(cᵢ)>`` depends on the filters only through
+their sum at every grid point, and a training step costs the same for a thousand filters as for a
+million.
 """
 
 from __future__ import annotations
@@ -24,7 +21,7 @@ from torch import Tensor, nn
 from keyfilters.clusters.prototypes import PrototypeSet, kmeans_prototypes
 from keyfilters.threads import one_thread
 
-__all__ = ["CodeAutoencoder", "FeedForwardAutoencoder", "distinct_prototypes", "fit_together"]
+__all__ = ["PrincipalCurve", "distinct_prototypes", "fit_together", "unit_form"]
 
 
 @dataclass(frozen=True)
@@ -68,8 +65,8 @@ class CodeSpace:
         return features / math.sqrt(self.bandwidth)
 
 
-class CodeAutoencoder:
-    """Autoencoder whose encoder is exact: it picks the code that decodes to the nearest filter.
+class PrincipalCurve:
+    """A curve of filters (or a surface), on which each filter has the code of the nearest one.
 
     Args:
         dimensions: of the code, 1 or 2.
@@ -84,8 +81,8 @@ class CodeAutoencoder:
 
     >>> unit = np.eye(9, dtype=np.float32) - 1 / 9
     >>> unit = np.tile(unit / np.linalg.norm(unit, axis=1, keepdims=True), (8, 1))
-    >>> auto = CodeAutoencoder(steps=100).fit(unit)
-    >>> auto.decoded_.shape
+    >>> curve = PrincipalCurve(steps=100).fit(unit)
+    >>> curve.decoded_.shape
     (256, 9)
     """
 
@@ -106,7 +103,7 @@ class CodeAutoencoder:
         self.steps = steps
         self.device = device
 
-    def fit(self, unit: NDArray[np.float32]) -> CodeAutoencoder:
+    def fit(self, unit: NDArray[np.float32]) -> PrincipalCurve:
         """Train on ``(n, taps)`` centred unit filters."""
         fit_together([self], [unit])
         return self
@@ -130,33 +127,30 @@ def distinct_prototypes(decoded: NDArray[np.float32]) -> float:
 
 
 @one_thread()
-def fit_together(
-    autoencoders: Sequence[CodeAutoencoder], units: Sequence[NDArray[np.float32]]
-) -> None:
-    """Train autoencoders of one code space, each on filters of its own, as one batch.
+def fit_together(curves: Sequence[PrincipalCurve], units: Sequence[NDArray[np.float32]]) -> None:
+    """Train curves of one code space, each on filters of its own, as one batch.
 
     Their decoders do not see each other; a batch only saves the overhead of single steps.
 
     Args:
-        autoencoders: with the same space, steps and device.
+        curves: with the same space, steps and device.
         units: for each, ``(n, taps)`` centred unit filters; n may differ.
     """
-    space, steps, device = autoencoders[0].space, autoencoders[0].steps, autoencoders[0].device
+    space, steps, device = curves[0].space, curves[0].steps, curves[0].device
     codes = space.grid()
     features = space.features(codes).to(device)
     targets = [
-        _start(unit, space, auto.seed, codes)
-        for unit, auto in zip(units, autoencoders, strict=True)
+        _start(unit, space, curve.seed, codes) for unit, curve in zip(units, curves, strict=True)
     ]
     target = torch.stack(targets).to(device)
     filters = [torch.tensor(unit, device=device) for unit in units]
-    decoder = _Decoders(features.shape[1], units[0].shape[1], [a.seed for a in autoencoders])
+    decoder = _Decoders(features.shape[1], units[0].shape[1], [a.seed for a in curves])
     decoder = decoder.to(device)
     optimiser = torch.optim.Adam(decoder.parameters(), fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 2e-2, total_steps=steps)
     warm_up = 2 * steps // 5
     for step in range(steps):
-        decoded = _unit(decoder(features))
+        decoded = unit_form(decoder(features))
         if step >= warm_up and step % 10 == 0:
             pairs = zip(filters, decoded.detach(), strict=True)
             target = torch.stack([_sum_by_code(f, d) / len(f) for f, d in pairs])
@@ -165,9 +159,9 @@ def fit_together(
         optimiser.step()
         schedule.step()
     with torch.no_grad():
-        decoded = _unit(decoder(features)).cpu()
-    for auto, found in zip(autoencoders, decoded, strict=True):
-        auto.codes_, auto.decoded_ = codes.numpy(), found.numpy().copy()
+        decoded = unit_form(decoder(features)).cpu()
+    for curve, found in zip(curves, decoded, strict=True):
+        curve.codes_, curve.decoded_ = codes.numpy(), found.numpy().copy()
 
 
 class _Decoders(nn.Module):
@@ -199,61 +193,8 @@ def _start(unit: NDArray[np.float32], space: CodeSpace, seed: int, codes: Tensor
     return torch.tensor(centres)[nearest] / len(codes)
 
 
-class FeedForwardAutoencoder:
-    """The autoencoder of babaiee2024unveiling: encoder network, sigmoid code, decoder network.
-
-    Args:
-        dimensions: of the code.
-        seed: of the initial weights and the order of the filters.
-        epochs: passes over the filters.
-    """
-
-    def __init__(self, dimensions: int = 1, seed: int = 0, *, epochs: int = 30) -> None:
-        self.dimensions = dimensions
-        self.seed = seed
-        self.epochs = epochs
-
-    @one_thread()
-    def fit(self, unit: NDArray[np.float32]) -> FeedForwardAutoencoder:
-        """Train on ``(n, taps)`` centred unit filters."""
-        taps = unit.shape[1]
-        filters = torch.tensor(unit)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed)
-            self._encoder = _perceptron(taps, 128, self.dimensions)
-            self._decoder = _perceptron(self.dimensions, 128, taps)
-            weights = [*self._encoder.parameters(), *self._decoder.parameters()]
-            optimiser = torch.optim.Adam(weights, lr=2e-3, fused=True)
-            for _ in range(self.epochs):
-                for batch in filters[torch.randperm(len(filters))].split(512):
-                    optimiser.zero_grad()
-                    (1 - (self._reconstruct(batch) * batch).sum(1)).mean().backward()
-                    optimiser.step()
-        return self
-
-    def dissimilarity(self, unit: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Dissimilarity ``(n,)`` of ``(n, taps)`` filters to what the network makes of them."""
-        filters = torch.tensor(unit)
-        with torch.no_grad():
-            cosine = [(self._reconstruct(part) * part).sum(1) for part in filters.split(1 << 16)]
-        return 1 - torch.cat(cosine).numpy()
-
-    def _reconstruct(self, batch: Tensor) -> Tensor:
-        # Scaled to taps of unit variance, which the usual initial weights expect.
-        return _unit(self._decoder(torch.sigmoid(self._encoder(batch * math.sqrt(batch.shape[1])))))
-
-
-def _perceptron(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Linear(inputs, hidden),
-        nn.GELU(),
-        nn.Linear(hidden, hidden),
-        nn.GELU(),
-        nn.Linear(hidden, outputs),
-    )
-
-
-def _unit(filters: Tensor) -> Tensor:
+def unit_form(filters: Tensor) -> Tensor:
+    """Centre filters ``(..., taps)`` and scale them to unit norm, differentiably."""
     centred = filters - filters.mean(-1, keepdim=True)
     return centred / centred.norm(dim=-1, keepdim=True).clamp_min(1e-12)
 
