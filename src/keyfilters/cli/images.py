@@ -28,7 +28,7 @@ def halves(images: str, model: nn.Module, count: int, seed: int) -> tuple[Tensor
     """Images to choose with and images to measure on, which share no pixel."""
     from timm.data import resolve_model_data_config
 
-    from keyfilters.training.data import image_folder, normalise, photographs, random_crops
+    from keyfilters.training import image_folder, normalise, photographs, random_crops
 
     config: dict[str, Any] = resolve_model_data_config(model)
     size = config["input_size"][-1]
@@ -58,7 +58,7 @@ def labelled(images: str, model: nn.Module) -> tuple[Tensor, Tensor]:
     import torch
     from timm.data import resolve_model_data_config
 
-    from keyfilters.training.data import image_folder, normalise
+    from keyfilters.training import image_folder, normalise
 
     root = Path(images)
     folders = sorted(x for x in root.iterdir() if x.is_dir()) if root.is_dir() else []

@@ -16,7 +16,7 @@ from keyfilters.nulls import null_bank
 from keyfilters.surgery.outputs import Settings, gather, original_outputs, output_shares
 from keyfilters.surgery.sites import Site, find_sites
 from keyfilters.threads import one_thread
-from keyfilters.training.evaluate import evaluating
+from keyfilters.training import evaluating
 
 __all__ = ["OutputGains", "explained", "sites_of_size"]
 

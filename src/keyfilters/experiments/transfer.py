@@ -24,7 +24,7 @@ from keyfilters.experiments.stages import How, run_stages
 from keyfilters.experiments.trial import Setup, build_network, load, train_and_measure
 from keyfilters.sources import read
 from keyfilters.surgery import freeze_filters_, transfer_filters_
-from keyfilters.training.readers import READERS
+from keyfilters.training import READERS
 
 __all__ = ["CONTROLS", "DATA", "condition_name", "trained_here", "transfer"]
 
