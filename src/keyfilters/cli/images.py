@@ -28,7 +28,7 @@ Images = Annotated[
 
 def halves(images: str, model: nn.Module, count: int, seed: int) -> tuple[Tensor, Tensor]:
     """Return images to choose with and images to measure on, which share no pixel."""
-    from keyfilters.training.data import photographs, random_crops
+    from keyfilters.training import photographs, random_crops
 
     size, normalised = _as_taken_by(model)
     if images == "photos":
@@ -78,7 +78,7 @@ def _as_taken_by(model: nn.Module) -> tuple[int, Callable[[Tensor], Tensor]]:
     """Return the side of a model's images in pixels, and what normalises them."""
     from timm.data import resolve_model_data_config
 
-    from keyfilters.training.data import normalise
+    from keyfilters.training import normalise
 
     config: dict[str, Any] = resolve_model_data_config(model)
     mean, std = config["mean"], config["std"]
@@ -86,7 +86,7 @@ def _as_taken_by(model: nn.Module) -> tuple[int, Callable[[Tensor], Tensor]]:
 
 
 def _folder(folder: Path, size: int, prefix: str) -> Tensor:
-    from keyfilters.training.data import image_folder
+    from keyfilters.training import image_folder
 
     found, skipped = image_folder(folder, size=size)
     for name, reason in skipped:

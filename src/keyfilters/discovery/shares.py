@@ -16,7 +16,7 @@ from keyfilters.nulls import null_bank
 from keyfilters.surgery.input_covariance import Settings, gather, original_outputs, output_shares
 from keyfilters.surgery.targets import Target, find_targets
 from keyfilters.threads import one_thread
-from keyfilters.training.evaluate import evaluating
+from keyfilters.training import evaluating
 
 __all__ = ["OutputShares", "explained_shares", "sites_of_size"]
 

@@ -24,7 +24,7 @@ from keyfilters.experiments.trial import Setup, build_network, load, train_and_m
 from keyfilters.query_strings import parse
 from keyfilters.sources import read
 from keyfilters.surgery import freeze_filters_, transfer_filters_
-from keyfilters.training.readers import READERS
+from keyfilters.training import READERS
 
 __all__ = ["CONTROLS", "DATA", "condition_name", "trained_here", "transfer"]
 

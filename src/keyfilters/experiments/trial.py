@@ -101,6 +101,7 @@ class Setup:
                     "epochs": self.epochs,
                     "steps": steps,
                     "warmup_epochs": min(1.0, self.epochs / 4, epochs / 2),
+                    "select": "last",
                 },
                 "batch": {"size": self.batch},
                 "checkpoint": {"steps": 1000},
@@ -207,13 +208,17 @@ def train_and_measure(
     kept = {"steps": 1000, "keep": list(keep)}
     recipe = setup.recipe(seed, steps, len(data.images), checkpoint=kept)
     device = setup.device or None
-    trained = train(recipe, folder, model=network, data=watched(data, setup), device=device)
+    few = watched(data, setup)
+    shown = replace(
+        data, validation_images=few.test_images, validation_labels=few.test_labels
+    )  # they choose nothing: the recipe keeps the last weights
+    trained = train(recipe, folder, model=network, data=shown, device=device)
     return {
         **measure(trained.model, data),
         "train_loss": float(trained.history["train_loss"].iloc[-1]),
         "parameters": sum(counts),
         "trainable": sum(free),
-        "curve": (100 * trained.history["test_top1"]).tolist(),
+        "curve": (100 * trained.history["val_top1"]).tolist(),
         "seconds_training": float(trained.history["seconds"].iloc[-1]),
     }
 

@@ -10,9 +10,9 @@ Without that section it is a recipe like any other.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, Literal
 
 import pandas as pd
 from torch import nn
@@ -27,14 +27,13 @@ from keyfilters.surgery.initialize import initialize_filters_
 from keyfilters.surgery.parametrize import LEARNABLE, Assignment, parametrize_filters_
 from keyfilters.surgery.targets import find_targets
 from keyfilters.surgery.transfer import transfer_filters_
-from keyfilters.training import Recipe
-from keyfilters.training.sections import Section, choice
+from keyfilters.training import Recipe, section
 
 __all__ = ["FilterRecipe", "Filters", "apply_filters_", "check_frozen", "describe"]
 
 
-@dataclass(frozen=True)
-class Filters(Section):
+@section
+class Filters:
     """What is done to the depthwise filters before training; nothing by default.
 
     Attributes:
@@ -66,13 +65,12 @@ class Filters(Section):
     transfer: str = ""
     keys: str = ""
     learn: tuple[str, ...] = ()
-    assignment: str = choice("trained", "random")
+    assignment: Literal["trained", "random"] = "trained"
     assign_from: str = ""
     unit_norm: bool = False
     freeze: bool = False
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         for name in self.learn:
             if name not in LEARNABLE:
                 tail = nearest(str(name), LEARNABLE)
@@ -97,7 +95,7 @@ class Filters(Section):
             raise KeyFiltersError(f"{got} would overwrite each other's filters; give one of them")
 
 
-@dataclass(frozen=True)
+@section
 class FilterRecipe(Recipe):
     """A recipe with a section ``[filters]``.
 
@@ -105,8 +103,6 @@ class FilterRecipe(Recipe):
     >>> recipe.filters.keys, recipe.filters.learn
     ('lindeberg2026-B', ())
     """
-
-    section: ClassVar[str] = "recipe"
 
     filters: Filters = field(default_factory=Filters)
 

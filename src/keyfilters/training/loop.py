@@ -1,4 +1,4 @@
-"""Training any module on any data, on one device or many, so that it can be stopped at any time.
+"""Training any module on any data with accelerate, so that it can be stopped at any time.
 
 A run is a function of its recipe, its data and its first weights: on the CPU to the last bit,
 whether or not it was interrupted.
@@ -6,12 +6,13 @@ whether or not it was interrupted.
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from math import ceil, isfinite
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pandas as pd
@@ -19,31 +20,40 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from keyfilters.environment import environment
 from keyfilters.errors import KeyFiltersError, UnreadableError
 from keyfilters.files import write_whole
+from keyfilters.seeds import child_integer
+from keyfilters.training import checkpoints
 from keyfilters.training.batches import Batches
-from keyfilters.training.checkpoints import digest, identity, read_state, write_state
-from keyfilters.training.datasets import Data, load_data
-from keyfilters.training.devices import accelerator_for, gathered, own_randomness, own_threads
+from keyfilters.training.borrowed import own_accelerate, own_randomness, own_threads
+from keyfilters.training.data import Data, load_data
 from keyfilters.training.evaluate import accuracy
-from keyfilters.training.models import make_model, try_model
-from keyfilters.training.optimise import learning_rate, make_optimiser
-from keyfilters.training.recipe import Recipe
-from keyfilters.training.results import (
-    Trained,
-    summarise,
-    write_history,
-    write_results,
-    write_weights,
+from keyfilters.training.models import make_model, make_optimiser, make_schedule, try_model
+from keyfilters.training.processes import (
+    combine_batchnorm,
+    gathered,
+    make_accelerator,
+    require_accelerate,
+    require_used,
+    synchronise_,
 )
+from keyfilters.training.recipe import Recipe
+from keyfilters.training.results import Trained, state_of, write_results, write_weights
 
-__all__ = ["BY_RECIPE", "Progress", "train"]
+__all__ = ["Progress", "train"]
 
 Progress = Callable[[int, int, str], object]
 
-BY_RECIPE = "by the recipe"
 CHECKED = 100  # steps after which the losses are looked at, which waits for the device
 SHOWN = 0.5  # seconds between two calls of progress
+PROGRESS = ("identity", "step", "seconds", "history", "losses", "best_epoch")  # as JSON
+COLUMNS = {  # names of loss and share of correct answers
+    ("validation", "model"): ("val_loss", "val_top1"),
+    ("validation", "ema"): ("ema_val_loss", "ema_val_top1"),
+    ("test", "model"): ("test_loss", "test_top1"),
+    ("test", "ema"): ("ema_loss", "ema_top1"),
+}
 
 
 def train(
@@ -51,27 +61,24 @@ def train(
     out: str | os.PathLike[str] | None = None,
     *,
     model: nn.Module | None = None,
-    first_weights: str = "",
     data: Data | None = None,
     device: str | None = None,
     progress: Progress | None = None,
 ) -> Trained:
-    """Train a model by a recipe; with `out`, go on where an interrupted run was.
+    """Train a model by a recipe; with `out`, continue where an interrupted run was.
 
     Started by torchrun or ``accelerate launch``, every process takes its share of each batch. The
     last images of an epoch that fill no batch are left out; the next epoch has another order. A run
-    goes on with the number of threads that it began with: the last bits of sums depend on it.
+    continues with the number of threads that it began with: the last bits of sums depend on it.
 
     Args:
         recipe: what to do.
-        out: folder for checkpoint.pt, recipe.toml, metrics.jsonl (one line an epoch), weights of
+        out: folder for checkpoint-N/, recipe.toml, metrics.jsonl (one line an epoch), weights of
             single steps where the recipe keeps some, and at the end model.safetensors,
             ema.safetensors and summary.json. A run that is finished there is only read.
         model: a module to train, in place, not the recipe's: it maps normalised images
             ``(b, c, h, w)`` to logits ``(b, classes)``. Parameters that require no gradient stay
             as they are.
-        first_weights: what tells the first weights of `model` from others, where a run goes on;
-            by default a digest of them. Say `BY_RECIPE` of a model that the recipe determines.
         data: images to train with, not the recipe's.
         device: "cpu", "cuda", "cuda:1", "mps"; None takes the best there is.
         progress: called now and then with the steps done, the number of all and what happens.
@@ -86,17 +93,23 @@ def train(
     >>> train(recipe, model=net, device="cpu").history[["epoch", "step"]].values.tolist()
     [[1, 3]]
     """
-    accelerator = accelerator_for(recipe, device)
-    data = load_data(**recipe.to_dict()["data"]) if data is None else data
-    first = BY_RECIPE if model is None else first_weights or digest(model)
-    model = make_model(recipe, data) if model is None else model
-    own = identity(recipe, data.describe(), first)
-    state = None if out is None else read_state(Path(out), own)
-    main = accelerator.is_main_process
-    threads = state["threads"] if state else torch.get_num_threads()
-    with own_randomness(accelerator.device), own_threads(threads):
-        run = _Run(recipe, model, data, accelerator, own, Path(out) if out and main else None)
-        return run.go(state, progress if main else None)
+    require_accelerate()
+    folder = None if out is None else Path(out)
+    with own_accelerate():
+        accelerator = make_accelerator(recipe, device, folder)
+        data = load_data(**recipe.to_dict()["data"]) if data is None else data
+        model = make_model(recipe, data) if model is None else model
+        own, found = {}, None
+        if folder is not None:
+            own = checkpoints.identity(recipe, model, data, accelerator)
+            found = checkpoints.newest(folder, own)
+        threads = found[1]["threads"] if found else torch.get_num_threads()
+        with own_randomness(accelerator.device), own_threads(threads):
+            run = _Run(recipe, model, data, accelerator, folder, progress)
+            try:
+                return run.go(own, found)
+            finally:
+                run.close()
 
 
 class _Run:
@@ -108,138 +121,196 @@ class _Run:
         model: nn.Module,
         data: Data,
         accelerator: Any,
-        own: dict[str, Any],
         out: Path | None,
+        progress: Progress | None,
     ) -> None:
         from timm.utils import ModelEmaV3
 
-        place, count = accelerator.process_index, accelerator.num_processes
-        self.recipe, self.data, self.accelerator = recipe, data, accelerator
-        self.identity, self.out = own, out  # only the main process has a folder to write to
-        self.batches = Batches(recipe, data, accelerator.device, place, count)
+        self.recipe, self.data, self.accelerator, self.out = recipe, data, accelerator, out
+        self.main, self.progress = accelerator.is_main_process, progress
+        self.batches = Batches(recipe, data, accelerator)
         self.per_epoch, self.steps = self.batches.per_epoch, recipe.steps(len(data.images))
         layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
         self.model = model.to(accelerator.device).to(memory_format=layout)
+        if recipe.batch.sync_batchnorm and accelerator.num_processes > 1:
+            self.model = synchronise_(self.model, accelerator.device)
+        example = torch.zeros(2, *data.images.shape[1:], device=accelerator.device)
         with accelerator.autocast():
-            try_model(self.model, next(self.batches.test())[0][:2], len(data.classes))
-        self.ema = None
+            try_model(self.model, example.to(memory_format=layout), len(data.classes))
+        self.nets, self.ema = {"model": self.model}, None
         if recipe.ema.decay:
-            self.ema = ModelEmaV3(model, recipe.ema.decay, use_warmup=recipe.ema.warmup)
-        self.optimiser = make_optimiser(model, recipe.optimiser)
-        self.losses = torch.zeros(self.per_epoch, device=accelerator.device)  # of this epoch
+            self.ema = ModelEmaV3(self.model, recipe.ema.decay, use_warmup=recipe.ema.warmup)
+            self.nets["ema"] = self.ema.module
+        optimiser = make_optimiser(self.model, recipe)
+        self.scheduler = make_schedule(optimiser, recipe, self.per_epoch, self.steps)
+        self.plain = "forward" not in vars(self.model)
+        self.runner, self.optimiser = accelerator.prepare(self.model, optimiser)
         self.history: list[dict[str, Any]] = []
+        self.losses: list[float] = []  # of the steps of this epoch, over all processes
+        self.waiting: list[Tensor] = []  # losses of the last steps, not yet looked at
+        self.best: dict[str, dict[str, Tensor]] = {}  # weights to keep
+        self.best_epoch: dict[str, int] = {}
         self.step, self.seconds = 0, 0.0
 
-    def go(self, state: dict[str, Any] | None, progress: Progress | None) -> Trained:
-        """Train from the start or a checkpoint to the end."""
-        if state is not None:
-            self._load(state)
-            if state["finished"]:
-                return self._trained(state["summary"])
-        if self.out is not None:
+    def go(self, own: dict[str, Any], found: tuple[Path, dict[str, Any]] | None) -> Trained:
+        """Train from the start or a checkpoint to the end.
+
+        Args:
+            own: identity of the run.
+            found: a checkpoint and its progress.
+        """
+        self.identity = own
+        if found is None:
+            from accelerate.utils import set_seed
+
+            set_seed(child_integer(self.recipe.seed, "train", self.accelerator.process_index))
+            self._keep()
+        else:
+            self._load(*found)
+            if found[1]["finished"]:
+                return self._trained(found[1]["summary"])
+        if self.out is not None and self.main:
             write_whole(self.out / "recipe.toml", self.recipe.to_toml())
-            if state is None:
-                self._keep()
-        plain = "forward" not in vars(self.model)
-        runner = self.accelerator.prepare_model(self.model)
-        optimiser: Any = self.optimiser
-        if self.accelerator.scaler is not None:  # else the wrapper only costs time at every step
-            optimiser = self.accelerator.prepare_optimizer(optimiser)
-            if state is not None:
-                self.accelerator.scaler.load_state_dict(state["scaler"])
-        try:
-            self._loop(runner, optimiser, progress)
-        finally:
-            self.accelerator.unwrap_model(runner, keep_fp32_wrapper=False)
-            if plain:  # accelerate puts the method back as an attribute
-                vars(self.model).pop("forward", None)
-        count, data = self.step * self.recipe.batch.size, self.identity["images"]
-        summary = {
-            **summarise(self.model, self.history[-1], count, data, self.batches.skipped),
-            "device": str(self.accelerator.device),
-            "processes": self.accelerator.num_processes,
-        }
+        self._loop()
+        summary = self._finish()
         trained = self._trained(summary)
         if self.out is not None:
-            write_results(self.out, trained)
-            write_state(self.out, self._state(summary))
+            if self.main:
+                write_results(self.out, trained)
+            self._save(summary)
         return trained
 
-    def _loop(self, runner: nn.Module, optimiser: Any, progress: Progress | None) -> None:
-        recipe, parts = self.recipe, self.batches.parts
-        smoothing, clip = recipe.augmentation.label_smoothing, recipe.optimiser.clip
-        free = [x for group in optimiser.param_groups for x in group["params"]]
-        started = shown = time.perf_counter()
-        runner.train()
-        while self.step < self.steps:
-            lr = learning_rate(recipe, self.step, self.per_epoch, self.steps)
-            for group in optimiser.param_groups:
-                group["lr"] = lr * group.get("lr_scale", 1.0)
-            place = self.step % self.per_epoch
-            for part in range(parts):
-                x, y = self.batches.part(self.step, part)
-                alone = part < parts - 1  # processes exchange gradients once, with the last part
-                with self.accelerator.no_sync(runner) if alone else nullcontext():
-                    loss = _loss(runner(x), y, smoothing) / parts
-                    self.accelerator.backward(loss)
-                self.losses[place].add_(loss.detach())
-            if clip:
-                self.accelerator.clip_grad_norm_(free, clip)
-            optimiser.step()
-            optimiser.zero_grad()
-            self.step += 1
-            if self.ema is not None:
-                self.ema.update(self.model, self.step)
-            self._keep()
+    def close(self) -> None:
+        """Take accelerate's wrappers off the model, and end the trackers."""
+        self.accelerator.unwrap_model(self.runner, keep_fp32_wrapper=False)
+        if self.plain:  # accelerate puts the method back as an attribute
+            vars(self.model).pop("forward", None)
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
 
-            now = time.perf_counter()
-            if progress is not None and now > shown + SHOWN:
-                progress(self.step, self.steps, f"epoch {(self.step - 1) // self.per_epoch + 1}")
-                shown = now
-            last = self.step % self.per_epoch == 0 or self.step == self.steps
-            save = self.step % recipe.checkpoint.steps == 0 and self.step < self.steps
-            if last or save or self.step % CHECKED == 0:
-                train_loss = self._check(place + 1)
-            if last or save:
-                self.seconds += time.perf_counter() - started
-                if last:
-                    self._close_epoch(lr, train_loss)
-                self.batches.skipped.update(gathered(self.accelerator, self.batches.skipped))
-                if save and self.out is not None:
-                    write_state(self.out, self._state(None))
-                runner.train()
-                started = time.perf_counter()
+    def _loop(self) -> None:
+        started = shown = time.perf_counter()
+        self.runner.train()
+        while self.step < self.steps:
+            loss: Any = 0.0
+            for x, y in self.batches.epoch(self.step // self.per_epoch):
+                loss = loss + self._part(x, y) / self.recipe.batch.accumulation
+                if not self.accelerator.sync_gradients:
+                    continue
+                self.waiting.append(loss)
+                loss, group = 0.0, self.optimiser.param_groups[0]
+                lr = group["lr"] / group.get("lr_scale", 1.0)
+                self.step += 1
+                self.scheduler.step_update(self.step)
+                if self.ema is not None:
+                    self.ema.update(self.model, self.step)
+                self._keep()
+                now = time.perf_counter()
+                if self.progress is not None and self.main and now > shown + SHOWN:
+                    epoch = (self.step - 1) // self.per_epoch + 1
+                    self.progress(self.step, self.steps, f"epoch {epoch}")
+                    shown = now
+                last = self.step % self.per_epoch == 0 or self.step == self.steps
+                save = self.step % self.recipe.checkpoint.steps == 0 and self.step < self.steps
+                if last or save or len(self.waiting) == CHECKED:
+                    self._look()
+                if last or save:
+                    self.seconds += time.perf_counter() - started
+                    if last:
+                        self._close_epoch(lr)
+                    self.batches.skipped.update(gathered(self.batches.skipped))
+                    if save and self.out is not None:
+                        self._save(None)
+                    self.runner.train()
+                    started = time.perf_counter()
+                if self.step == self.steps:
+                    break
+
+    def _part(self, x: Tensor, y: Tensor) -> Tensor:
+        """Compute the loss of a part in nats and its gradient; with the last part, a step."""
+        smoothing, clip = self.recipe.augmentation.label_smoothing, self.recipe.optimiser.clip
+        smoothing = smoothing if y.ndim == 1 else 0.0  # labels of mixed images are smooth already
+        with self.accelerator.accumulate(self.runner):
+            loss = functional.cross_entropy(self.runner(x), y, label_smoothing=smoothing)
+            self.accelerator.backward(loss)
+            if self.accelerator.num_processes > 1 and not self.losses and not self.waiting:
+                require_used(self.model)
+            if clip and self.accelerator.sync_gradients:
+                groups = self.optimiser.param_groups
+                free = [x for group in groups for x in group["params"]]
+                self.accelerator.clip_grad_norm_(free, clip)
+            self.optimiser.step()
+            self.optimiser.zero_grad()
+        return loss.detach()
 
     def _keep(self) -> None:
         """Write the weights of this step, if they were asked for."""
-        if self.out is not None and self.step in self.recipe.checkpoint.keep:
+        if self.out is not None and self.main and self.step in self.recipe.checkpoint.keep:
             write_weights(self.out / f"step-{self.step}.safetensors", self.model)
 
-    def _check(self, done: int) -> float:
-        """Return the mean loss of this epoch over all processes; refuse one that is not finite."""
-        losses = self.accelerator.reduce(self.losses[:done].clone(), "mean").cpu()
-        if bad := (~losses.isfinite()).nonzero().flatten().tolist():
-            step = self.step - done + bad[0] + 1
-            raise self._diverged(f"the loss is {float(losses[bad[0]])} at step {step}")
-        return float(losses.mean())
+    def _look(self) -> None:
+        """Average the last losses over all processes; refuse one that is not finite."""
+        found = self.accelerator.reduce(torch.stack(self.waiting), "mean").tolist()
+        for i, loss in enumerate(found):
+            if not isfinite(loss):
+                step = self.step - len(found) + i + 1
+                raise self._diverged(f"the loss is {loss} at step {step}")
+        self.losses += found
+        self.waiting.clear()
 
-    def _close_epoch(self, lr: float, train_loss: float) -> None:
-        epoch = ceil(self.step / self.per_epoch)
-        row = {"epoch": epoch, "step": self.step, "lr": lr, "train_loss": train_loss}
-        row["test_loss"], row["test_top1"] = self._measure(self.model)
-        if self.ema is not None:
-            row["ema_loss"], row["ema_top1"] = self._measure(self.ema.module)
+    def _close_epoch(self, lr: float) -> None:
+        """Measure on the validation images, and note weights that are the best so far."""
+        epoch, validated = ceil(self.step / self.per_epoch), "validation" in self.data.parts()
+        row = {"epoch": epoch, "step": self.step, "lr": lr, "train_loss": fmean(self.losses)}
+        combine_batchnorm(self.nets.values(), self.accelerator.num_processes)
+        for name, net in self.nets.items():
+            loss, top1 = COLUMNS["validation", name]
+            if validated:
+                row[loss], row[top1] = self._measure(net, "validation")
+            if validated and self.recipe.schedule.select == "best":
+                rank = (-row[top1], row[loss])
+                better = all(rank < (-x[top1], x[loss]) for x in self.history)
+            else:
+                better = self.step == self.steps
+            if better:
+                self.best[name], self.best_epoch[name] = state_of(net), epoch
         self.history.append({**row, "seconds": round(self.seconds, 3)})
-        self.losses.zero_()
-        if self.out is not None:
-            write_history(self.out, self.history)
+        self.losses = []
+        self._write_history()
+        self.accelerator.log(row, step=self.step)
 
-    def _measure(self, model: nn.Module) -> tuple[float, float]:
-        """Return loss and share of correct answers on the test images of all processes."""
+    def _finish(self) -> dict[str, Any]:
+        """Take the best weights, look at the test images, and return the summary."""
+        row = self.history[-1]
+        for name, net in self.nets.items():
+            net.load_state_dict(self.best[name])
+            loss, top1 = COLUMNS["test", name]
+            row[loss], row[top1] = self._measure(net, "test")
+        self.batches.skipped.update(gathered(self.batches.skipped))
+        self._write_history()
+        self.accelerator.log(row, step=self.step)
+        sizes = [(x.numel(), x.requires_grad) for x in self.model.parameters()]
+        described = self.data.describe()
+        left = [*described["skipped"], *map(list, sorted(self.batches.skipped.items()))]
+        count = self.step * self.recipe.batch.size
+        return {
+            **row,
+            "best_epoch": self.best_epoch["model"],
+            "images_per_second": round(count / max(row["seconds"], 1e-9), 1),
+            "parameters": sum(n for n, _ in sizes),
+            "trainable": sum(n for n, free in sizes if free),
+            "data": {**described, "skipped": left},
+            "environment": {"threads": torch.get_num_threads(), **environment()},
+            "device": str(self.accelerator.device),
+            "processes": self.accelerator.num_processes,
+        }
+
+    def _measure(self, net: nn.Module, part: str) -> tuple[float, float]:
+        """Return loss and share of correct answers on the images of all processes."""
         device = self.accelerator.device
         try:
             with self.accelerator.autocast():
-                found = accuracy(model, self.batches.test(), topk=(1,), device=device)
+                found = accuracy(net, self.batches.of(part), topk=(1,), device=device)
             sums = [found["loss"] * found["count"], found["top1"] * found["count"], found["count"]]
         except UnreadableError:
             raise
@@ -247,7 +318,7 @@ class _Run:
             sums = [float("nan")] * 3
         summed = self.accelerator.reduce(torch.tensor(sums, device=device), "sum").tolist()
         if not isfinite(summed[0]):
-            raise self._diverged(f"answers to test images are not finite after step {self.step}")
+            raise self._diverged(f"answers to {part} images are not finite after step {self.step}")
         return summed[0] / summed[2], summed[1] / summed[2]
 
     def _diverged(self, what: str) -> KeyFiltersError:
@@ -257,44 +328,41 @@ class _Run:
         mend = "lower optimiser.lr, or set optimiser.clip or schedule.warmup_epochs"
         return KeyFiltersError(f"{what} of the recipe ({which}, {setting}); {mend}")
 
-    def _state(self, summary: dict[str, Any] | None) -> dict[str, Any]:
-        """Return what a checkpoint holds; that of a finished run needs no optimiser."""
-        finished, scaler = summary is not None, self.accelerator.scaler
-        return {
-            "identity": self.identity,
-            "finished": finished,
-            "summary": summary,
-            "threads": torch.get_num_threads(),
-            "step": self.step,
-            "seconds": self.seconds,
-            "history": self.history,
-            "skipped": self.batches.skipped,
-            "model": self.model.state_dict(),
-            "ema": None if self.ema is None else self.ema.module.state_dict(),
-            "losses": None if finished else self.losses,
-            "optimiser": None if finished else self.optimiser.state_dict(),
-            "scaler": None if scaler is None else scaler.state_dict(),
-        }
+    def _write_history(self) -> None:
+        if self.out is not None and self.main:
+            lines = "".join(json.dumps(row) + "\n" for row in self.history)
+            write_whole(self.out / "metrics.jsonl", lines)
 
-    def _load(self, state: dict[str, Any]) -> None:
-        self.model.load_state_dict(state["model"])
+    def _save(self, summary: dict[str, Any] | None) -> None:
+        """Write a checkpoint; that of a finished run has a summary."""
+        states = {f"best_{name}": state for name, state in self.best.items()}
+        if self.ema is not None and summary is None:
+            states["ema"] = state_of(self.ema.module)
+        progress = {name: getattr(self, name) for name in PROGRESS}
+        progress |= {"finished": summary is not None, "summary": summary}
+        progress |= {"skipped": self.batches.skipped, "threads": torch.get_num_threads()}
+        if self.out is not None:
+            checkpoints.save(self.accelerator, self.out, self.model, states, progress)
+
+    def _load(self, folder: Path, progress: dict[str, Any]) -> None:
+        from safetensors.torch import load_file
+
+        for name in PROGRESS:
+            setattr(self, name, progress[name])
+        self.batches.skipped.update(progress["skipped"])
+        self.best = {
+            name: load_file(folder / f"best_{name}.safetensors") for name in self.best_epoch
+        }
+        if progress["finished"]:
+            for name, net in self.nets.items():
+                net.load_state_dict(self.best[name])
+            return
+        checkpoints.load(self.accelerator, folder, self.model)
         if self.ema is not None:
-            self.ema.module.load_state_dict(state["ema"])
-        if not state["finished"]:
-            self.optimiser.load_state_dict(state["optimiser"])
-            self.losses.copy_(state["losses"])
-        self.step, self.seconds, self.history = state["step"], state["seconds"], state["history"]
-        self.batches.skipped.update(state["skipped"])
+            self.ema.module.load_state_dict(load_file(folder / "ema.safetensors"))
+        self.scheduler.step_update(self.step)
 
     def _trained(self, summary: dict[str, Any]) -> Trained:
-        ema = None if self.ema is None else self.ema.module
-        for net in (self.model, ema):
-            if net is not None:
-                net.to("cpu").to(memory_format=torch.contiguous_format).eval()
-        return Trained(self.model, ema, pd.DataFrame(self.history), summary)
-
-
-def _loss(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
-    """Cross entropy in nats; the labels of mixed images are shares, and smooth already."""
-    smoothing = smoothing if labels.ndim == 1 else 0.0
-    return functional.cross_entropy(logits, labels, label_smoothing=smoothing)
+        for net in self.nets.values():
+            net.to("cpu").to(memory_format=torch.contiguous_format).eval()
+        return Trained(self.model, self.nets.get("ema"), pd.DataFrame(self.history), summary)

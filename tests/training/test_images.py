@@ -70,13 +70,13 @@ def test_photographs_are_those_of_the_packages(natural: dict[str, NDArray[np.uin
 
 
 def test_photographs_without_scikit_image(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("keyfilters.training.data.find_spec", lambda name: None)
+    monkeypatch.setattr("keyfilters.training.images.find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match=r"pip install 'keyfilters\[train\]'"):
         photographs()
 
 
 def test_photographs_that_a_version_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("keyfilters.training.data.SHIPPED", {"numpy/data": ("cat.png",)})
+    monkeypatch.setattr("keyfilters.training.images.SHIPPED", {"numpy/data": ("cat.png",)})
     with pytest.raises(KeyFiltersError, match=r"numpy lacks data/cat.png; type: pip install -U"):
         photographs()
 

@@ -17,8 +17,7 @@ from PIL import Image
 
 from keyfilters.errors import KeyFiltersError, MissingExtraError
 from keyfilters.training import Data, load_data, photographs
-from keyfilters.training.readers import DEBIAN
-from keyfilters.training.splits import stratified
+from keyfilters.training.sources import DEBIAN, stratified
 from tests.conftest import require
 
 
@@ -59,6 +58,22 @@ def test_stratified_takes_as_many_as_asked(count: int) -> None:
     assert len(set(rows.tolist())) == count and (np.diff(rows) > 0).all()
     share = np.bincount(labels[rows], minlength=3) - count * np.array([10, 7, 3]) / 20
     assert (abs(share) < 1).all()
+
+
+def test_validation_images_are_the_same_for_every_seed() -> None:
+    whole, data, other = (
+        load_data("digits", validation=share, seed=seed)
+        for share, seed in ((0, 0), (0.1, 0), (0.1, 7))
+    )
+    assert data.validation_images is not None and data.validation_labels is not None
+    assert data.validation_labels.bincount().min() >= 14 and len(data.images) == 1294
+    assert torch.equal(data.validation_images, other.validation_images)
+    assert torch.equal(data.test_images, whole.test_images)
+    seen = {x.numpy().tobytes() for x in data.images}
+    assert not seen & {x.numpy().tobytes() for x in data.validation_images}
+    few = load_data("digits", samples=100, validation=0.2)
+    assert [len(x) for x, _ in few.parts().values()] == [100, 359, 20]
+    assert len(load_data("photos", samples=14, resolution=8, validation=0.3).images) == 14
 
 
 def test_channels_and_resolution() -> None:
@@ -138,7 +153,7 @@ def test_image_folder_with_both_halves(tmp_path: Path) -> None:
     assert data.classes == ("cat", "dog") and data.images.shape == (8, 3, 8, 8)
     assert data.labels.tolist() == [0] * 5 + [1] * 3 and data.test_labels.tolist() == [0, 0, 1]
     assert (data.images[:5] == 40).all() and (data.images[5:] == 80).all()
-    assert load_data(f"imagefolder:{tmp_path}").images.shape == (8, 3, 224, 224)
+    assert load_data(f"imagefolder:{tmp_path}").images.shape == (8, 3, 20, 30), "as they are"
 
 
 def test_image_folder_without_a_test_half_is_split(tmp_path: Path) -> None:
@@ -163,6 +178,20 @@ def test_an_image_folder_with_train_alone_is_split(tmp_path: Path) -> None:
     data = load_data(f"imagefolder:{tmp_path}", resolution=4)
     assert data.classes == ("a", "b") and data.labels.bincount().tolist() == [8, 4]
     assert data.test_labels.bincount().tolist() == [2, 1]
+
+
+def test_a_folder_of_validation_images_beside_test_images(tmp_path: Path) -> None:
+    for name, count in (("train", 10), ("val", 3), ("test", 2)):
+        pictures(tmp_path / name, {"a": count, "b": count})
+    data = load_data(f"imagefolder:{tmp_path}", validation=0.1)
+    assert [len(x) for x, _ in data.parts().values()] == [20, 4, 6]
+
+
+def test_sizes_that_differ(tmp_path: Path) -> None:
+    pictures(tmp_path, {"a": 10, "b": 5})
+    Image.new("RGB", (300, 12)).save(tmp_path / "b" / "wide.png")
+    data = load_data(f"imagefolder:{tmp_path}")
+    assert data.images.shape[1:] == (3, 20, 20), "the shorter side of the first one"
 
 
 def test_train_may_be_a_class(tmp_path: Path) -> None:
@@ -209,8 +238,8 @@ def test_image_folders_that_are_none(tmp_path: Path) -> None:
 
 def test_more_than_memory_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pictures(tmp_path, {"a": 10})
-    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=1_000_000))
-    message = r"8 images of 224×224 take 0.0 GB, 0.0 GB are free; set samples, classes"
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=10_000))
+    message = r"8 images of 20×30 take 0.0 GB, 0.0 GB are free; set samples, classes"
     with pytest.raises(KeyFiltersError, match=message):
         load_data(f"imagefolder:{tmp_path}")
 
@@ -262,8 +291,10 @@ def test_hugging_face_on_a_stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
         "one": {"train": Rows(10)},
     }.get
     data = load_data("hf:both", resolution=4)
-    assert data.classes == ("no", "yes") and data.images.shape == (8, 3, 4, 4)
-    assert torch.equal(data.images[:, 1, 2, 2].long(), 100 * data.labels)
+    assert data.classes == ("no", "yes") and data.images.shape == (8, 1, 4, 4), "grey stays grey"
+    assert torch.equal(data.images[:, 0, 2, 2].long(), 100 * data.labels)
+    assert load_data("hf:both").images.shape == (8, 1, 9, 9), "small stays small"
+    assert load_data("hf:both", channels=3).images.shape == (8, 3, 9, 9)
     assert len(load_data("hf:one", resolution=4).test_images) == 2
     secret: list[int | None] = [-1, -1, None]
     fake.load_dataset = {
@@ -273,6 +304,15 @@ def test_hugging_face_on_a_stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
         "two": {"train": Rows(8, "coarse"), "test": Rows(4, "coarse")},
     }.get
     assert len(load_data("hf:next", resolution=4).test_images) == 5
+    fake.load_dataset = {"all": {"train": Rows(8), "test": Rows(3), "validation": Rows(5)}}.get
+    data = load_data("hf:all", validation=0.1)
+    assert [len(x) for x, _ in data.parts().values()] == [8, 3, 5], "the source's own validation"
+    assert "validation" not in load_data("hf:all").parts()
+    fake.load_dataset = {
+        "none": {"train": Rows(10), "test": Rows(3, labels=secret)},
+        "some": {"train": Rows(9, labels=[0, 1, 0, 1, -1, -1, None, 0, 1]), "test": Rows(4)},
+        "two": {"train": Rows(8, "coarse"), "test": Rows(4, "coarse")},
+    }.get
     data = load_data("hf:none", resolution=4)
     assert data.labels.bincount().tolist() == [4, 4] and len(data.test_images) == 2
     data = load_data("hf:some", resolution=4)
@@ -301,9 +341,11 @@ def test_hugging_face_on_a_stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"classes": [10]}, "no class 10"),
         ({"classes": ["1", 1]}, "classes names one twice: 1, 1"),
         ({"samples": 2000}, "1438 training images; samples is 2000"),
-        ({"samples": -1}, "samples -1"),
-        ({"channels": 2}, "channels 2; 0 or more, 0 or more and 0, 1 or 3"),
-        ({"unreadable": "stopp"}, "unreadable is 'stopp'; skip or stop"),
+        ({"samples": -1}, "samples is -1"),
+        ({"channels": 2}, "channels is 2.*0, 1 or 3"),
+        ({"validation": 1.0}, "validation is 1.0"),
+        ({"colour": 1}, "'colour' is no key of .data."),
+        ({"unreadable": "stopp"}, "unreadable is 'stopp'; .*skip, stop"),
     ],
 )
 def test_what_the_user_can_mend(options: dict[str, Any], message: str) -> None:
@@ -316,7 +358,8 @@ def test_every_byte_tells_one_data_set_from_another(field: str) -> None:
     data = load_data("digits", samples=100)
     other = replace(data, **{field: getattr(data, field).flip(-1)})
     differ = {key for key, value in data.describe().items() if value != other.describe()[key]}
-    assert differ == {f"{field}_crc32"}
+    part = {"images": "training", "labels": "training"}.get(field, "test")
+    assert differ == {f"{part}_crc32"}
 
 
 @pytest.mark.parametrize(
