@@ -1,0 +1,162 @@
+"""Reading Keras files: ``.h5``, ``.weights.h5`` and ``.keras``, without TensorFlow."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import zipfile
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from keyfilters.bank import FilterBank
+from keyfilters.sources.collect import Array, Collector, Load
+from keyfilters.sources.keras_layers import layers_of, offer_layers, offer_rest
+from keyfilters.sources.tensorflow_names import NamedTensor, offer_by_name
+
+__all__ = ["read_keras"]
+
+MOST = 100_000  # objects in one file
+LARGEST = 2**28  # bytes of one kernel
+LARGEST_PART = 2**31
+
+
+def read_keras(path: Path, model: str) -> FilterBank:
+    """Read the depthwise filters of a Keras file, in the order of its layers.
+
+    Without a configuration of the layers the names of the weights tell, as a note then says.
+    """
+    import h5py
+
+    if path.open("rb").read(2) == b"PK":
+        with zipfile.ZipFile(path) as archive:
+            config = json.loads(_member(archive, "config.json"))
+            weights = io.BytesIO(_member(archive, "model.weights.h5"))
+        with h5py.File(weights, "r") as file:
+            return _read(file, config, model)
+    with h5py.File(path, "r") as file:
+        return _read(file, _config(file), model)
+
+
+def _member(archive: zipfile.ZipFile, name: str) -> bytes:
+    limit = min(LARGEST_PART, 2**26 + 20 * sum(x.compress_size for x in archive.infolist()))
+    with archive.open(name) as file:
+        content = file.read(limit + 1)
+    if len(content) > limit:
+        raise ValueError(f"{name} unpacks to more than {limit} bytes")
+    return content
+
+
+def _config(file: Any) -> Any:
+    text = file.attrs.get("model_config")
+    if text is None:
+        return None
+    return json.loads(text if isinstance(text, (str, bytes)) else bytes(text))
+
+
+def _read(file: Any, config: Any, model: str) -> FilterBank:
+    collector = Collector(model)
+    tensors = list(_tensors(file))
+    if config is None:
+        offer_by_name(collector, tensors)
+        return collector.bank()
+    legacy = "model_weights" in file or "layer_names" in file.attrs
+    held = _by_layer(tensors) if legacy else _by_variables(file, tensors, config)
+
+    def weights(names: tuple[str, ...], kind: str) -> list[NamedTensor]:
+        for i in range(len(names)):
+            if found := held.get(names[i:]):
+                return found
+        return []
+
+    used = offer_layers(collector, config, weights)
+    offer_rest(collector, tensors, used)
+    return collector.bank()
+
+
+def _tensors(file: Any) -> Iterator[NamedTensor]:
+    """Yield the datasets of a file in order; links out of the file are not followed."""
+    import h5py
+
+    stack: list[tuple[str, Any]] = [("", file)]
+    seen: set[bytes] = set()
+    for _ in range(MOST):
+        if not stack:
+            return
+        name, item = stack.pop()
+        if isinstance(item, h5py.Dataset):
+            if item.dtype.kind in "fiu" and item.shape is not None:
+                yield NamedTensor(name, item.shape, _loader(item))
+            continue
+        place = repr(h5py.h5o.get_info(item.id).addr).encode()
+        if place in seen:
+            continue
+        seen.add(place)
+        children = []
+        for key in item:
+            if isinstance(item.get(key, getlink=True), h5py.HardLink):
+                children.append((f"{name}/{key}".lstrip("/"), item[key]))
+        stack += reversed(children)
+    raise ValueError(f"more than {MOST} objects")
+
+
+def _loader(dataset: Any) -> Load:
+    def load() -> Array:
+        if dataset.external or dataset.is_virtual:
+            raise ValueError(f"{dataset.name} keeps its values in another file, which is not read")
+        if dataset.size * dataset.dtype.itemsize > LARGEST:
+            raise ValueError(f"{dataset.name} claims {dataset.size} values")
+        values = np.asarray(dataset[()])
+        return values.astype(np.float32) if values.dtype == np.float16 else values
+
+    return load
+
+
+def _by_layer(tensors: list[NamedTensor]) -> dict[tuple[str, ...], list[NamedTensor]]:
+    """Group the tensors of the older layout: ``model_weights/LAYER/LAYER/kernel:0``."""
+    held: dict[tuple[str, ...], list[NamedTensor]] = {}
+    for tensor in tensors:
+        parts = tensor.name.removeprefix("model_weights/").split("/")
+        for i in range(1, len(parts)):
+            for start in (0, i - 1):
+                key = tuple(parts[start:i])
+                if tensor not in held.setdefault(key, []):
+                    held[key].append(tensor)
+    return held
+
+
+def _by_variables(
+    file: Any, tensors: list[NamedTensor], config: Any
+) -> dict[tuple[str, ...], list[NamedTensor]]:
+    """Group the tensors of Keras 3: ``layers/GROUP/vars/0``.
+
+    A group is called after the layer's class in snake case and a number, counted model by model,
+    unless it notes the layer's own name.
+    """
+    groups: dict[str, list[NamedTensor]] = {}
+    for tensor in tensors:
+        group, _, number = tensor.name.rpartition("/vars/")
+        if number.isdigit():
+            groups.setdefault(group, []).append(tensor)
+    held: dict[tuple[str, ...], list[NamedTensor]] = {}
+    counts: Counter[tuple[str, str]] = Counter()
+    places: dict[tuple[str, ...], str] = {(): ""}
+    for path, kind, _ in layers_of(config):
+        snake = re.sub(r"\W+", "", kind)
+        snake = re.sub(r"(.)([A-Z][a-z]+)", r"\1_\2", snake)
+        snake = re.sub(r"([a-z])([A-Z])", r"\1_\2", snake).lower()
+        parent = places.get(path[:-1], "")
+        number = counts[parent, snake]
+        counts[parent, snake] += 1
+        inside = f"{parent}/layers" if parent else "layers"
+        if f"{inside}/{path[-1]}" in file:
+            places[path] = f"{inside}/{path[-1]}"
+        else:
+            places[path] = f"{inside}/{snake}_{number}" if number else f"{inside}/{snake}"
+        if found := groups.get(places[path]):
+            held[path] = found
+    return held
