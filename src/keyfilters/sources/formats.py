@@ -11,12 +11,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from keyfilters.errors import MissingExtraError, SourceError
-from keyfilters.sources.content import Content
+from keyfilters.sources.content import Content, load_json
 
 if TYPE_CHECKING:
     from keyfilters.bank import FilterBank
 
-__all__ = ["FOLDERS", "FORMATS", "READERS", "Format", "format_table", "recognise", "suffix_format"]
+__all__ = [
+    "FORMATS",
+    "READERS",
+    "Format",
+    "companions",
+    "folder_format",
+    "format_table",
+    "recognise",
+    "suffix_format",
+]
 
 
 NCNN = struct.pack("<I", 7767517)
@@ -236,8 +245,42 @@ for _format in FORMATS:
     for _suffix in _format.suffixes:
         READERS.setdefault(_suffix, _format)
 
-# Files inside a folder that make the folder one model.
-FOLDERS = {"saved_model.pb": ""}
+# Files that make the folder around them one model.
+FOLDERS = {
+    "saved_model.pb": "TensorFlow SavedModel",
+    "Manifest.json": "Core ML",
+    "_CHECKPOINT_METADATA": "Orbax",
+    "_METADATA": "Orbax",
+    "_sharding": "Orbax",
+}
+
+
+def folder_format(path: Path) -> Format | None:
+    """Return the format of a folder that is one model; None of any other folder and of files."""
+    if not path.is_dir():
+        return None
+    name = next((x for x in FOLDERS if (path / x).is_file()), "")
+    if name == "Manifest.json" and not (path / "Data").is_dir():
+        return None
+    return next((x for x in FORMATS if x.name == FOLDERS.get(name)), None)
+
+
+def companions(path: Path, kind: Format) -> list[Path]:
+    """Return the files that belong to the model of a file, such as the weights of a graph."""
+    stem = path.name
+    for ending in kind.suffixes:
+        if stem.lower().endswith(ending):
+            stem = stem[: -len(ending)]
+            break
+    found = [path.with_name(stem + ending) for ending in kind.companions]
+    if kind.name == "TensorFlow.js":
+        try:
+            content = load_json(path)
+            groups = content["weightsManifest"] if isinstance(content, dict) else content
+            found += [path.parent / str(name) for group in groups for name in group["paths"]]
+        except (ValueError, LookupError, TypeError, OSError):
+            pass
+    return found
 
 
 def suffix_format(path: Path) -> Format | None:
