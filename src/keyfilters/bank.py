@@ -38,7 +38,7 @@ class Layer:
         depth: relative depth in [0, 1] among the model's depthwise layers.
         multiplier: filters per input channel; None where the format does not tell.
         note: what a reader should know about this layer, usually empty.
-        groups: of the convolution, equal to its input channels; None where the format does not tell.
+        groups: equal to the input channels; None where the format does not tell.
         padding: ``(y, x)`` on both sides, ``(top, left, bottom, right)`` where the sides differ, or
             ``"same"`` where it depends on the input; None where the format does not tell.
         ndim: 2, or 1 for a one-dimensional convolution, whose filters are read as 1×k.

@@ -53,8 +53,8 @@ def read(
             - ``"hf-hub:ORG/REPO"``, also with ``@REVISION``;
             - ``"package:DIST"`` or ``"package:DIST/FILE"``: model files inside an installed Python
               distribution;
-            - a file of any format that ``keyfilters sources`` lists, recognised by its bytes, not by
-              its name; an archive of such files; the index of a model in several files
+            - a file of any format that ``keyfilters sources`` lists, recognised by its bytes and
+              not by its name; an archive of such files; the index of a model in several files
               (``.safetensors.index.json``); a bank that `FilterBank.save` wrote. Where a file holds
               several sets of weights, ``FILE#SET`` chooses one;
             - a folder of such files, also a hub's cache, a pattern such as ``"runs/*/best.pth"``,

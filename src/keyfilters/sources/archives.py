@@ -80,8 +80,8 @@ def unpack(path: Path, folder: Path) -> list[tuple[str, str]]:
                 left[0] -= len(chunk)
                 if left[0] < 0:
                     raise SourceError(
-                        f"{path} unpacks to more than {RATIO} times its size; unpack it yourself if "
-                        "you trust it, and give the folder"
+                        f"{path} unpacks to more than {RATIO} times its size; unpack it yourself "
+                        "if you trust it, and give the folder"
                     )
                 out.write(chunk)
     return skipped

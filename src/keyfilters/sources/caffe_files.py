@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-
 from keyfilters.bank import FilterBank
 from keyfilters.sources.collect import Array, Collector, Geometry
 from keyfilters.sources.content import mapped

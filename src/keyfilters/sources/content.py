@@ -82,7 +82,7 @@ class Content:
 
     @property
     def first_child(self) -> tuple[int, int] | None:
-        """Number and wire type of the first field in a message's first field, which is a message."""
+        """Number and wire type of the first field of the message in a message's first field."""
         data = memoryview(self.start)
         try:
             key, at = varint(data, 0)
@@ -98,7 +98,10 @@ class Content:
         """Whether a text file, up to a size, holds all of some words."""
         if not words or self.size > LARGEST_JSON:
             return False
-        with self.path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as m:
+        with (
+            self.path.open("rb") as file,
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as m,
+        ):
             return all(m.find(word) >= 0 for word in words)
 
     @property

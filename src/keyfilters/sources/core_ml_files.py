@@ -120,5 +120,3 @@ def _weights(weights: Message, shape: tuple[int, ...]) -> Array:
         raise SkipError(f"its weights have {scale.size} scales for {shape[0]} filters")
     values = index.reshape(shape[0], -1) * scale + (bias if bias.size else 0.0)
     return values.astype(np.float32)
-
-

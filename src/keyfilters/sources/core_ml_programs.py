@@ -118,7 +118,7 @@ def _offer(collector: Collector, program: _Program, operation: Message, name: st
         transposed,
         tuple(program.ints(operation, "strides") or [1] * taps),
         tuple(program.ints(operation, "dilations") or [1] * taps),
-        {"same": "same", "same_lower": "same", "valid": (0,) * taps}.get(said, padding),
+        "same" if said.startswith("same") else (0,) * taps if said == "valid" else padding,
     )
     layout = ("io" if transposed else "oi") + "zyx"[3 - taps :]
     binding = operation.mapping(2)["weight"].message(1).text(1)

@@ -17,7 +17,16 @@ Section = tuple[str, dict[str, str]]
 # Layers without weights that keep the number of channels.
 PLAIN = (
     *("shortcut", "maxpool", "avgpool", "upsample", "dropout", "yolo", "region", "detection"),
-    *("softmax", "cost", "activation", "logistic", "sam", "scale_channels", "gaussian_yolo", "l2norm"),
+    *(
+        "softmax",
+        "cost",
+        "activation",
+        "logistic",
+        "sam",
+        "scale_channels",
+        "gaussian_yolo",
+        "l2norm",
+    ),
     *("noise", "empty", "contrastive", "local_avgpool"),
 )
 
@@ -66,7 +75,9 @@ def _read(sections: list[Section], values: np.ndarray, collector: Collector) -> 
             out, groups, size = number("filters", 1), number("groups", 1), number("size", 1)
             size_y, size_x = number("size_y", size), number("size_x", size)
             if min(out, groups, size_y, size_x) < 1 or before % groups or out % groups:
-                raise ValueError(f"{name} has {out} filters of {before} channels in {groups} groups")
+                raise ValueError(
+                    f"{name} has {out} filters of {before} channels in {groups} groups"
+                )
             transposed = kind == "deconvolutional"
             at += out * (4 if number("batch_normalize", 0) else 1)
             count = out * (before // groups) * size_y * size_x

@@ -92,7 +92,9 @@ def _zip_with(*endings: str) -> Callable[[Content], bool]:
 
 def _is_pickle(c: Content) -> bool:
     start = c.start
-    return _zip_with(".pkl")(c) or (start[:1] == b"\x80" and start[1:2] in b"\2\3\4\5" and c.size > 2)
+    return _zip_with(".pkl")(c) or (
+        start[:1] == b"\x80" and start[1:2] in b"\2\3\4\5" and c.size > 2
+    )
 
 
 def _is_protobuf(numbers: set[int], required: dict[int, int]) -> Callable[[Content], bool]:
@@ -115,6 +117,26 @@ def _is_caffe(c: Content) -> bool:
     found = c.fields or {}
     layers = found.get(100) == 2 or (found.get(2) == 2 and c.path.suffix == ".caffemodel")
     return found.get(1) == 2 and layers and found.keys() <= {1, 2, 3, 4, 5, 6, 7, 8, 100}
+
+
+def _all_npy(c: Content) -> bool:
+    return all(x.endswith(".npy") for x in c.names)
+
+
+def _is_msgpack(c: Content) -> bool:
+    """Whether a file begins with a map whose first key is a text."""
+    first = c.start[:1]
+    if b"\x81" <= first <= b"\x8f":
+        key = c.start[1:2]
+    elif first in (b"\xde", b"\xdf"):
+        key = c.start[3 if first == b"\xde" else 5 :][:1]
+    else:
+        return False
+    return b"\xa1" <= key <= b"\xbf" or key in (b"\xd9", b"\xda")
+
+
+def _is_tensorrt(c: Content) -> bool:
+    return c.start[:4] in (b"ftrt", b"ptrt", b"trtf")
 
 
 def _is_darknet(c: Content) -> bool:
@@ -205,7 +227,8 @@ FORMATS: tuple[Format, ...] = (
         (".param", ".param.bin"),
         "ncnn_files:read_ncnn",
         lambda c: (
-            c.start[:7] == b"7767517" or (c.start[:4] == NCNN and c.path.name.endswith(".param.bin"))
+            c.start[:7] == b"7767517"
+            or (c.start[:4] == NCNN and c.path.name.endswith(".param.bin"))
         ),
         companions=(".bin",),
     ),
@@ -236,6 +259,44 @@ FORMATS: tuple[Format, ...] = (
         _is_darknet,
         companions=(".cfg",),
     ),
+    Format(
+        "OpenVINO",
+        (".xml",),
+        "openvino_files:read_openvino",
+        lambda c: b"<net " in c.start and c.start.lstrip()[:1] == b"<",
+        companions=(".bin",),
+    ),
+    Format(
+        "ONNX Runtime",
+        (".ort",),
+        "ort_files:read_ort",
+        lambda c: c.start[4:8] == b"ORTM",
+        extra="onnx",
+        library="onnx",
+    ),
+    Format(
+        "NumPy",
+        (".npz", ".npy"),
+        "array_files:read_numpy",
+        lambda c: c.start.startswith(b"\x93NUMPY") or (bool(c.names) and _all_npy(c)),
+    ),
+    Format(
+        "Flax",
+        (".msgpack",),
+        "array_files:read_flax",
+        _is_msgpack,
+        extra="flax",
+        library="msgpack",
+    ),
+    Format(
+        "Orbax",
+        ("_METADATA",),
+        "array_files:read_orbax",
+        lambda c: c.path.name == "_METADATA" and c.is_json,
+        extra="orbax",
+        library="tensorstore",
+    ),
+    Format("TensorRT", (".engine", ".plan", ".trt"), "refused:tensorrt", _is_tensorrt),
     Format("MNN", (".mnn",), "mnn_files:read_mnn", _is_mnn),
 )
 

@@ -62,7 +62,7 @@ def _read(file: Any, config: Any, model: str) -> FilterBank:
     collector = Collector(model)
     tensors = list(_tensors(file))
     if config is None:
-        offer_by_name(collector, tensors)
+        offer_by_name(collector, list(_named(file, tensors)))
         return collector.bank()
     legacy = "model_weights" in file or "layer_names" in file.attrs
     held = _by_layer(tensors) if legacy else _by_variables(file, tensors, config)
@@ -132,10 +132,10 @@ def _by_layer(tensors: list[NamedTensor]) -> dict[tuple[str, ...], list[NamedTen
 def _by_variables(
     file: Any, tensors: list[NamedTensor], config: Any
 ) -> dict[tuple[str, ...], list[NamedTensor]]:
-    """Group the tensors of Keras 3: ``layers/GROUP/vars/0``.
+    """Group the tensors of Keras 3, ``layers/GROUP/vars/0``, by the names of their layers.
 
-    A group is called after the layer's class in snake case and a number, counted model by model,
-    unless it notes the layer's own name.
+    A group notes the layer's own name; where it does not, it is called after the layer's class in
+    snake case and a number, counted model by model.
     """
     groups: dict[str, list[NamedTensor]] = {}
     for tensor in tensors:
@@ -143,20 +143,47 @@ def _by_variables(
         if number.isdigit():
             groups.setdefault(group, []).append(tensor)
     held: dict[tuple[str, ...], list[NamedTensor]] = {}
+    for group, found in groups.items():
+        names: list[str] = []
+        parts = group.split("/")
+        for i in range(1, len(parts) + 1):
+            own = file.get("/".join([*parts[:i], "vars"]))
+            name = own.attrs.get("name") if own is not None else None
+            names += [name] if isinstance(name, str) else []
+        held.setdefault(tuple(names), []).extend(found)
+    return held if any(held) else _by_class(groups, config)
+
+
+def _by_class(
+    groups: dict[str, list[NamedTensor]], config: Any
+) -> dict[tuple[str, ...], list[NamedTensor]]:
+    held: dict[tuple[str, ...], list[NamedTensor]] = {}
     counts: Counter[tuple[str, str]] = Counter()
     places: dict[tuple[str, ...], str] = {(): ""}
     for path, kind, _ in layers_of(config):
-        snake = re.sub(r"\W+", "", kind)
-        snake = re.sub(r"(.)([A-Z][a-z]+)", r"\1_\2", snake)
+        snake = re.sub(r"(.)([A-Z][a-z]+)", r"\1_\2", re.sub(r"\W+", "", kind))
         snake = re.sub(r"([a-z])([A-Z])", r"\1_\2", snake).lower()
         parent = places.get(path[:-1], "")
         number = counts[parent, snake]
         counts[parent, snake] += 1
         inside = f"{parent}/layers" if parent else "layers"
-        if f"{inside}/{path[-1]}" in file:
-            places[path] = f"{inside}/{path[-1]}"
-        else:
-            places[path] = f"{inside}/{snake}_{number}" if number else f"{inside}/{snake}"
+        places[path] = f"{inside}/{snake}_{number}" if number else f"{inside}/{snake}"
         if found := groups.get(places[path]):
             held[path] = found
     return held
+
+
+def _named(file: Any, tensors: list[NamedTensor]) -> Iterator[NamedTensor]:
+    """Yield the tensors under names that tell a kernel, where the file has no configuration."""
+    for tensor in tensors:
+        group, inside, number = tensor.name.rpartition("/vars/")
+        if not inside:
+            yield tensor
+        elif number == "0" and not group.startswith("optimizer"):
+            kind = group.rpartition("/")[2]
+            own = file[f"{group}/vars"].attrs.get("name")
+            name = own if isinstance(own, str) else group.removeprefix("layers/")
+            depthwise = kind.startswith(("depthwise", "separable"))
+            if "transpose" not in kind:
+                ending = "depthwise_kernel" if depthwise else "kernel"
+                yield tensor._replace(name=f"{name}/{ending}")

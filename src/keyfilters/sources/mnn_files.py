@@ -108,7 +108,7 @@ def _weights(main: Table, out: int, count: int) -> Array:
     buffer = quantised.array(0, "u1")
     if kind == 3:
         return float_array(buffer.tobytes(), "<f2")
-    two_sided = quantised.number(9) and alpha.size == 2 * out
+    two_sided = bool(quantised.number(9)) and alpha.size == 2 * out
     if kind == 4:
         return _scaled(buffer.view(np.int8), alpha, out, two_sided)
     if kind == 1:
@@ -123,7 +123,9 @@ def _scaled(integers: Array, alpha: Array, out: int, two_sided: bool | None) -> 
         pairs = alpha.reshape(out, 2).astype(np.float64)
         return ((values + 128) * pairs[:, 1:] + pairs[:, :1]).astype(np.float32)
     if alpha.size != out:
-        raise SkipError(f"its weights have {alpha.size} scales for {out} filters, which is not read")
+        raise SkipError(
+            f"its weights have {alpha.size} scales for {out} filters, which is not read"
+        )
     return (values * alpha[:, None].astype(np.float64)).astype(np.float32)
 
 

@@ -24,7 +24,7 @@ def _query(spec: str, scheme: str) -> tuple[str, bool]:
     values = {"": True, "pretrained=true": True, "pretrained=false": False}
     if query.lower() not in values:
         raise SourceError(
-            f"cannot understand ?{query} in {scheme}:{spec}; write ?pretrained=false or leave it out"
+            f"cannot understand ?{query} in {scheme}:{spec}; write ?pretrained=false or nothing"
         )
     return name, values[query.lower()]
 
@@ -50,8 +50,8 @@ def read_torchvision(spec: str, seed: int = 0, *, fused: bool = False) -> Filter
             module = models.get_model(name, weights="DEFAULT" if pretrained else None)
         except (OSError, RuntimeError, ValueError) as error:
             raise SourceError(
-                f"the weights of torchvision:{name} cannot be had ({_line(error)}); for an untrained "
-                f"model type: torchvision:{name}?pretrained=false"
+                f"the weights of torchvision:{name} cannot be had ({_line(error)}); for an "
+                f"untrained model type: torchvision:{name}?pretrained=false"
             ) from error
     label = name if pretrained else f"{name} (untrained, seed {seed})"
     return read_module(module.eval(), label, fused=fused)

@@ -46,7 +46,7 @@ def read_paddle(path: Path, model: str) -> FilterBank:
     for block in blocks:
         stored |= _weights(path, block) if not stored else {}
     for block in blocks:
-        makers = {}
+        makers: dict[str, Any] = {}
         for operator in block.messages(4):
             kind = operator.text(3)
             inputs = {x.text(1): x.texts(2) for x in operator.messages(1)}
@@ -86,6 +86,7 @@ def _offer(
 
     algorithm = attributes["padding_algorithm"].text(5) if "padding_algorithm" in attributes else ""
     pads = ints("paddings", 0)
+    padding: tuple[int, ...] | None
     if len(pads) == 2 * axes:  # top, bottom, left, right
         pads = [*pads[::2], *pads[1::2]]
         padding = symmetric(pads)
@@ -96,7 +97,7 @@ def _offer(
         transposed=KINDS[kind],
         stride=tuple(ints("strides", 1)),
         dilation=tuple(ints("dilations", 1)),
-        padding={"SAME": "same", "VALID": (0,) * axes}.get(algorithm, padding),
+        padding="same" if algorithm == "SAME" else (0,) * axes if algorithm == "VALID" else padding,
     )
     layout = ("io" if KINDS[kind] else "oi") + "zyx"[3 - axes :]
     collector.kernel(layer, layout, weight.shape, weight.load, geometry, identity=name)

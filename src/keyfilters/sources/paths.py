@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import glob
 import tempfile
 from collections.abc import Callable, Sequence
+from glob import glob, has_magic
 from pathlib import Path
 
 import torch
@@ -53,8 +53,8 @@ def read_path(text: str, progress: Progress) -> FilterBank:
         stem, _, chosen = str(path).rpartition("#")
         if Path(stem).exists():
             return _read_existing(Path(stem), progress, chosen)
-    if not path.exists() and not path.is_symlink() and glob.has_magic(str(path)):
-        matches = [Path(x) for x in sorted(glob.glob(str(path), recursive=True))]
+    if not path.exists() and not path.is_symlink() and has_magic(str(path)):
+        matches = [Path(x) for x in sorted(glob(str(path), recursive=True))]  # noqa: PTH207
         if not matches:
             raise SourceError(f"nothing matches {path}")
         files = [x for x in matches if x.is_file()]

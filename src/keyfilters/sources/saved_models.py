@@ -6,6 +6,7 @@ files of data.
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Iterator
 from math import prod
@@ -14,8 +15,13 @@ from pathlib import Path
 from keyfilters.bank import FilterBank
 from keyfilters.sources.collect import Array, Collector, Load, SkipError, float_array
 from keyfilters.sources.content import beside, mapped
-from keyfilters.sources.tensorflow_graphs import Graph, offer_graph, read_graph_def
-from keyfilters.sources.tensorflow_names import NamedTensor, offer_by_name
+from keyfilters.sources.tensorflow_graphs import (
+    Graph,
+    offer_graph,
+    read_graph_def,
+    restored_names,
+)
+from keyfilters.sources.tensorflow_names import TAIL, NamedTensor, offer_by_name
 from keyfilters.sources.tensorflow_nodes import TYPES, Stored
 from keyfilters.sources.wire import Message, varint
 
@@ -33,6 +39,8 @@ def read_saved_model(path: Path, model: str) -> FilterBank:
     for meta_graph in Message(mapped(file)).messages(2)[:1]:
         nodes, functions = read_graph_def(meta_graph.message(2))
         variables = bundle.variable if bundle else lambda name: None
+        if bundle:
+            bundle.restored = restored_names(nodes, functions)
         offer_graph(collector, Graph(nodes, functions, variables))
     bank = collector.bank()
     if bundle and not bank.layers:
@@ -43,7 +51,7 @@ def read_saved_model(path: Path, model: str) -> FilterBank:
 
 
 def read_checkpoint(path: Path, model: str) -> FilterBank:
-    """Read the depthwise filters of a checkpoint, by the ``.index`` file; names tell what is one."""
+    """Read the depthwise filters of a checkpoint, by its ``.index`` file and by names."""
     collector = Collector(model)
     offer_by_name(collector, _Bundle(path).named())
     return collector.bank()
@@ -57,6 +65,7 @@ class _Bundle:
         self.entries = {key: Message(value) for key, value in _table(mapped(path))}
         self.shards = max(Message(self.entries.pop("", Message(b"")).data).number(1), 1)
         self.full_names: dict[str, str] = {}
+        self.restored: dict[str, str] = {}
         if OBJECTS in self.entries:
             for node in _objects(self._bytes(self.entries.pop(OBJECTS))).messages(1):
                 for attribute in node.messages(2):
@@ -89,19 +98,24 @@ class _Bundle:
 
     def variable(self, name: str) -> Stored | None:
         """Return a variable by its own name or by that of its entry."""
-        key = self.full_names.get(name, name)
+        key = self.restored.get(name) or self.full_names.get(name, name)
         if key not in self.entries:
             return None
-        layer = name.rpartition("/")[0] or name
+        layer = re.sub(r"/[^/]*$", "", name)
         return Stored(key, *self._tensor(self.entries[key]), layer)
 
     def named(self) -> Iterator[NamedTensor]:
         """Yield all tensors by their own names where these are kept."""
         own = {key: name for name, key in self.full_names.items()}
+        keras = any(key.endswith("/_kernel" + TAIL) for key in self.entries)
         for key, entry in self.entries.items():
             if entry.number(1) in TYPES:
                 # The key says what an optimiser's slot is.
                 name = own.get(key, key) if ".OPTIMIZER_SLOT" not in key else key
+                if keras and key.endswith("/kernel" + TAIL) and entry.message(2).messages(2):
+                    last = entry.message(2).messages(2)[-1].number(1)
+                    # Keras 3 keeps the kernel of a dense convolution as "_kernel".
+                    name = f"{name.removesuffix('/kernel')}/depthwise_kernel" if last == 1 else name
                 yield NamedTensor(name, *self._tensor(entry))
 
 

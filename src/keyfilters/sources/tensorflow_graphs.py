@@ -5,6 +5,7 @@ Serves frozen graphs, SavedModel (whose graphs call functions) and TensorFlow.js
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,7 +35,16 @@ CALLS = ("PartitionedCall", "StatefulPartitionedCall")
 DEEPEST = 200  # operators in a row
 MOST_CALLS = 2000
 # Behind these the number of channels is not that of the first input.
-RESHAPING = ("Reshape", "Transpose", "Concat", "ConcatV2", "Pack", "Split", "Squeeze", "StridedSlice")
+RESHAPING = (
+    "Reshape",
+    "Transpose",
+    "Concat",
+    "ConcatV2",
+    "Pack",
+    "Split",
+    "Squeeze",
+    "StridedSlice",
+)
 
 Functions = Mapping[str, tuple[list[str], list[Node]]]
 
@@ -183,13 +193,13 @@ def _offer(collector: Collector, graph: Graph, node: Node, homes: dict[Hashable,
         if groups is None and each == 1:
             taps = "×".join(map(str, shape[:ndim]))
             raise SkipError(f"{taps} convolution of a one-channel input, as far as the graph tells")
-    padding = node.text("padding").lower()
+    padding, blocks = node.text("padding").lower(), _dilation(graph, node, ndim)
     geometry = Geometry(
         groups=1 if "Backprop" in node.op else groups,
         transposed="Backprop" in node.op,
         stride=_axes(node.ints("strides"), axes),
-        dilation=_dilation(graph, node, ndim) or _axes(node.ints("dilations"), axes),
-        padding={"same": "same", "valid": (0,) * ndim}.get(padding),
+        dilation=blocks or _axes(node.ints("dilations"), axes) or (1,) * ndim,
+        padding=None if blocks else "same" if padding == "same" else (0,) * ndim,
     )
     note = "stored before its rounding to a few bits" if fake else ""
     name = node.name if not graph.name else weight.name or node.name
@@ -212,6 +222,33 @@ def _dilation(graph: Graph, node: Node, ndim: int) -> tuple[int, ...] | None:
     except SkipError:
         return None
     return tuple(int(x) for x in block) if block.size == ndim else None
+
+
+def restored_names(nodes: list[Node], functions: Functions) -> dict[str, str]:
+    """Return the names under which a SavedModel's variables are stored, by the variables' own.
+
+    The graph itself tells: it assigns to every variable what RestoreV2 reads under a name.
+    """
+    by_name = {node.name: node for node in nodes}
+    found: dict[str, str] = {}
+    calls = [(x, *functions[x.function("f")]) for x in nodes if x.function("f") in functions]
+    for call, arguments, inner in calls:
+        held = {node.name: node for node in inner}
+        restore = next((x for x in inner if x.op == "RestoreV2" and len(x.inputs) > 1), None)
+        names = held.get(restore.inputs[1]) if restore else None
+        if names is None:
+            continue
+        keys = names.texts("value")
+        bound = dict(zip(arguments, call.inputs, strict=False))
+        for node in inner:
+            if node.op != "AssignVariableOp" or len(node.inputs) < 2:
+                continue
+            variable = by_name.get(bound.get(node.inputs[0], ""))
+            source = held.get(node.inputs[1])
+            place = re.search(r":tensors:(\d+)$", source.raw_inputs[0]) if source else None
+            if variable is not None and place and int(place[1]) < len(keys):
+                found[variable.text("shared_name") or variable.name] = keys[int(place[1])]
+    return found
 
 
 def read_graph_def(message: Message) -> tuple[list[Node], Functions]:

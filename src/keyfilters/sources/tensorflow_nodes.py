@@ -37,6 +37,7 @@ class Node:
     name: str
     op: str
     inputs: list[str]
+    raw_inputs: list[str]
 
     def ints(self, name: str) -> list[int]:
         """Return an attribute that is a list of integers."""
@@ -50,6 +51,10 @@ class Node:
         """Return the name of the function that is an attribute."""
         raise NotImplementedError
 
+    def texts(self, name: str) -> list[str]:
+        """Return an attribute that is a constant of texts."""
+        return []
+
     def tensor(self) -> Stored | None:
         """Return the value of a constant; None where it is kept elsewhere."""
         return None
@@ -60,7 +65,8 @@ class MessageNode(Node):
 
     def __init__(self, message: Message) -> None:
         self.name, self.op = message.text(1), message.text(2)
-        self.inputs = [_plain(x) for x in message.texts(3)]
+        self.raw_inputs = message.texts(3)
+        self.inputs = [_plain(x) for x in self.raw_inputs]
         self.message = message
         self._held: dict[str, Message] | None = None
 
@@ -80,6 +86,9 @@ class MessageNode(Node):
     def function(self, name: str) -> str:  # noqa: D102
         return self.held[name].message(10).text(1) if name in self.held else ""
 
+    def texts(self, name: str) -> list[str]:  # noqa: D102
+        return self.held[name].message(8).texts(8) if name in self.held else []
+
     def tensor(self) -> Stored | None:  # noqa: D102
         if "value" not in self.held:
             return None
@@ -92,7 +101,8 @@ class JsonNode(Node):
 
     def __init__(self, held: Mapping[str, Any]) -> None:
         self.name, self.op = str(held.get("name", "")), str(held.get("op", ""))
-        self.inputs = [_plain(str(x)) for x in held.get("input") or []]
+        self.raw_inputs = [str(x) for x in held.get("input") or []]
+        self.inputs = [_plain(x) for x in self.raw_inputs]
         self.held = held.get("attr") or {}
 
     def ints(self, name: str) -> list[int]:  # noqa: D102

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-
 from keyfilters.sources.collect import Geometry
 from keyfilters.sources.torch_tensors import Storage, StoredTensor
 from keyfilters.sources.weight_sets import WeightSet
@@ -105,5 +104,3 @@ def _ints(value: Any) -> tuple[int, ...] | None:
     if isinstance(value, list) and all(isinstance(x, int) for x in value):
         return tuple(value)
     return (value,) if isinstance(value, int) else None
-
-

@@ -12,6 +12,7 @@ import struct
 import tarfile
 import zipfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,7 @@ def _load_stream(stream: Any, data: Any, level: int) -> Any:
         if not 0 <= count <= (len(data) - at - 8) // size:
             raise ValueError(f"it is cut short: a storage of {count} numbers does not fit")
         if storage is not None:
-            storage.load = lambda a=at + 8, b=at + 8 + count * size: aligned(data, a, b)
+            storage.load = partial(aligned, data, at + 8, at + 8 + count * size)
         at += 8 + count * size
     return content
 
@@ -248,7 +249,8 @@ def _tar_storages(file: io.BytesIO, objects: dict[str, Any]) -> None:
         key, _, kind = load_inert(file, REBUILD)
         (count,) = struct.unpack("<q", file.read(8))
         data = file.read(_count(count, size) * _itemsize(_name(kind)))
-        objects[str(key)] = Storage(_name(kind), lambda x=data: np.frombuffer(bytearray(x), np.uint8))
+        numbers = np.frombuffer(bytearray(data), np.uint8)
+        objects[str(key)] = Storage(_name(kind), partial(np.asarray, numbers))
     for _ in range(_count(load_inert(file), size)):  # views of storages
         load_inert(file)
 
@@ -269,5 +271,3 @@ def _count(value: Any, most: int) -> int:
     if not isinstance(value, int) or not 0 <= value <= most:
         raise ValueError(f"expected a number of entries, got {value!r:.40}")
     return value
-
-

@@ -16,8 +16,8 @@ from keyfilters.sources.pickles import Global, Thing
 __all__ = ["REBUILD", "Storage", "StoredTensor", "as_tensor"]
 
 DTYPES = {
-    "Double": torch.float64, "Float": torch.float32, "Half": torch.float16, "BFloat16": torch.bfloat16,
-    "Long": torch.int64, "Int": torch.int32, "Short": torch.int16, "Char": torch.int8,
+    "Double": torch.float64, "Float": torch.float32, "Half": torch.float16,
+    "BFloat16": torch.bfloat16, "Long": torch.int64, "Int": torch.int32, "Short": torch.int16, "Char": torch.int8,
     "Byte": torch.uint8, "Bool": torch.bool, "QInt8": torch.int8, "QUInt8": torch.uint8,
     "QInt32": torch.int32, "ComplexFloat": torch.complex64, "ComplexDouble": torch.complex128,
 }  # fmt: skip
@@ -162,7 +162,11 @@ def _array(data: Any, dtype: Any, shape: Any, order: str) -> Any:
     if isinstance(data, str):
         data = data.encode("latin-1")
     text = dtype.args[0] if isinstance(dtype, Thing) and dtype.args else ""
-    if not isinstance(text, str) or text[:1] not in "fiub" or not isinstance(data, (bytes, bytearray)):
+    if (
+        not isinstance(text, str)
+        or text[:1] not in "fiub"
+        or not isinstance(data, (bytes, bytearray))
+    ):
         return Thing("array")
     swap = isinstance(dtype.state, tuple) and len(dtype.state) > 1 and dtype.state[1] == ">"
     kind = np.dtype(text).newbyteorder(">" if swap else "<")

@@ -146,7 +146,7 @@ class _Finder:
             if {"state", "param_groups"} <= node.keys():
                 self.states.append(name or "state")
                 return [], {}, None
-            items = [(str(key), value) for key, value in node.items()]
+            items: list[Any] = [(str(key), value) for key, value in node.items()]
         elif isinstance(node, (list, tuple)):
             pairs = [x for x in node if isinstance(x, (list, tuple)) and len(x) == 2]
             named = pairs and len(pairs) == len(node) and all(isinstance(x[0], str) for x in pairs)
@@ -200,7 +200,15 @@ class _Module:
         """Take the tensors of a module and of those inside it."""
         state = thing.state
         if isinstance(state, tuple) and len(state) > 8:  # a quantised layer, in order of arguments
-            names = ("in_channels", "", "kernel_size", "stride", "padding", "dilation", "transposed")
+            names = (
+                "in_channels",
+                "",
+                "kernel_size",
+                "stride",
+                "padding",
+                "dilation",
+                "transposed",
+            )
             told = dict(zip((*names, "", "groups"), state, strict=False))
             if (geometry := _geometry(told, thing.kind)) is not None:
                 self.geometry[name] = geometry
@@ -210,7 +218,7 @@ class _Module:
         geometry = _geometry(state, thing.kind)
         if geometry is not None:
             self.geometry[name] = geometry
-        own = [state] if "_modules" not in state else []
+        own: list[Any] = [state] if "_modules" not in state else []
         own += [state.get(x) for x in ("_parameters", "_buffers", "_modules")]
         for part in own:
             for key, value in part.items() if isinstance(part, dict) else ():
@@ -267,9 +275,7 @@ def _by_role(found: WeightSet) -> list[WeightSet]:
     for key, value in found.tensors.items():
         groups.setdefault(key.partition(".")[0], {})[key.partition(".")[2]] = value
     special = [x for x in groups if ROLES.match(x) or AVERAGE.search(x)]
-    shapes = {
-        x: {name: tuple(y.shape) for name, y in part.items()} for x, part in groups.items()
-    }
+    shapes = {x: {name: tuple(y.shape) for name, y in part.items()} for x, part in groups.items()}
     twins = any(shapes[x] == shapes[y] for x in special for y in special if x < y)
     pairs = ({"generator", "discriminator"}, {"student", "teacher"}, {"net_g", "net_d"})
     named = any(pair <= {x.lower() for x in special} for pair in pairs)
@@ -294,8 +300,9 @@ def choose_set(sets: list[WeightSet], states: list[str], wanted: str = "") -> Ch
     Args:
         sets: at least one.
         states: names of the states of optimisers, which are never read.
-        wanted: the name of a set, or its last part; empty for the default: an average over training,
-            else the generator, else a set under a usual name, else the one with most kernels.
+        wanted: the name of a set, or its last part; empty for the default: an average over
+            training, else the generator, else a set under a usual name, else the one with most
+            kernels.
 
     Raises:
         SourceError: no set or several have this name; they are listed.
@@ -314,11 +321,8 @@ def choose_set(sets: list[WeightSet], states: list[str], wanted: str = "") -> Ch
         best, why = named[0], "asked for"
     else:
         (_, why), best = min(((_rank(x, sets), x) for x in sets), key=lambda pair: pair[0][0])
-    others = [
-        (x.name or "the top", f"another set of weights; {best.name or 'the top'!r} was read ({why})")
-        for x in sets
-        if x is not best
-    ]
+    reason = f"another set of weights; {best.name or 'the top'!r} was read ({why})"
+    others = [(x.name or "the top", reason) for x in sets if x is not best]
     others += [(x, "the state of an optimiser or like, no weights") for x in states]
     return Chosen(best, why, others)
 
