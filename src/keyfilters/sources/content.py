@@ -45,11 +45,13 @@ class Content:
             return frozenset()
 
     @cached_property
-    def is_tar(self) -> bool:
-        """Whether it is a tar archive that is not compressed."""
-        return self.start[257:262] == b"ustar" or (
-            self.start[:1].isalpha() and b"\0" in self.start[:100] and _is_tar(self.path)
-        )
+    def tar_names(self) -> frozenset[str]:
+        """The first names in a tar archive that is not compressed, none if it is none."""
+        try:
+            with tarfile.open(self.path, "r:") as archive:
+                return frozenset(x.name for _, x in zip(range(8), archive, strict=False))
+        except (tarfile.TarError, OSError, ValueError):
+            return frozenset()
 
     @cached_property
     def fields(self) -> dict[int, int] | None:
@@ -171,11 +173,3 @@ def what_it_is(path: Path) -> str:
     if start.lstrip().lower().startswith((b"<!doctype", b"<html")):
         return "it is a web page; fetch the file itself"
     return f"of {size} bytes it is damaged or cut short; fetch or write it again"
-
-
-def _is_tar(path: Path) -> bool:
-    try:
-        with tarfile.open(path, "r:") as archive:
-            return archive.next() is not None
-    except (tarfile.TarError, OSError, ValueError):
-        return False

@@ -91,20 +91,12 @@ def _zip_with(*endings: str) -> Callable[[Content], bool]:
 
 
 def _is_pickle(c: Content) -> bool:
-    start = c.start
-    return _zip_with(".pkl")(c) or (
-        start[:1] == b"\x80" and start[1:2] in b"\2\3\4\5" and c.size > 2
-    )
-
-
-def _is_protobuf(numbers: set[int], required: dict[int, int]) -> Callable[[Content], bool]:
-    def looks(c: Content) -> bool:
-        found = c.fields
-        if found is None or not found.keys() <= numbers:
-            return False
-        return all(found.get(number) == kind for number, kind in required.items())
-
-    return looks
+    if c.names:
+        exported = ("model_weights_config.json", "serialized_state_dict.pt")
+        return any(name.endswith((".pkl", *exported)) for name in c.names)
+    if c.start[257:262] == b"ustar":
+        return {"pickle", "storages", "tensors"} <= c.tar_names
+    return c.start[:1] == b"\x80" and c.start[1:2] in b"\2\3\4\5" and c.size > 2
 
 
 def _is_core_ml(c: Content) -> bool:
@@ -139,6 +131,10 @@ def _is_tensorrt(c: Content) -> bool:
     return c.start[:4] in (b"ftrt", b"ptrt", b"trtf")
 
 
+def _is_ncnn(c: Content) -> bool:
+    return c.start[:7] == b"7767517" or (c.start[:4] == NCNN and ".param" in c.path.name)
+
+
 def _is_darknet(c: Content) -> bool:
     if c.path.suffix != ".weights" or c.size < 20:
         return False
@@ -163,7 +159,19 @@ FORMATS: tuple[Format, ...] = (
     ),
     Format(
         "PyTorch",
-        (".pth", ".pt", ".ckpt", ".bin", ".pth.tar", ".pt.tar", ".pkl", ".th"),
+        (
+            ".pth",
+            ".pt",
+            ".ckpt",
+            ".bin",
+            ".pth.tar",
+            ".pt.tar",
+            ".pt2",
+            ".ptl",
+            ".pkl",
+            ".th",
+            ".pdparams",
+        ),
         "checkpoints:read_pickle",
         _is_pickle,
         written=True,
@@ -226,10 +234,7 @@ FORMATS: tuple[Format, ...] = (
         "ncnn",
         (".param", ".param.bin"),
         "ncnn_files:read_ncnn",
-        lambda c: (
-            c.start[:7] == b"7767517"
-            or (c.start[:4] == NCNN and c.path.name.endswith(".param.bin"))
-        ),
+        _is_ncnn,
         companions=(".bin",),
     ),
     Format(

@@ -32,7 +32,9 @@ def read_keras(path: Path, model: str) -> FilterBank:
     """
     import h5py
 
-    if path.open("rb").read(2) == b"PK":
+    with path.open("rb") as opened:
+        zipped = opened.read(2) == b"PK"
+    if zipped:
         with zipfile.ZipFile(path) as archive:
             config = json.loads(_member(archive, "config.json"))
             weights = io.BytesIO(_member(archive, "model.weights.h5"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from pathlib import Path
 from typing import Any
 
@@ -41,15 +42,36 @@ def _graph(table: Table, level: int) -> Any:
     graph.initializer.extend(_tensor(x) for x in table.tables(0))
     for name in table.texts(5):
         graph.input.add(name=name)
-    # Values from the graphs around this one, and those that no operator makes, are inputs too.
-    nodes = sorted(table.tables(2), key=lambda x: x.number(4, "<I"))
-    for node in nodes:
+    for node in _in_order(table.tables(2)):
         made = graph.node.add(name=node.text(0), domain=node.text(2), op_type=node.text(5))
         made.input.extend(node.texts(8))
         made.output.extend(node.texts(9))
         for attribute in node.tables(10):
             _attribute(made.attribute.add(name=attribute.text(0)), attribute, level)
     return graph
+
+
+def _in_order(nodes: list[Table]) -> list[Table]:
+    """Return operators in an order in which they can be run, the first stored first."""
+    nodes = sorted(nodes, key=lambda x: x.number(4, "<I"))
+    makers = {name: i for i, node in enumerate(nodes) for name in node.texts(9) if name}
+    needs = [{makers[x] for x in node.texts(8) if x in makers} for node in nodes]
+    users: dict[int, list[int]] = {}
+    for i, need in enumerate(needs):
+        for maker in need:
+            users.setdefault(maker, []).append(i)
+    ready = [i for i, need in enumerate(needs) if not need]
+    heapq.heapify(ready)
+    order: list[int] = []
+    while ready:
+        order.append(one := heapq.heappop(ready))
+        for user in users.get(one, []):
+            needs[user].discard(one)
+            if not needs[user]:
+                heapq.heappush(ready, user)
+    if len(order) != len(nodes):
+        raise ValueError("operators make each other's inputs")
+    return [nodes[i] for i in order]
 
 
 def _attribute(made: Any, table: Table, level: int) -> None:

@@ -121,7 +121,7 @@ def read_state_dict(
     made, parts = made_kernels(tensors)
     for name in tensors if in_model_order else sorted(tensors, key=_natural):
         stored, layer, note = tensors[name], re.sub(r"(^|\.)weight$", "", name) or name, ""
-        geometry = found.geometry.get(layer)
+        geometry = found.geometry.get(name.removesuffix("weight").removesuffix("."))
         if name in parts:
             layer = parts[name]
             if layer in done:

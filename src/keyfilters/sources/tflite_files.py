@@ -75,6 +75,8 @@ def read_tflite(path: Path, model: str) -> FilterBank:
         file = File(path.read_bytes())
         for graph in file.tables(file.model, "Subgraphs"):
             _read_graph(Graph(file, graph), collector)
+    except SourceError:
+        raise
     except OSError as error:
         raise SourceError(f"{path} cannot be opened as a .tflite file: {error}") from error
     except BROKEN as error:
@@ -89,16 +91,16 @@ def _read_graph(graph: Graph, collector: Collector) -> None:
     """Offer the convolutions of a subgraph, in order."""
     for operator in range(len(graph.operators)):
         kind = graph.type(operator)
+        if kind == "edgetpu-custom-op":
+            raise SourceError(
+                f"{collector.model} is compiled for the Edge TPU, in whose form the weights are;"
+                " give the .tflite file that it was compiled from"
+            )
         if "CONV" not in kind.upper() or "CONVERT" in kind.upper():
             continue
         made = [graph.tensors[i] for i in graph.outputs[operator][:1]]
         name = "".join(text_of(tensor.Name()) for tensor in made) or f"{kind}_{operator}"
         try:
-            if kind == "edgetpu-custom-op":
-                raise SourceError(
-                    f"{collector.model} is compiled for the Edge TPU and keeps its weights in the "
-                    "chip's own form; give the .tflite file that edgetpu_compiler was given"
-                )
             if kind not in KINDS:
                 raise SkipError(f"operator {kind}, which is not read")
             weight = graph.parameter(graph.input(operator, 1))

@@ -17,7 +17,8 @@ __all__ = ["REBUILD", "Storage", "StoredTensor", "as_tensor"]
 
 DTYPES = {
     "Double": torch.float64, "Float": torch.float32, "Half": torch.float16,
-    "BFloat16": torch.bfloat16, "Long": torch.int64, "Int": torch.int32, "Short": torch.int16, "Char": torch.int8,
+    "BFloat16": torch.bfloat16, "Long": torch.int64, "Int": torch.int32, "Short": torch.int16,
+    "Char": torch.int8,
     "Byte": torch.uint8, "Bool": torch.bool, "QInt8": torch.int8, "QUInt8": torch.uint8,
     "QInt32": torch.int32, "ComplexFloat": torch.complex64, "ComplexDouble": torch.complex128,
 }  # fmt: skip
