@@ -51,8 +51,9 @@ def _print_formats() -> list[dict[str, str]]:
     for column in columns:
         table.add_column(column, overflow="fold")
     for row in rows:
-        missing = f"pip install 'keyfilters[{row['extra']}]'" if row["ready"] == "no" else "yes"
-        table.add_row(*(missing if x == "read" else row[x] for x in columns))
+        install = f"pip install 'keyfilters[{row['extra']}]'"
+        read = row["read"] if row["ready"] == "yes" else install
+        table.add_row(*(read if x == "read" else row[x] for x in columns))
     Console().print(table)
     return rows
 

@@ -45,6 +45,7 @@ class Format:
         written: whether `keyfilters replace` writes it.
         companions: endings of files that belong to the model of the same stem.
         sets: whether a file may hold several sets of weights, chosen by ``FILE#SET``.
+        refused: whether it is recognised only to say what to give instead.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Format:
     written: bool = False
     companions: tuple[str, ...] = ()
     sets: bool = False
+    refused: bool = False
 
     @property
     def ready(self) -> bool:
@@ -204,7 +206,7 @@ FORMATS: tuple[Format, ...] = (
     ),
     Format(
         "TensorFlow SavedModel",
-        (".pb",),
+        ("saved_model.pb",),
         "saved_models:read_saved_model",
         lambda c: c.path.name == "saved_model.pb" and (c.fields or {}).get(2) == 2,
     ),
@@ -301,7 +303,9 @@ FORMATS: tuple[Format, ...] = (
         extra="orbax",
         library="tensorstore",
     ),
-    Format("TensorRT", (".engine", ".plan", ".trt"), "refused:tensorrt", _is_tensorrt),
+    Format(
+        "TensorRT", (".engine", ".plan", ".trt"), "refused:tensorrt", _is_tensorrt, refused=True
+    ),
     Format("MNN", (".mnn",), "mnn_files:read_mnn", _is_mnn),
 )
 
@@ -371,7 +375,7 @@ def format_table() -> list[dict[str, str]]:
         {
             "format": x.name,
             "files": " ".join(dict.fromkeys(x.suffixes)),
-            "read": "yes",
+            "read": "refused, with advice" if x.refused else "yes",
             "written": "yes" if x.written else "",
             "extra": x.extra,
             "library": x.library or "built in",

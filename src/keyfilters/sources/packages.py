@@ -7,6 +7,7 @@ from importlib import metadata
 from pathlib import Path
 
 from keyfilters.errors import SourceError, nearest
+from keyfilters.sources.content import Content
 from keyfilters.sources.folders import STRONG
 from keyfilters.sources.formats import recognise
 
@@ -48,8 +49,13 @@ def model_files(distribution: metadata.Distribution) -> list[Path]:
 def _is_model(path: Path) -> bool:
     """Whether a file is a model: of some endings every file, of others by its bytes."""
     kind = recognise(path)
+    if kind is not None and kind.name == "Keras":  # HDF5 holds all sorts of data
+        content = Content(path)
+        return any(content.holds(x) for x in (b"layer_names", b"model_config", b"vars")) or bool(
+            content.names
+        )
     if path.suffix.lower() in CONTENT:
-        return kind is not None and not kind.name.startswith("Flax")
+        return kind is not None
     return kind is not None or not path.name.lower().endswith((".bin", ".index"))
 
 
