@@ -624,7 +624,8 @@ TINY: dict[str, Callable[[Path], Path]] = {
 # What libraries some formats need, by their import names.
 NEEDS = {
     "onnx": ["onnx"], "ort": ["onnx", "flatbuffers"], "tflite": ["tflite"], "mnn": ["flatbuffers"],
-    "keras_h5": ["h5py"], "keras_zip": ["h5py"], "keras_weights": ["h5py"], "flax": ["msgpack"],
+    "keras_h5": ["h5py", "pyfive"], "keras_zip": ["h5py", "pyfive"],
+    "keras_weights": ["h5py", "pyfive"], "flax": ["msgpack"],
 }  # fmt: skip
 # Formats that tell names and shapes only, or leave out some of the geometry.
 NAMES_ONLY = {

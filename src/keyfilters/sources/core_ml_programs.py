@@ -9,14 +9,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from keyfilters.sources.collect import (
-    Array,
-    Collector,
-    Geometry,
-    SkipError,
-    float_array,
-    symmetric,
-)
+from keyfilters.sources.collect import Array, Collector, Geometry, SkipError, float_array, symmetric
 from keyfilters.sources.content import beside, mapped
 from keyfilters.sources.wire import Message
 

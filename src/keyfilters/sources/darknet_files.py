@@ -110,6 +110,8 @@ def _read(sections: list[Section], values: np.ndarray, collector: Collector) -> 
             channels.append(before)
         else:
             raise ValueError(f"it has a layer [{kind}], whose weights are not known")
+        if not 0 < channels[-1] < 2**24:
+            raise ValueError(f"{name} has {channels[-1]:.0e} channels")
     if at != len(values):
         raise ValueError(f"its layers have {at} numbers, the .weights file {len(values)}")
     return collector.bank()

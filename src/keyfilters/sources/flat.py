@@ -9,6 +9,9 @@ from numpy.typing import NDArray
 
 __all__ = ["Table", "root"]
 
+MOST = 500_000  # entries of one vector of tables
+LONGEST = 10_000  # bytes of one text in a vector
+
 
 class Table:
     """One table of a flatbuffer.
@@ -77,17 +80,23 @@ class Table:
     def tables(self, field: int) -> list[Table]:
         """Return the tables of a vector."""
         start, count = self._vector(field, 4)
+        if count > MOST:
+            raise ValueError(f"a vector of {count} tables")
         places = range(start, start + 4 * count, 4)
         return [Table(self.data, x + self._unpack("<I", x)) for x in places]
 
     def texts(self, field: int) -> list[str]:
         """Return the texts of a vector."""
         start, count = self._vector(field, 4)
+        if count > MOST:
+            raise ValueError(f"a vector of {count} texts")
         found = []
         for place in range(start, start + 4 * count, 4):
             at = place + self._unpack("<I", place)
             size = self._unpack("<I", at)
-            found.append(bytes(self.data[at + 4 : at + 4 + size]).decode("utf-8", "replace"))
+            found.append(
+                bytes(self.data[at + 4 : at + 4 + min(size, LONGEST)]).decode("utf-8", "replace")
+            )
         return found
 
 

@@ -202,7 +202,7 @@ FORMATS: tuple[Format, ...] = (
         "keras_files:read_keras",
         lambda c: c.start.startswith(b"\x89HDF\r\n\x1a\n") or _zip_with("model.weights.h5")(c),
         extra="keras",
-        library="h5py",
+        library="pyfive",
     ),
     Format(
         "TensorFlow SavedModel",
@@ -233,18 +233,9 @@ FORMATS: tuple[Format, ...] = (
         ),
     ),
     Format(
-        "ncnn",
-        (".param", ".param.bin"),
-        "ncnn_files:read_ncnn",
-        _is_ncnn,
-        companions=(".bin",),
+        "ncnn", (".param", ".param.bin"), "ncnn_files:read_ncnn", _is_ncnn, companions=(".bin",)
     ),
-    Format(
-        "Core ML",
-        (".mlmodel", ".mlpackage"),
-        "core_ml_files:read_core_ml",
-        _is_core_ml,
-    ),
+    Format("Core ML", (".mlmodel", ".mlpackage"), "core_ml_files:read_core_ml", _is_core_ml),
     Format(
         "PaddlePaddle",
         (".pdmodel",),
@@ -253,18 +244,10 @@ FORMATS: tuple[Format, ...] = (
         companions=(".pdiparams", ".pdiparams.info"),
     ),
     Format(
-        "Caffe",
-        (".caffemodel",),
-        "caffe_files:read_caffe",
-        _is_caffe,
-        companions=(".prototxt",),
+        "Caffe", (".caffemodel",), "caffe_files:read_caffe", _is_caffe, companions=(".prototxt",)
     ),
     Format(
-        "Darknet",
-        (".weights",),
-        "darknet_files:read_darknet",
-        _is_darknet,
-        companions=(".cfg",),
+        "Darknet", (".weights",), "darknet_files:read_darknet", _is_darknet, companions=(".cfg",)
     ),
     Format(
         "OpenVINO",
@@ -288,12 +271,7 @@ FORMATS: tuple[Format, ...] = (
         lambda c: c.start.startswith(b"\x93NUMPY") or (bool(c.names) and _all_npy(c)),
     ),
     Format(
-        "Flax",
-        (".msgpack",),
-        "array_files:read_flax",
-        _is_msgpack,
-        extra="flax",
-        library="msgpack",
+        "Flax", (".msgpack",), "array_files:read_flax", _is_msgpack, extra="flax", library="msgpack"
     ),
     Format(
         "Orbax",

@@ -8,21 +8,24 @@ import re
 import zipfile
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from keyfilters.bank import FilterBank
-from keyfilters.sources.collect import Array, Collector, Load
+from keyfilters.sources.collect import Array, Collector, SkipError
 from keyfilters.sources.keras_layers import layers_of, offer_layers, offer_rest
 from keyfilters.sources.tensorflow_names import NamedTensor, offer_by_name
 
 __all__ = ["read_keras"]
 
-MOST = 100_000  # objects in one file
+MOST = 20_000  # objects in one file
 LARGEST = 2**28  # bytes of one kernel
+LARGEST_CHUNK = 2**20
 LARGEST_PART = 2**31
+DEEPEST = 60
 
 
 def read_keras(path: Path, model: str) -> FilterBank:
@@ -30,7 +33,7 @@ def read_keras(path: Path, model: str) -> FilterBank:
 
     Without a configuration of the layers the names of the weights tell, as a note then says.
     """
-    import h5py
+    import pyfive
 
     with path.open("rb") as opened:
         zipped = opened.read(2) == b"PK"
@@ -38,9 +41,9 @@ def read_keras(path: Path, model: str) -> FilterBank:
         with zipfile.ZipFile(path) as archive:
             config = json.loads(_member(archive, "config.json"))
             weights = io.BytesIO(_member(archive, "model.weights.h5"))
-        with h5py.File(weights, "r") as file:
+        with pyfive.File(weights) as file:
             return _read(file, config, model)
-    with h5py.File(path, "r") as file:
+    with pyfive.File(str(path)) as file:
         return _read(file, _config(file), model)
 
 
@@ -55,9 +58,23 @@ def _member(archive: zipfile.ZipFile, name: str) -> bytes:
 
 def _config(file: Any) -> Any:
     text = file.attrs.get("model_config")
-    if text is None:
-        return None
-    return json.loads(text if isinstance(text, (str, bytes)) else bytes(text))
+    return None if text is None else json.loads(_text(text))
+
+
+def _text(value: Any) -> str:
+    """Return an attribute as text, which may be stored as bytes or as an array of one text."""
+    if isinstance(value, np.ndarray):
+        value = value.ravel()[0] if value.size else ""
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+
+
+def _own_name(file: Any, place: str) -> str:
+    """Return the name of a layer that its group of variables notes; empty where it does not."""
+    try:
+        name = file[place].attrs.get("name")
+    except KeyError:
+        return ""
+    return "" if name is None else _text(name)
 
 
 def _read(file: Any, config: Any, model: str) -> FilterBank:
@@ -81,41 +98,39 @@ def _read(file: Any, config: Any, model: str) -> FilterBank:
 
 
 def _tensors(file: Any) -> Iterator[NamedTensor]:
-    """Yield the datasets of a file in order; links out of the file are not followed."""
-    import h5py
+    """Yield the datasets of a file in order.
+
+    Written in Python alone, pyfive follows no link out of a file; HDF5's own library runs for ever
+    on some damaged files.
+    """
+    import pyfive
 
     stack: list[tuple[str, Any]] = [("", file)]
-    seen: set[bytes] = set()
     for _ in range(MOST):
         if not stack:
             return
         name, item = stack.pop()
-        if isinstance(item, h5py.Dataset):
-            if item.dtype.kind in "fiu" and item.shape is not None:
-                yield NamedTensor(name, item.shape, _loader(item))
-            continue
-        place = repr(h5py.h5o.get_info(item.id).addr).encode()
-        if place in seen:
-            continue
-        seen.add(place)
-        children = []
-        for key in item:
-            if isinstance(item.get(key, getlink=True), h5py.HardLink):
-                children.append((f"{name}/{key}".lstrip("/"), item[key]))
-        stack += reversed(children)
+        if isinstance(item, pyfive.Dataset):
+            if getattr(item.dtype, "kind", "") in ("f", "i", "u") and item.shape is not None:
+                yield NamedTensor(name, tuple(item.shape), partial(_load, item))
+        elif isinstance(item, pyfive.Group):
+            if name.count("/") > DEEPEST:
+                raise ValueError("groups lie in each other too deep")
+            children = [(f"{name}/{key}".lstrip("/"), item.get_lazy_view(key)) for key in item]
+            stack += reversed(children)
     raise ValueError(f"more than {MOST} objects")
 
 
-def _loader(dataset: Any) -> Load:
-    def load() -> Array:
-        if dataset.external or dataset.is_virtual:
-            raise ValueError(f"{dataset.name} keeps its values in another file, which is not read")
-        if dataset.size * dataset.dtype.itemsize > LARGEST:
-            raise ValueError(f"{dataset.name} claims {dataset.size} values")
-        values = np.asarray(dataset[()])
-        return values.astype(np.float32) if values.dtype == np.float16 else values
-
-    return load
+def _load(dataset: Any) -> Array:
+    if dataset.size * dataset.dtype.itemsize > LARGEST:
+        raise SkipError(f"a kernel of {dataset.size} values, which is not read")
+    if dataset.chunks is not None:
+        stored = dataset.id
+        sizes = [stored.get_chunk_info(i).size for i in range(stored.get_num_chunks())]
+        if max(sizes, default=0) > LARGEST_CHUNK:
+            raise SkipError("its weights are compressed in parts above 1 MB, which is not read")
+    values = np.asarray(dataset[()])
+    return values.astype(np.float32) if values.dtype == np.float16 else values
 
 
 def _by_layer(tensors: list[NamedTensor]) -> dict[tuple[str, ...], list[NamedTensor]]:
@@ -149,9 +164,8 @@ def _by_variables(
         names: list[str] = []
         parts = group.split("/")
         for i in range(1, len(parts) + 1):
-            own = file.get("/".join([*parts[:i], "vars"]))
-            name = own.attrs.get("name") if own is not None else None
-            names += [name] if isinstance(name, str) else []
+            name = _own_name(file, "/".join([*parts[:i], "vars"]))
+            names += [name] if name else []
         held.setdefault(tuple(names), []).extend(found)
     return held if any(held) else _by_class(groups, config)
 
@@ -183,8 +197,7 @@ def _named(file: Any, tensors: list[NamedTensor]) -> Iterator[NamedTensor]:
             yield tensor
         elif number == "0" and not group.startswith("optimizer"):
             kind = group.rpartition("/")[2]
-            own = file[f"{group}/vars"].attrs.get("name")
-            name = own if isinstance(own, str) else group.removeprefix("layers/")
+            name = _own_name(file, f"{group}/vars") or group.removeprefix("layers/")
             depthwise = kind.startswith(("depthwise", "separable"))
             if "transpose" not in kind:
                 ending = "depthwise_kernel" if depthwise else "kernel"

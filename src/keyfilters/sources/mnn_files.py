@@ -25,6 +25,7 @@ KINDS = {
     515: "DepthwiseConvInt8",
 }
 CONVOLUTION_2D = 9  # of the union of parameters, from 1
+MOST = 500_000
 OTHERS = {118: "Convolution3D"}
 
 
@@ -55,8 +56,13 @@ def read_mnn(path: Path, model: str) -> FilterBank:
 
 def _operators(net: Table) -> Iterator[Table]:
     yield from net.tables(3)
+    count = 0
     for graph in net.tables(10):
-        yield from graph.tables(4)
+        operators = graph.tables(4)
+        count += len(operators)
+        if count > MOST:
+            raise ValueError(f"more than {MOST} operators")
+        yield from operators
 
 
 def _offer(collector: Collector, name: str, kind: str, main: Table) -> None:

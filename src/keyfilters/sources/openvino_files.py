@@ -29,7 +29,7 @@ TYPES = {
     "FP32": "<f4", "FP16": "<f2", "I8": "i1", "U8": "u1",
 }  # fmt: skip
 BINARY = {"Multiply": np.multiply, "Subtract": np.subtract, "Add": np.add, "Divide": np.divide}
-DEEPEST = 30
+DEEPEST = 30  # operators between what is stored and a weight
 LARGEST_XML = 2**28
 
 
@@ -98,20 +98,22 @@ class _Graph:
             raise ValueError(f"{values.size} values for a constant of shape {shape}")
         return values.reshape(shape)
 
-    def value(self, layer: Element | None, depth: int = 0) -> Array:
+    def value(self, layer: Element | None, left: list[int] | None = None) -> Array:
         """Return what constants, conversions and scales make, in float64 where they are scaled.
 
         Raises:
             SkipError: it depends on an input, or is not computed here.
         """
-        if layer is None or depth > DEEPEST:
+        left = [DEEPEST] if left is None else left
+        left[0] -= 1
+        if layer is None or left[0] < 0:
             raise SkipError("its weights are no constant")
         kind = layer.get("type", "")
         if kind == "Const":
             return self.constant(layer)
 
         def operand(position: int) -> Array:
-            return self.value(self.input(layer, position), depth + 1)
+            return self.value(self.input(layer, position), left)
 
         if kind == "Convert":
             return operand(0)

@@ -16,6 +16,7 @@ from keyfilters.sources.onnx_files import _read_graph
 __all__ = ["read_ort"]
 
 DEEPEST = 20
+MOST = 100_000  # operators and constants
 
 
 def read_ort(path: Path, model: str) -> FilterBank:
@@ -28,11 +29,11 @@ def read_ort(path: Path, model: str) -> FilterBank:
     opsets = {x.text(0): x.number(1, "<q") for x in held.tables(1)}
     opsets = {"" if name == "ai.onnx" else name: number for name, number in opsets.items()}
     collector = Collector(model)
-    _read_graph(Scope(_graph(graph, 0), path, opsets), collector)
+    _read_graph(Scope(_graph(graph, 0, [MOST]), path, opsets), collector)
     return collector.bank()
 
 
-def _graph(table: Table, level: int) -> Any:
+def _graph(table: Table, level: int, left: list[int]) -> Any:
     """Return a graph as a GraphProto with the operators, their constants and the inputs."""
     from onnx import GraphProto
 
@@ -42,12 +43,16 @@ def _graph(table: Table, level: int) -> Any:
     graph.initializer.extend(_tensor(x) for x in table.tables(0))
     for name in table.texts(5):
         graph.input.add(name=name)
-    for node in _in_order(table.tables(2)):
+    nodes = table.tables(2)
+    left[0] -= len(nodes) + len(graph.initializer)
+    if left[0] < 0:
+        raise ValueError(f"more than {MOST} operators and constants")
+    for node in _in_order(nodes):
         made = graph.node.add(name=node.text(0), domain=node.text(2), op_type=node.text(5))
         made.input.extend(node.texts(8))
         made.output.extend(node.texts(9))
         for attribute in node.tables(10):
-            _attribute(made.attribute.add(name=attribute.text(0)), attribute, level)
+            _attribute(made.attribute.add(name=attribute.text(0)), attribute, level, left)
     return graph
 
 
@@ -74,7 +79,7 @@ def _in_order(nodes: list[Table]) -> list[Table]:
     return [nodes[i] for i in order]
 
 
-def _attribute(made: Any, table: Table, level: int) -> None:
+def _attribute(made: Any, table: Table, level: int, left: list[int]) -> None:
     kind = table.number(2, "<i")
     made.type = kind if 0 <= kind <= 14 else 0
     if kind == 1:
@@ -86,7 +91,7 @@ def _attribute(made: Any, table: Table, level: int) -> None:
     elif kind == 4 and (tensor := table.table(6)) is not None:
         made.t.CopyFrom(_tensor(tensor))
     elif kind == 5 and (graph := table.table(7)) is not None:
-        made.g.CopyFrom(_graph(graph, level + 1))
+        made.g.CopyFrom(_graph(graph, level + 1, left))
     elif kind == 6:
         made.floats.extend(float(x) for x in table.array(8, "<f4"))
     elif kind == 7:

@@ -27,12 +27,7 @@ from keyfilters.sources.folders import (
     repository,
     snapshots,
 )
-from keyfilters.sources.formats import (
-    companions,
-    folder_format,
-    recognise,
-    suffix_format,
-)
+from keyfilters.sources.formats import companions, folder_format, recognise, suffix_format
 from keyfilters.sources.named_models import is_transformers_folder, read_transformers
 from keyfilters.sources.timm_models import is_timm_folder, read_timm_folder
 

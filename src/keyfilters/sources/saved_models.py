@@ -15,18 +15,14 @@ from pathlib import Path
 from keyfilters.bank import FilterBank
 from keyfilters.sources.collect import Array, Collector, Load, SkipError, float_array
 from keyfilters.sources.content import beside, mapped
-from keyfilters.sources.tensorflow_graphs import (
-    Graph,
-    offer_graph,
-    read_graph_def,
-    restored_names,
-)
+from keyfilters.sources.tensorflow_graphs import Graph, offer_graph, read_graph_def, restored_names
 from keyfilters.sources.tensorflow_names import TAIL, NamedTensor, offer_by_name
 from keyfilters.sources.tensorflow_nodes import TYPES, Stored
 from keyfilters.sources.wire import Message, varint
 
 __all__ = ["read_checkpoint", "read_saved_model"]
 
+LARGEST_NAMES = 2**26  # bytes of all names
 OBJECTS = "_CHECKPOINTABLE_OBJECT_GRAPH"
 
 
@@ -62,7 +58,13 @@ class _Bundle:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.entries = {key: Message(value) for key, value in _table(mapped(path))}
+        self.entries: dict[str, Message] = {}
+        left = LARGEST_NAMES
+        for key, value in _table(mapped(path)):
+            self.entries[key] = Message(value)
+            left -= 64 + len(key)
+            if left < 0:
+                raise ValueError("its table of names is longer than any network's")
         self.shards = max(Message(self.entries.pop("", Message(b"")).data).number(1), 1)
         self.full_names: dict[str, str] = {}
         self.restored: dict[str, str] = {}
@@ -154,7 +156,7 @@ def _block(data: memoryview, start: int, size: int) -> Iterator[tuple[str, memor
         shared, at = varint(block, at)
         fresh, at = varint(block, at)
         length, at = varint(block, at)
-        if shared > len(key) or at + fresh + length > end or len(key) > 2**16:
+        if shared > len(key) or at + fresh + length > end or len(key) > 4096:
             raise ValueError("the table of names is damaged")
         key = key[:shared] + bytes(block[at : at + fresh])
         at += fresh

@@ -26,6 +26,7 @@ from keyfilters.sources.weight_sets import WRAPPERS, choose_set, weight_sets
 
 __all__ = ["FIRST", "WRAPPERS", "read_state_dict", "to_array", "unwrap", "why_too_large"]
 
+LONGEST = 1000  # characters of a name
 PREFIXES = ("module.", "_orig_mod.")  # DistributedDataParallel, torch.compile
 
 SHAPE_ONLY = "known by its shape only: could also be a convolution of a one-channel image"
@@ -85,7 +86,7 @@ def _found(checkpoint: Any, wanted: str) -> _Found:
     tensors: dict[str, Tensor] = {}
     for name, old in names.items():
         tensor = as_tensor(held.tensors[old])
-        if tensor is not None:
+        if tensor is not None and len(name) <= LONGEST:
             tensors[name] = tensor
     note = ""
     if len(sets) > 1:

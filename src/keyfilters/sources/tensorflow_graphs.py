@@ -33,7 +33,7 @@ FAKE = ("FakeQuantWithMinMaxVars", "FakeQuantWithMinMaxVarsPerChannel", "FakeQua
 VARIABLES = ("VarHandleOp", "VariableV2", "Variable")
 CALLS = ("PartitionedCall", "StatefulPartitionedCall")
 DEEPEST = 200  # operators in a row
-MOST_CALLS = 2000
+MOST_CALLS, MOST_NODES = 20_000, 20_000_000
 # Behind these the number of channels is not that of the first input.
 RESHAPING = (
     "Reshape",
@@ -157,9 +157,11 @@ def _offer_graph(
             inputs = node.inputs[1:] if node.op in ("If", "StatelessIf") else node.inputs
             bound = {x: (graph, y) for x, y in zip(arguments, inputs, strict=False)}
             key = (name, tuple(_place(graph, y) for _, y in bound.values()))
-            if key in called or len(called) > MOST_CALLS:
+            if key in called:
                 continue
             called.add(key)
+            if len(called) > MOST_CALLS or len(called) * len(nodes) > MOST_NODES:
+                raise ValueError("functions call each other too often")
             inner = Graph(nodes, graph.functions, graph.variables, bound, name, graph.level + 1)
             _offer_graph(collector, inner, called, homes)
 

@@ -17,6 +17,7 @@ SLOTS = re.compile(
     r"(^|[/.])(\.OPTIMIZER_SLOT|_?optimizer\w*|Adam\w*|RMSProp\w*|Momentum|momentum\w*|Adagrad\w*|"
     r"Ftrl\w*|velocity|[mv]|opt_state|ExponentialMovingAverage)([/.]|$)"
 )
+LONGEST = 1000  # characters of a name
 TAIL = "/.ATTRIBUTES/VARIABLE_VALUE"
 SHAPE_ONLY = "known by its shape only: could also be a convolution of a one-channel image"
 
@@ -41,7 +42,7 @@ def offer_by_name(collector: Collector, tensors: Iterable[NamedTensor]) -> None:
     empty, first = True, True
     for name, shape, load in tensors:
         empty = False
-        if len(shape) not in (3, 4, 5) or min(shape) < 1:
+        if len(shape) not in (3, 4, 5) or min(shape) < 1 or len(name) > LONGEST:
             continue
         name = name.removesuffix(TAIL)
         if SLOTS.search(name):

@@ -20,12 +20,7 @@ import numpy as np
 
 from keyfilters.errors import SourceError
 from keyfilters.sources.pickles import Global, Thing, load_inert
-from keyfilters.sources.torch_tensors import (
-    DTYPES,
-    REBUILD,
-    Storage,
-    StoredTensor,
-)
+from keyfilters.sources.torch_tensors import DTYPES, REBUILD, Storage, StoredTensor
 
 __all__ = ["Zip", "aligned", "load_torch"]
 
@@ -228,7 +223,7 @@ def _load_tar(path: Path) -> Any:
 
         def content(name: str) -> io.BytesIO:
             member = archive.extractfile(name)
-            if member is None:
+            if member is None or archive.getmember(name).size > path.stat().st_size:
                 raise ValueError(f"{name} is no file")
             return io.BytesIO(member.read())
 

@@ -22,7 +22,7 @@ DTYPES = {
     "Byte": torch.uint8, "Bool": torch.bool, "QInt8": torch.int8, "QUInt8": torch.uint8,
     "QInt32": torch.int32, "ComplexFloat": torch.complex64, "ComplexDouble": torch.complex128,
 }  # fmt: skip
-LARGEST = 2**28  # elements of one tensor
+LARGEST = 2**22  # elements of a tensor that repeats its numbers
 
 
 @dataclass(eq=False)
@@ -78,7 +78,12 @@ class StoredTensor:
         flat = self.storage.tensor(self.dtype)
         offset = self.offset + self.storage.offset
         numbers = (*self.shape, *self.stride, offset)
-        if len(self.shape) != len(self.stride) or min(numbers) < 0 or prod(self.shape) > LARGEST:
+        count = prod(self.shape)
+        if (
+            len(self.shape) != len(self.stride)
+            or min(numbers) < 0
+            or count > max(LARGEST, len(flat))
+        ):
             raise ValueError(f"a tensor of shape {self.shape} and strides {self.stride}")
         pairs = zip(self.shape, self.stride, strict=True)
         last = offset + sum((size - 1) * step for size, step in pairs)

@@ -7,7 +7,8 @@ one. A file may hold several: an average beside the weights, a generator and a d
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,8 +33,7 @@ ROLES = re.compile(
 )
 GENERATOR = re.compile(r"(^|[_.])(generator|gen|net_?g|g)([_.]|$)", re.I)
 STATE = re.compile(
-    r"optim|^opts?(_|$)|exp_avg|momentum_buffer|^grads?$|gradients|scheduler|scaler|^rng|_rng",
-    re.I,
+    r"optim|^opts?(_|$)|exp_avg|momentum_buffer|^grads?$|gradients|scheduler|scaler|^rng|_rng", re.I
 )
 DEEPEST = 60
 CONTEXTS = ("PackedParamsBase", "OpContext")  # objects that hold a convolution's weight
@@ -275,8 +275,8 @@ def _by_role(found: WeightSet) -> list[WeightSet]:
     for key, value in found.tensors.items():
         groups.setdefault(key.partition(".")[0], {})[key.partition(".")[2]] = value
     special = [x for x in groups if ROLES.match(x) or AVERAGE.search(x)]
-    shapes = {x: {name: tuple(y.shape) for name, y in part.items()} for x, part in groups.items()}
-    twins = any(shapes[x] == shapes[y] for x in special for y in special if x < y)
+    shapes = [frozenset((k, tuple(y.shape)) for k, y in groups[x].items()) for x in special]
+    twins = len(set(shapes)) < len(shapes)
     pairs = ({"generator", "discriminator"}, {"student", "teacher"}, {"net_g", "net_d"})
     named = any(pair <= {x.lower() for x in special} for pair in pairs)
     if len(special) < 2 or not (twins or named):
@@ -320,17 +320,18 @@ def choose_set(sets: list[WeightSet], states: list[str], wanted: str = "") -> Ch
             )
         best, why = named[0], "asked for"
     else:
-        (_, why), best = min(((_rank(x, sets), x) for x in sets), key=lambda pair: pair[0][0])
-    reason = f"another set of weights; {best.name or 'the top'!r} was read ({why})"
+        twins = Counter(map(_shapes, sets))
+        (_, why), best = min(((_rank(x, twins), x) for x in sets), key=lambda pair: pair[0][0])
+    reason = f"another set of weights; {best.name or 'the top'!r} was read"
     others = [(x.name or "the top", reason) for x in sets if x is not best]
     others += [(x, "the state of an optimiser or like, no weights") for x in states]
     return Chosen(best, why, others)
 
 
-def _rank(one: WeightSet, sets: list[WeightSet]) -> tuple[tuple[Any, ...], str]:
+def _rank(one: WeightSet, twins: Counter[Hashable]) -> tuple[tuple[Any, ...], str]:
     """Return how late a set comes in the choice, and the reason if it comes first."""
     last = one.name.lower().split(".")
-    twin = any(x is not one and _shapes(x) == _shapes(one) for x in sets)
+    twin = twins[_shapes(one)] > 1
     average = bool(AVERAGE.search(one.name)) or (
         twin and bool({"teacher", "target", "momentum_encoder"} & set(last))
     )
@@ -350,5 +351,6 @@ def _rank(one: WeightSet, sets: list[WeightSet]) -> tuple[tuple[Any, ...], str]:
     return (some, not average, not generator, "student" not in last, usual, -one.kernels), why
 
 
-def _shapes(one: WeightSet) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(x.shape) for name, x in one.tensors.items()}
+def _shapes(one: WeightSet) -> Hashable:
+    """Return what two copies of one network have in common."""
+    return frozenset((name, tuple(x.shape)) for name, x in one.tensors.items())
