@@ -7,7 +7,7 @@ import operator
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,10 @@ class Layer:
         depth: relative depth in [0, 1] among the model's depthwise layers.
         multiplier: filters per input channel; None where the format does not tell.
         note: what a reader should know about this layer, usually empty.
+        groups: equal to the input channels; None where the format does not tell.
+        padding: ``(y, x)`` on both sides, ``(top, left, bottom, right)`` where the sides differ, or
+            ``"same"`` where it depends on the input; None where the format does not tell.
+        ndim: 2, or 1 for a one-dimensional convolution, whose filters are read as 1×k.
 
     Raises:
         KeyFiltersError: the weight is not three-dimensional or not of real numbers.
@@ -51,6 +55,9 @@ class Layer:
     depth: float
     multiplier: int | None = None
     note: str = ""
+    groups: int | None = None
+    padding: tuple[int, ...] | str | None = None
+    ndim: int = 2
 
     def __post_init__(self) -> None:
         weight = np.asarray(self.weight)
@@ -206,8 +213,8 @@ class FilterBank:
                 if metadata.get("format") != FORMAT:
                     raise SourceError(f"{path} is not a filter bank; to read a model: kf.read(...)")
                 layers = [
-                    _from_json(fields, file.get_tensor(f"{i:05d}"))
-                    for i, fields in enumerate(json.loads(metadata["layers"]))
+                    _from_json(held, file.get_tensor(f"{i:05d}"))
+                    for i, held in enumerate(json.loads(metadata["layers"]))
                 ]
                 skipped = [(name, why) for name, why in json.loads(metadata.get("skipped", "[]"))]
         except SourceError:
@@ -227,13 +234,9 @@ def _free_name(name: str, taken: set[str]) -> str:
 
 
 def _to_json(layer: Layer) -> dict[str, Any]:
-    fields = ("model", "name", "stride", "dilation", "depth", "multiplier", "note")
-    return {field: getattr(layer, field) for field in fields}
+    return {x.name: getattr(layer, x.name) for x in fields(layer) if x.name != "weight"}
 
 
-def _from_json(fields: dict[str, Any], weight: NDArray[np.float32]) -> Layer:
-    def pair(value: Sequence[int] | None) -> tuple[int, int] | None:
-        return None if value is None else (value[0], value[1])
-
-    stride, dilation = pair(fields.pop("stride")), pair(fields.pop("dilation"))
-    return Layer(weight=weight, stride=stride, dilation=dilation, **fields)
+def _from_json(held: dict[str, Any], weight: NDArray[np.float32]) -> Layer:
+    lists = {name: tuple(value) for name, value in held.items() if isinstance(value, list)}
+    return Layer(weight=weight, **(held | lists))

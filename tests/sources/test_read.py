@@ -49,9 +49,9 @@ def test_no_source_and_wrong_source(tmp_path: Path) -> None:
         kf.read(tmp_path / "nothing.pth")
     with pytest.raises(kf.KeyFiltersError, match="for a model of timm type: timm:convnext_tiny"):
         kf.read("convnext_tiny")
+    (tmp_path / "x.dat").write_bytes(b"nothing known")
     with pytest.raises(kf.KeyFiltersError, match=r"formats known are \.safetensors"):
-        (tmp_path / "x.h5").write_bytes(b"")
-        kf.read(tmp_path / "x.h5")
+        kf.read(tmp_path / "x.dat")
     with pytest.raises(kf.KeyFiltersError, match="no model file in"):
         kf.read(tmp_path)
     with pytest.raises(kf.KeyFiltersError, match="type for example"):
@@ -65,10 +65,10 @@ def test_a_misspelt_file_lists_the_nearest(tmp_path: Path) -> None:
 
 
 def test_model_without_depthwise_convolutions_says_what_was_seen() -> None:
-    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 1), nn.Conv1d(4, 4, 3, groups=4))
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 1), nn.Conv1d(4, 4, 3))
     with pytest.raises(kf.KeyFiltersError) as error:
         kf.read(net)
-    assert "1 × dense 3×3" in str(error.value) and "1-D depthwise" in str(error.value)
+    assert "1 × dense 3×3" in str(error.value)
 
 
 def test_timm_untrained_is_a_function_of_the_seed() -> None:
