@@ -58,3 +58,30 @@ def test_check_writes_for_machines(
 def test_check_of_an_unknown_rule(capsys: pytest.CaptureFixture[str], well: Path) -> None:
     code, _, error = run(capsys, "check", str(well), "--off", "deed")
     assert code == 2 and "dead" in error
+
+
+def test_compare_writes_a_page_and_tables(
+    capsys: pytest.CaptureFixture[str], well: Path, ill: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    code, text, error = run(capsys, "compare", str(well), str(ill), str(well), "--out", str(out))
+    assert (code, error) == (0, "") and "equal to the bit" in text
+    names = {p.name for p in out.iterdir()}
+    assert names == {
+        "report.html",
+        "layers.csv",
+        "totals.csv",
+        "flow.csv",
+        "steps.csv",
+        "filters.parquet",
+    }
+    assert len(pd.read_csv(out / "steps.csv")) == 3
+    html = (out / "report.html").read_text()
+    assert "conv1" in html and 'src="http' not in html and "<svg" in html
+    code, text, _ = run(capsys, "compare", str(well), str(ill))
+    assert code == 0 and "1 lost" in text
+
+
+def test_compare_needs_two(capsys: pytest.CaptureFixture[str], well: Path) -> None:
+    code, _, error = run(capsys, "compare", str(well))
+    assert code == 2 and "keyfilters compare" in error

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from keyfilters.bank import FilterBank
+from keyfilters.bank import FilterBank, flaws
 from keyfilters.errors import KeyFiltersError
 from keyfilters.inspection.comparison import Comparison
 from keyfilters.inspection.forms import EXPLAINED, UNEXPLAINED, forms, has_forms
@@ -101,7 +101,6 @@ def _pair(
     filters = pd.concat([pair_table(p) for p in pairs], ignore_index=True)
     progress("receptive fields")
     patterns = _patterns(pairs, seed, sample)
-    counts = {"a": len(a), "b": len(b)}
     return Comparison(
         a=name_a,
         b=name_b,
@@ -111,10 +110,21 @@ def _pair(
         patterns=patterns,
         flow=_flow(patterns),
         totals=_totals(filters, patterns),
-        counts=counts,
+        counts=_counts(a, b, by_position),
         steps=None,
         most_changed=_most_changed(pairs, filters),
     )
+
+
+def _counts(a: FilterBank, b: FilterBank, by_position: bool) -> dict[str, int]:
+    """Number of filters of either, and of those that lost or gained a shape."""
+    counts = {"a": len(a), "b": len(b)}
+    if by_position:
+        before, after = (
+            np.concatenate([flaws(layer.weight) == "" for layer in bank.layers]) for bank in (a, b)
+        )
+        counts |= {"lost": int((before & ~after).sum()), "gained": int((~before & after).sum())}
+    return counts
 
 
 def _layers(filters: pd.DataFrame) -> pd.DataFrame:

@@ -28,7 +28,8 @@ class Comparison:
             and each null.
         flow: one row a pattern of a and one of b: share of the pairs, and of each null.
         totals: one row a measure: its value in a and b, in each null, and the strictest of these.
-        counts: number of filters of a and of b.
+        counts: number of filters of a and of b; by position also how many lost their shape (died,
+            or became constant or non-finite), and gained one.
         steps: of more than two models, one row each: distance from the first and from the one
             before; None for two.
         most_changed: the pairs that differ most in shape, with both filters.
@@ -49,10 +50,11 @@ class Comparison:
     @property
     def verdict(self) -> str:
         """What the numbers say, in one line."""
-        if self.filters["untouched"].all():
+        if self.filters["untouched"].all() and self.how == "position" and not self._lost():
             return f"All {len(self.filters):,} filters are equal to the bit."
-        parts = [self._untouched(), self._cosine(), self._kept(), self._flipped()]
-        return "; ".join(filter(None, parts)) + "."
+        parts = [self._untouched(), self._cosine(), self._kept(), self._flipped(), self._lost()]
+        text = "; ".join(filter(None, parts)) + "."
+        return text[0].upper() + text[1:]
 
     def _untouched(self) -> str:
         if self.how != "position":
@@ -86,6 +88,14 @@ class Comparison:
     def _flipped(self) -> str:
         flipped = int((self.filters["cosine"] < 0).sum())
         return f"{flipped:,} of {len(self.filters):,} point the other way" if flipped else ""
+
+    def _lost(self) -> str:
+        told = [
+            f"{self.counts[key]:,} {key} {'its' if self.counts[key] == 1 else 'their'} shape"
+            for key in ("lost", "gained")
+            if self.counts.get(key)
+        ]
+        return "; ".join(told).replace("gained its", "gained a").replace("gained their", "gained a")
 
     def __repr__(self) -> str:
         return f"Comparison({self.a} and {self.b}: {self.verdict})"

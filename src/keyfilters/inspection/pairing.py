@@ -87,7 +87,7 @@ def _by_position(a: FilterBank, b: FilterBank, seed: int) -> Iterator[Pairs]:
         differences.append(replace(x, weight=unit))
     nulls = {kind: null_bank(FilterBank(differences), kind, seed).layers for kind in NULLS}
     for i, (x, y) in enumerate(zip(a.layers, b.layers, strict=True)):
-        rows = np.flatnonzero((_flaws(x) == "") & (_flaws(y) == ""))
+        rows = np.flatnonzero((flaws(x.weight) == "") & (flaws(y.weight) == ""))
         first = x.weight[rows].astype(np.float64)
         changed = {kind: first + scales[i][rows] * n[i].weight[rows] for kind, n in nulls.items()}
         yield Pairs(x, y, rows, rows, first, y.weight[rows].astype(np.float64), changed)
@@ -96,22 +96,20 @@ def _by_position(a: FilterBank, b: FilterBank, seed: int) -> Iterator[Pairs]:
 def _by_depth(a: FilterBank, b: FilterBank, seed: int) -> Iterator[Pairs]:
     nulls = {kind: null_bank(b, kind, seed).layers for kind in NULLS}
     for x in a.layers:
-        near = [i for i, y in enumerate(b.layers) if y.size == x.size and (_flaws(y) == "").any()]
-        rows = np.flatnonzero(_flaws(x) == "")
+        near = [
+            i for i, y in enumerate(b.layers) if y.size == x.size and (flaws(y.weight) == "").any()
+        ]
+        rows = np.flatnonzero(flaws(x.weight) == "")
         if not near or not len(rows):
             continue
         best = min(near, key=lambda i: abs(b.layers[i].depth - x.depth))
         first = x.weight[rows].astype(np.float64)
-        channels = np.flatnonzero(_flaws(b.layers[best]) == "")
+        channels = np.flatnonzero(flaws(b.layers[best].weight) == "")
         second, found = _nearest(first, b.layers[best].weight[channels])
         chance = {
             k: _nearest(first, layers[best].weight[channels])[0] for k, layers in nulls.items()
         }
         yield Pairs(x, b.layers[best], rows, channels[found], first, second, chance)
-
-
-def _flaws(layer: Layer) -> NDArray[np.object_]:
-    return flaws(layer.weight, dead_below=0.0)
 
 
 def _nearest(filters: Array, others: Array) -> tuple[Array, NDArray[np.int64]]:
