@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from keyfilters.clusters import Atlas as Atlas
     from keyfilters.discovery import discover_keys as discover_keys
     from keyfilters.errors import KeyFiltersError as KeyFiltersError
+    from keyfilters.inspection import Monitor as Monitor
     from keyfilters.inspection import check as check
     from keyfilters.inspection import compare as compare
     from keyfilters.keyset import KeySet as KeySet
@@ -44,6 +45,7 @@ _PUBLIC = {
     "KeyFiltersError": "keyfilters.errors",
     "KeySet": "keyfilters.keyset",
     "Layer": "keyfilters.bank",
+    "Monitor": "keyfilters.inspection",
     "bake_filters_": "keyfilters.surgery",
     "check": "keyfilters.inspection",
     "compare": "keyfilters.inspection",

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["contact_sheet", "filter_image"]
+__all__ = ["contact_sheet", "filter_image", "grid_image"]
 
 BLANK = 210  # grey of taps that are not finite
 
@@ -27,8 +27,37 @@ def filter_image(taps: NDArray[np.floating[Any]], limit: float | None = None) ->
     >>> filter_image(np.eye(3))[:22]
     'data:image/png;base64,'
     """
-    from matplotlib import colormaps
     from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(_shade(taps, limit)).save(buffer, "PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def grid_image(
+    filters: NDArray[np.floating[Any]], columns: int = 8, pixels: int = 6
+) -> NDArray[np.uint8]:
+    """Return filters in a grid as one picture, each on its own scale.
+
+    Args:
+        filters: ``(n, k_y, k_x)``.
+        columns: filters in a row.
+        pixels: along either side of a tap.
+
+    Returns:
+        ``(height, width, 3)`` red, green and blue; filters are a tap's width apart.
+    """
+    count, k_y, k_x = filters.shape
+    rows = -(-count // columns)
+    canvas = np.full((rows * (k_y + 1) - 1, columns * (k_x + 1) - 1, 3), 255, np.uint8)
+    for i, taps in enumerate(filters):
+        y, x = (i // columns) * (k_y + 1), (i % columns) * (k_x + 1)
+        canvas[y : y + k_y, x : x + k_x] = _shade(taps)
+    return canvas.repeat(pixels, axis=0).repeat(pixels, axis=1)
+
+
+def _shade(taps: NDArray[np.floating[Any]], limit: float | None = None) -> NDArray[np.uint8]:
+    from matplotlib import colormaps
 
     finite = np.isfinite(taps)
     values = np.where(finite, taps, 0.0)
@@ -37,9 +66,7 @@ def filter_image(taps: NDArray[np.floating[Any]], limit: float | None = None) ->
     scaled = values / (2 * limit) + 0.5 if limit > 0 else np.full(taps.shape, 0.5)
     shade = np.array(colormaps["RdBu_r"](scaled, bytes=True)[..., :3])
     shade[~finite] = BLANK
-    buffer = io.BytesIO()
-    Image.fromarray(shade).save(buffer, "PNG")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return shade
 
 
 def contact_sheet(
