@@ -156,8 +156,9 @@ class FilterBank:
 
         shown = self.layers[:: max(1, len(self.layers) // 12)][:12]
         rows = "".join(
-            f"<tr><td style='text-align:left'>{escape(layer.name)}</td><td>{layer.depth:.2f}</td>"
-            f"<td>{len(layer.weight):,}</td><td>{contact_sheet(layer.weight[:20], 20, 24)}</td></tr>"
+            f"<tr><td>{escape(layer.name)}</td><td>{layer.depth:.2f}</td>"
+            f"<td>{len(layer.weight):,}</td>"
+            f"<td>{contact_sheet(layer.weight[:20], 20, 24)}</td></tr>"
             for layer in shown
         )
         head = "<tr><th>layer</th><th>depth</th><th>filters</th><th>the first 20</th></tr>"

@@ -46,9 +46,14 @@ def test_subsampling_layers_that_alias() -> None:
     assert "aliasing" not in set(unknown.findings["rule"])
 
 
-def test_subnormals_of_float16() -> None:
+def test_the_range_of_float16() -> None:
     small = spoiled(healthy(), lambda w, rng: w * np.float32(1e-4))
-    assert "float16-subnormal" in set(kf.check(small).findings["rule"])
+    assert "float16-range" in set(kf.check(small).findings["rule"])
+    large = spoiled(healthy(), lambda w, rng: w * np.float32(1e6))
+    assert "float16-range" in set(kf.check(large).findings["rule"])
+    # Small taps of a filter that is not small lose nothing.
+    sparse = spoiled(healthy(), lambda w, rng: np.where(np.abs(w) < np.abs(w).max() / 4, 1e-6, w))
+    assert "float16-range" not in set(kf.check(sparse).findings["rule"])
 
 
 def test_int8_range() -> None:

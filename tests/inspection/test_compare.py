@@ -117,6 +117,13 @@ def test_filters_that_die() -> None:
     assert back.counts["gained"] == 7 and "7 gained" in back.verdict
 
 
+def test_a_layer_that_dies_is_still_listed() -> None:
+    bank = healthy(2)
+    found = kf.compare(bank, spoiled(bank, lambda w, rng: 0 * w))
+    assert found.layers["pairs"].tolist() == [96, 0] and found.counts["lost"] == 96
+    assert np.isnan(found.layers["cosine"][1]) and found.verdict.startswith("1 of 2 layers")
+
+
 def test_steps_of_a_training() -> None:
     first = healthy(2)
     steps = [first]

@@ -98,7 +98,8 @@ def _pair(
     pairs = list(pair_filters(a, b, seed))
     if not sum(len(p.a) for p in pairs):
         raise KeyFiltersError("no pair of filters that both have a shape; nothing to compare")
-    filters = pd.concat([pair_table(p) for p in pairs], ignore_index=True)
+    tables = [pair_table(p) for p in pairs]
+    filters = pd.concat([table for table in tables if len(table)], ignore_index=True)
     progress("receptive fields")
     patterns = _patterns(pairs, seed, sample)
     return Comparison(
@@ -106,7 +107,7 @@ def _pair(
         b=name_b,
         how="position" if by_position else "depth",
         filters=filters,
-        layers=_layers(filters),
+        layers=_layers(pairs, tables),
         patterns=patterns,
         flow=_flow(patterns),
         totals=_totals(filters, patterns),
@@ -127,18 +128,18 @@ def _counts(a: FilterBank, b: FilterBank, by_position: bool) -> dict[str, int]:
     return counts
 
 
-def _layers(filters: pd.DataFrame) -> pd.DataFrame:
-    """One row a layer, see `Comparison`."""
+def _layers(pairs: list[Pairs], tables: list[pd.DataFrame]) -> pd.DataFrame:
+    """One row a layer, see `Comparison`; NaN where no pair of filters has a shape."""
     rows = []
-    for (name, other), part in filters.groupby(["layer", "layer_b"], sort=False):
+    for pair, part in zip(pairs, tables, strict=True):
         nulls = {kind: part[f"cosine, {kind}"].median() for kind in NULLS}
         strictest = max(nulls, key=lambda kind: nulls[kind])
         rows.append(
             {
-                "layer": name,
-                "layer_b": other,
-                "depth": part["depth"].iloc[0],
-                "size": part["size"].iloc[0],
+                "layer": pair.layer_a.name,
+                "layer_b": pair.layer_b.name,
+                "depth": pair.layer_a.depth,
+                "size": "{}×{}".format(*pair.layer_a.size),
                 "pairs": len(part),
                 "untouched": part["untouched"].mean(),
                 "cosine": part["cosine"].median(),

@@ -133,7 +133,8 @@ def pair_table(pairs: Pairs) -> pd.DataFrame:
         cosine (of the centred forms), norm_ratio (of the centred filters, second over first),
         change (norm of the difference over the norm of the first), and cosine of each null.
     """
-    first, second = (x.reshape(len(x), -1) for x in (pairs.a, pairs.b))
+    taps = pairs.a.shape[1] * pairs.a.shape[2]
+    first, second = (x.reshape(-1, taps) for x in (pairs.a, pairs.b))
     centred_a = first - first.mean(axis=1, keepdims=True)
     centred_b = second - second.mean(axis=1, keepdims=True)
     norm_a, norm_b = (np.linalg.norm(x, axis=1) for x in (centred_a, centred_b))
@@ -150,7 +151,7 @@ def pair_table(pairs: Pairs) -> pd.DataFrame:
         "change": np.linalg.norm(second - first, axis=1) / np.linalg.norm(first, axis=1),
     }
     for kind, null in pairs.nulls.items():
-        flat = null.reshape(len(null), -1)
+        flat = null.reshape(-1, taps)
         centred = flat - flat.mean(axis=1, keepdims=True)
         columns[f"cosine, {kind}"] = _cosine(centred_a, centred)
     return pd.DataFrame(columns)

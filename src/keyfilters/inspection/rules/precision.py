@@ -9,18 +9,22 @@ from keyfilters.inspection.rules.rule import Measured, Rule
 
 __all__ = ["RULES"]
 
-SUBNORMAL = float(np.finfo(np.float16).tiny)  # 6.1e-5: below it float16 loses digits
+LOST = 1e-3  # of the norm: float16 rounds by at most 5e-4, unless a tap is too small or too large
+SMALL = 1e-3  # of the layer's median norm: a filter below passes next to nothing on
 STEPS = 127  # of int8 on either side of 0
 FEW = 3  # values: one step on either side of 0
 
 
-def _subnormal(layer: LayerFilters) -> Measured | None:
-    size = np.abs(layer.flat[layer.usable])
-    taps = size > 0
-    if not taps.any():
+def _float16(layer: LayerFilters) -> Measured | None:
+    norm = layer.norm[layer.finite]
+    if not (norm > 0).any():
         return None
-    small = taps & (size < SUBNORMAL)
-    return Measured(float(small.sum() / taps.sum()), layer.usable[small.any(axis=1)])
+    channels = layer.finite[norm > SMALL * np.median(norm[norm > 0])]
+    taps = layer.flat[channels]
+    with np.errstate(over="ignore"):
+        cast = taps.astype(np.float16).astype(np.float64)
+    lost = ~(np.linalg.norm(cast - taps, axis=1) <= LOST * layer.norm[channels])
+    return Measured(float(lost.sum() / len(layer)), channels[lost])
 
 
 def _int8_range(layer: LayerFilters) -> Measured | None:
@@ -43,12 +47,13 @@ def _few_values(layer: LayerFilters) -> Measured | None:
 
 RULES = (
     Rule(
-        "float16-subnormal",
+        "float16-range",
         "warning",
-        "share of a layer's taps other than 0 that are below 6.1e-5, where float16 loses digits",
-        0.5,
-        "scale the layer up before casting it to float16, or use bfloat16",
-        layer=_subnormal,
+        "share of a layer's filters that a cast to float16 changes by more than 0.1 % of their "
+        "norm, since taps are below 6.1e-5 or above 65,504",
+        0.1,
+        "scale the layer before casting it to float16, or use bfloat16",
+        layer=_float16,
     ),
     Rule(
         "int8-range",
