@@ -126,6 +126,22 @@ class FilterBank:
             f"{count(len(self.models), 'model')}; {sizes or 'empty'})"
         )
 
+    def _repr_html_(self) -> str:
+        """Show the first filters of every layer, for a notebook."""
+        from html import escape
+
+        from keyfilters.thumbnails import contact_sheet
+
+        shown = self.layers[:: max(1, len(self.layers) // 12)][:12]
+        rows = "".join(
+            f"<tr><td>{escape(layer.name)}</td><td>{layer.depth:.2f}</td>"
+            f"<td>{len(layer.weight):,}</td>"
+            f"<td>{contact_sheet(layer.weight[:20], 20, 24)}</td></tr>"
+            for layer in shown
+        )
+        head = "<tr><th>layer</th><th>depth</th><th>filters</th><th>the first 20</th></tr>"
+        return f"<p>{escape(repr(self))}</p><table>{head}{rows}</table>"
+
     def __add__(self, other: FilterBank) -> FilterBank:
         """Join two banks; a model name that both hold gets a number in the second."""
         taken = set(self.models)

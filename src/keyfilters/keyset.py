@@ -212,6 +212,15 @@ class KeySet:
         label = self.provenance.split(":")[0]
         return f"KeySet({keys}: {label})" if label else f"KeySet({keys})"
 
+    def _repr_html_(self) -> str:
+        """Show the keys, for a notebook."""
+        from html import escape
+
+        from keyfilters.thumbnails import contact_sheet
+
+        told = f"<br><small>{escape(self.provenance)}</small>" if self.provenance else ""
+        return f"<p>{escape(repr(self))}{told}</p>{contact_sheet(self.filters, 16, 42)}"
+
     def __getitem__(self, chosen: int | slice | Sequence[int] | NDArray[Any]) -> KeySet:
         """Return the set of some of the keys, by number, slice, list or mask."""
         rows = np.atleast_1d(np.arange(len(self))[chosen])

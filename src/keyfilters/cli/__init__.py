@@ -10,6 +10,8 @@ from typing import Annotated
 import typer
 
 from keyfilters.cli.atlas import atlas
+from keyfilters.cli.check import check
+from keyfilters.cli.compare import compare
 from keyfilters.cli.discover import discover
 from keyfilters.cli.experiment import app as experiment
 from keyfilters.cli.fit import fit
@@ -49,7 +51,7 @@ def _options(
     """Take the options that stand before any verb."""
 
 
-for verb in (atlas, discover, fit, init, read, replace, sources, train):
+for verb in (atlas, check, compare, discover, fit, init, read, replace, sources, train):
     app.command()(verb)
 app.add_typer(experiment, name="experiment")
 

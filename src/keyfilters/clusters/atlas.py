@@ -152,6 +152,28 @@ class Atlas:
         self.summary_ = summarise(self, time.perf_counter() - started)
         return self
 
+    def __repr__(self) -> str:
+        if not hasattr(self, "table_"):
+            return f"Atlas({self.config})"
+        sizes = ", ".join(
+            f"{_label(size)}: {len(a.patterns.table)} patterns" for size, a in self.sizes_.items()
+        )
+        return f"Atlas({len(self.table_):,} filters; {sizes})"
+
+    def _repr_html_(self) -> str:
+        """Show the patterns and every claim beside its strictest null, for a notebook."""
+        from html import escape
+
+        from keyfilters.thumbnails import contact_sheet
+
+        if not hasattr(self, "table_"):
+            return f"<p>{escape(repr(self))}; not fitted yet: fit(bank)</p>"
+        parts = [f"<p>{escape(repr(self))}</p>"]
+        for size, one in self.sizes_.items():
+            prototypes = one.patterns.prototypes.reshape(-1, *size)
+            parts.append(f"<p>{_label(size)}</p>{contact_sheet(prototypes, 16, 36)}")
+        return "".join(parts) + self.claims_.to_html(index=False, float_format="{:.3f}".format)
+
     def steps(self, bank: FilterBank) -> int:
         """Number of times that `fit` will call its progress function for a bank, at most."""
         return (STEPS + 4) * len(bank.sizes)

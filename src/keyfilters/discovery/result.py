@@ -56,6 +56,20 @@ class Discovery:
     number: KeyNumber | None
     options: dict[str, Any]
 
+    def __repr__(self) -> str:
+        return f"Discovery({self.words.rstrip('.')})"
+
+    def _repr_html_(self) -> str:
+        """Show the keys and what they explain beside chance, for a notebook."""
+        from html import escape
+
+        number = "" if self.number is None else f" {escape(self.number.words)}"
+        shown = [
+            c for c in ("key", "share", "family", "sigma_x", "sigma_y", "r2") if c in self.models
+        ]
+        table = self.models[shown].to_html(index=False, float_format="{:.3f}".format)
+        return f"<p>{escape(self.words)}{number}</p>{self.keys._repr_html_()}{table}"
+
     @property
     def strictest(self) -> str:
         """Null in which the same search explains most."""
