@@ -36,7 +36,7 @@ class LayerFilters:
 
     @cached_property
     def flaw(self) -> NDArray[np.object_]:
-        """Why each filter has no shape, or the empty string; see `keyfilters.scalespace.why_unusable`."""
+        """Why each filter has no shape, or "", as of `keyfilters.scalespace.why_unusable`."""
         return why_unusable(self.layer.weight)
 
     @cached_property
