@@ -57,6 +57,7 @@ class Frozen:
         >>> freeze_filters_(net).check()
         """
         seen = unwrapped(self.model if model is None else model)
+        _adopt_(seen, None)
         tensors: dict[str, Tensor] = dict(seen.named_parameters(remove_duplicate=False))
         tensors |= dict(seen.named_buffers(remove_duplicate=False))
         tensors = {clean_name(name): tensor for name, tensor in tensors.items()}

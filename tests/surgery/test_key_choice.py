@@ -31,6 +31,15 @@ def test_a_list_of_several_sizes_is_refused_where_one_set_is_meant(function: str
     assert all(value.equal(before[name]) for name, value in model.state_dict().items())
 
 
+def test_keys_are_suggested_only_of_sizes_that_exist() -> None:
+    model = nn.Sequential(nn.Conv2d(8, 8, 2, groups=8), nn.Conv2d(8, 8, 4, groups=8))
+    for function in (kf.replace_filters_, kf.parametrize_filters_):
+        with pytest.raises(kf.KeyFiltersError) as caught:
+            function(model, LIST[0])
+        assert "published" not in str(caught.value) and "size=2" in str(caught.value)
+    assert not kf.replace_filters_(model, KeySet.random(8, size=2))["left"][0]
+
+
 def test_a_list_of_one_is_that_one() -> None:
     report = kf.parametrize_filters_(network(), LIST[:1]).set_index("layer")
     assert report.loc["0", "left"] == "" and report.loc["1", "left"] != ""
