@@ -85,8 +85,8 @@ def test_solver_finds_the_optimum_of_a_slow_one(name: str, monkeypatch: pytest.M
     monkeypatch.setattr(matching, "SEPARABLE", int(form.separable is not None))
     for cache in (matching.atoms_of, matching.jets_of):
         cache.cache_clear()
-    random = np.random.default_rng(0).standard_normal((6, 5, 5))
-    filters = random + planted(form, 6, 5, 0.5)[0]
+    random = np.random.default_rng(0).standard_normal((3, 5, 5))
+    filters = random + planted(form, 3, 5, 0.5)[0]
     found = match(filters, null=None)
     for one, r2 in zip(filters, found["r2"], strict=True):
         bounds = [(max(low, -3.2), min(top, 3.2)) for low, top in form.bounds((5, 5))]
@@ -95,7 +95,7 @@ def test_solver_finds_the_optimum_of_a_slow_one(name: str, monkeypatch: pytest.M
             drawn = form.render(torch.tensor(point[None]), (5, 5)).numpy()
             return -float(np.nan_to_num(explained(one[None], drawn)[0]))
 
-        lines = [np.linspace(low + 0.02, top, 7) for low, top in bounds]
+        lines = [np.linspace(low + 0.02, top, 6) for low, top in bounds]
         grid = np.stack(np.meshgrid(*lines), axis=-1).reshape(-1, len(bounds))
         shares = [unexplained(point) for point in grid]
         best = min(

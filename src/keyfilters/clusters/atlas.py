@@ -105,7 +105,7 @@ class Atlas:
 
     >>> import keyfilters as kf, torch
     >>> bank = kf.read(torch.nn.Conv2d(256, 256, 5, groups=256))
-    >>> atlas = kf.Atlas(seed=0, seeds=2).fit(bank)
+    >>> atlas = kf.Atlas(seed=0, seeds=1).fit(bank)
     >>> list(atlas.sizes_)
     [(5, 5)]
     """
