@@ -1,4 +1,4 @@
-"""Optimisers, learning rates and the grouping of layers, against those published for ConvNeXt V2."""
+"""Optimisers, learning rates and groups of layers, against those published for ConvNeXt V2."""
 
 from __future__ import annotations
 

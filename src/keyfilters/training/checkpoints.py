@@ -102,11 +102,7 @@ def _called(function: Any) -> str:
 
 
 def newest(out: Path, own: Mapping[str, Any]) -> tuple[Path, dict[str, Any]] | None:
-    """Return the last checkpoint of a run and its progress, if there is one.
-
-    Raises:
-        KeyFiltersError: it is damaged, of another version, or of a run that differs.
-    """
+    """Return the last checkpoint of a run and its progress; refuse that of another run."""
     found = {int(x.name.rpartition("-")[2]): x for x in out.glob("checkpoint-*[0-9]")}
     if not found:
         if (out / "checkpoint.pt").exists():
@@ -136,7 +132,7 @@ def save(
     """Write a checkpoint in place of the last one; every process calls this.
 
     Args:
-        accelerator: knows model, optimiser, loader and scaler; of a finished run nothing of it.
+        accelerator: has model, optimiser, loader and scaler; a finished run needs none of them.
         out: folder of the run.
         model: whose buffers every process keeps for itself.
         states: further tensors by name: the running mean, and the best weights so far.
@@ -179,11 +175,7 @@ def save(
 
 
 def load(accelerator: Any, folder: Path, model: nn.Module) -> None:
-    """Give models, optimiser, loader, scaler and generators the state of a checkpoint.
-
-    Raises:
-        KeyFiltersError: a file of it is damaged.
-    """
+    """Give model, optimiser, loader, scaler and generators the state of a checkpoint."""
     from safetensors.torch import load_file
 
     try:

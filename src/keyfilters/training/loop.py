@@ -145,6 +145,8 @@ class _Run:
         self.scheduler = make_schedule(optimiser, recipe, self.per_epoch, self.steps)
         self.plain = "forward" not in vars(self.model)
         self.runner, self.optimiser = accelerator.prepare(self.model, optimiser)
+        # Without a scaler the wrapper only costs time: it looks for a package at every step.
+        self.stepping = optimiser if accelerator.scaler is None else self.optimiser
         self.history: list[dict[str, Any]] = []
         self.losses: list[float] = []  # of the steps of this epoch, over all processes
         self.waiting: list[Tensor] = []  # losses of the last steps, not yet looked at
@@ -235,12 +237,13 @@ class _Run:
             self.accelerator.backward(loss)
             if self.accelerator.num_processes > 1 and not self.losses and not self.waiting:
                 require_used(self.model)
-            if clip and self.accelerator.sync_gradients:
-                groups = self.optimiser.param_groups
-                free = [x for group in groups for x in group["params"]]
-                self.accelerator.clip_grad_norm_(free, clip)
-            self.optimiser.step()
-            self.optimiser.zero_grad()
+            if self.accelerator.sync_gradients:
+                if clip:
+                    groups = self.optimiser.param_groups
+                    free = [x for group in groups for x in group["params"]]
+                    self.accelerator.clip_grad_norm_(free, clip)
+                self.stepping.step()
+                self.stepping.zero_grad()
         return loss.detach()
 
     def _keep(self) -> None:

@@ -41,12 +41,7 @@ def order_seed(recipe: Recipe) -> int:
 
 
 def make_accelerator(recipe: Recipe, device: str | None, out: Path | None = None) -> Any:
-    """Make an Accelerator for a recipe; call it inside `own_accelerate`.
-
-    Args:
-        recipe: its precision, accumulation, seed, trackers, and whether to compile.
-        device: as for `train`.
-        out: folder of the trackers.
+    """Make an Accelerator for a recipe, inside `own_accelerate`; `out` is for the trackers.
 
     Raises:
         KeyFiltersError: there is no such device or tracker, or no such precision on it.
@@ -111,12 +106,9 @@ def combine_batchnorm(nets: Iterable[nn.Module], processes: int) -> None:
 
 
 def synchronise_(model: nn.Module, device: torch.device) -> nn.Module:
-    """Make batch normalisations share their statistics among the processes, by timm.
+    """Let batch normalisations share their statistics among the processes, by timm.
 
-    What others attached to a replaced module, such as hooks and marks, is attached to the new one.
-
-    Raises:
-        KeyFiltersError: the device has none.
+    Hooks and marks of a replaced module are put on the new one.
     """
     from timm.layers import convert_sync_batchnorm
 
@@ -134,11 +126,7 @@ def synchronise_(model: nn.Module, device: torch.device) -> nn.Module:
 
 
 def require_used(model: nn.Module) -> None:
-    """Refuse parameters that got no gradient, for which several processes would wait in vain.
-
-    Raises:
-        KeyFiltersError: names them.
-    """
+    """Refuse and name parameters without a gradient, for which processes would wait in vain."""
     unused = [name for name, x in model.named_parameters() if x.requires_grad and x.grad is None]
     if unused:
         named = ", ".join(unused[:8]) + (f" and {len(unused) - 8} more" if len(unused) > 8 else "")

@@ -58,14 +58,9 @@ Found: TypeAlias = tuple[dict[str, Part], Sequence[str]]  # by part; names of th
 
 
 def find_parts(asked: DataSource, skipped: Failed) -> tuple[dict[str, Part], tuple[str, ...]]:
-    """Return the parts of a data set and the names of its classes.
+    """Return the parts of a data set and the names of its classes; raises as `load_data`.
 
-    Args:
-        asked: which data set, and what of it.
-        skipped: gets the name and reason of every image that cannot be read.
-
-    Raises:
-        KeyFiltersError: as `load_data`.
+    Name and reason of every image that cannot be read are appended to `skipped`.
     """
     kind, _, argument = asked.name.partition(":")
     if kind not in READERS:
@@ -336,14 +331,14 @@ def _torchvision(argument: str, asked: DataSource) -> Found:
         halves = [{"split": "train"}, {"split": "test"}]
     try:
         found = [kind(**given, **half) for half in halves]
-    except ValueError as error:
-        mend = "take another, or save its images as FOLDER/train/CLASS and type imagefolder:FOLDER"
-        message = f"torchvision:{argument} cannot be asked for halves by {halves}: {error}"
-        raise KeyFiltersError(f"{message}; {mend}") from error
-    except (RuntimeError, FileNotFoundError, TypeError) as error:
-        fetch = f"torchvision.datasets.{argument}({given.get('root')!r}, download=True)"
+    except (ValueError, RuntimeError, FileNotFoundError, TypeError) as error:
+        mend = (
+            f"fetch it with torchvision.datasets.{argument}({given.get('root')!r}, download=True)"
+        )
+        if isinstance(error, ValueError):  # its halves have other names
+            mend = "save its images as FOLDER/train/CLASS and type imagefolder:FOLDER"
         message = f"torchvision:{argument} below root {given.get('root')!r}: {error}"
-        raise KeyFiltersError(f"{message}; fetch it with {fetch}, or set root") from error
+        raise KeyFiltersError(f"{message}; {mend}") from error
     parts = {}
     for part, one in zip(("training", "test"), found, strict=False):
         labels = next((getattr(one, x) for x in ("targets", "labels") if hasattr(one, x)), None)
