@@ -39,15 +39,15 @@ COUNT = 1045  # images: a hundredth to validate on, and one batch of 1,024 an ep
 # The command line, and what every process has in the end, of which only the first writes.
 PROCESS = """
 from keyfilters.cli import main
-from keyfilters.training import loop
+from keyfilters.training.run import Run
 from keyfilters.training.checkpoints import fingerprint
-go = loop._Run.go
+go = Run.go
 def told(run, *arguments):
     trained = go(run, *arguments)
     nets = trained.model, trained.ema
     print("digest", *[fingerprint(net)["state"] for net in nets])
     return trained
-loop._Run.go = told
+Run.go = told
 main()
 """
 

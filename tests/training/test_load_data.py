@@ -17,7 +17,8 @@ from PIL import Image
 
 from keyfilters.errors import KeyFiltersError, MissingExtraError
 from keyfilters.training import Data, load_data, photographs
-from keyfilters.training.sources import DEBIAN, stratified
+from keyfilters.training.parts import stratified
+from keyfilters.training.readers import DEBIAN
 from tests.conftest import require
 
 

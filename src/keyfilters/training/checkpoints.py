@@ -103,7 +103,7 @@ def _called(function: Any) -> str:
 
 def newest(out: Path, own: Mapping[str, Any]) -> tuple[Path, dict[str, Any]] | None:
     """Return the last checkpoint of a run and its progress; refuse that of another run."""
-    found = {int(x.name.rpartition("-")[2]): x for x in out.glob("checkpoint-*[0-9]")}
+    found = {int(x.name[11:]): x for x in out.glob("checkpoint-*") if x.name[11:].isdecimal()}
     if not found:
         if (out / "checkpoint.pt").exists():
             message = f"{out}/checkpoint.pt is no checkpoint of this version"
@@ -164,8 +164,8 @@ def save(
                     os.fsync(written.fileno())
             shutil.rmtree(out / name, ignore_errors=True)
             part.rename(out / name)
-            for old in out.glob("checkpoint-*[0-9]"):
-                if old.name != name:
+            for old in out.glob("checkpoint-*"):
+                if old.name != name and old.name[11:].isdecimal():
                     shutil.rmtree(old, ignore_errors=True)
         accelerator.wait_for_everyone()
     except (OSError, RuntimeError) as error:

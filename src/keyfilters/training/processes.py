@@ -75,7 +75,8 @@ def make_accelerator(recipe: Recipe, device: str | None, out: Path | None = None
         )
     except (ValueError, RuntimeError) as error:
         asked = f"precision {recipe.precision}, trackers {', '.join(trackers) or 'none'}"
-        raise KeyFiltersError(f"cannot train with {asked}: {error}") from error
+        mend = "; trackers need a folder: give --out" * bool(trackers and out is None)
+        raise KeyFiltersError(f"cannot train with {asked}: {error}{mend}") from error
     if recipe.precision == "fp16" and accelerator.device.type == "cpu":
         raise KeyFiltersError("precision fp16 needs a GPU; set precision to bf16 or no")
     if device is not None and accelerator.device.type != device.partition(":")[0]:
