@@ -258,7 +258,7 @@ def test_torchvision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         load_data("torchvision:MNIST", root=tmp_path)
     with pytest.raises(KeyFiltersError, match=r"no data set 'MNISTT'; the nearest .*MNIST"):
         load_data("torchvision:MNISTT")
-    message = r"EMNIST cannot be asked for halves by .*byclass.*; take another, or save its images"
+    message = r"EMNIST .*byclass.*; save its images as FOLDER"
     with pytest.raises(KeyFiltersError, match=message):
         load_data("torchvision:EMNIST", root=tmp_path)
 

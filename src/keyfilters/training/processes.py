@@ -17,6 +17,7 @@ from keyfilters.training.recipe import Recipe
 __all__ = [
     "combine_batchnorm",
     "gathered",
+    "keep_own_buffers_",
     "make_accelerator",
     "order_seed",
     "require_accelerate",
@@ -47,7 +48,7 @@ def make_accelerator(recipe: Recipe, device: str | None, out: Path | None = None
         KeyFiltersError: there is no such device or tracker, or no such precision on it.
     """
     from accelerate import Accelerator
-    from accelerate.utils import DataLoaderConfiguration, DistributedDataParallelKwargs
+    from accelerate.utils import DataLoaderConfiguration
 
     if device is not None and device.startswith("cuda:"):
         try:
@@ -69,7 +70,6 @@ def make_accelerator(recipe: Recipe, device: str | None, out: Path | None = None
             gradient_accumulation_steps=recipe.batch.accumulation,
             dataloader_config=loading,
             dynamo_backend=COMPILER if recipe.compile else "no",
-            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
             log_with=trackers or None,
             project_dir=out,
         )
@@ -95,6 +95,13 @@ def gathered(found: Mapping[str, str]) -> dict[str, str]:
     from accelerate.utils import gather_object
 
     return dict(gather_object(list(found.items())))
+
+
+def keep_own_buffers_(runner: nn.Module) -> None:
+    """Let each process keep the statistics of what it sees; `combine_batchnorm` averages them."""
+    for module in runner.modules():
+        if isinstance(module, nn.parallel.DistributedDataParallel):
+            module.broadcast_buffers = False
 
 
 def combine_batchnorm(nets: Iterable[nn.Module], processes: int) -> None:

@@ -19,12 +19,11 @@ from keyfilters.environment import environment
 from keyfilters.errors import KeyFiltersError, UnreadableError
 from keyfilters.files import write_whole
 from keyfilters.seeds import child_integer
-from keyfilters.training import checkpoints
+from keyfilters.training import checkpoints, processes
 from keyfilters.training.batches import Batches
 from keyfilters.training.data import Data
 from keyfilters.training.evaluate import accuracy
 from keyfilters.training.models import make_optimiser, make_schedule, try_model
-from keyfilters.training.processes import combine_batchnorm, gathered, require_used, synchronise_
 from keyfilters.training.recipe import Recipe
 from keyfilters.training.results import Trained, state_of, write_results, write_weights
 
@@ -64,7 +63,7 @@ class Run:
         layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
         self.model = model.to(accelerator.device).to(memory_format=layout)
         if recipe.batch.sync_batchnorm and accelerator.num_processes > 1:
-            self.model = synchronise_(self.model, accelerator.device)
+            self.model = processes.synchronise_(self.model, accelerator.device)
         example = torch.zeros(2, *data.images.shape[1:], device=accelerator.device)
         with accelerator.autocast():
             try_model(self.model, example.to(memory_format=layout), len(data.classes))
@@ -76,6 +75,7 @@ class Run:
         self.scheduler = make_schedule(optimiser, recipe, self.per_epoch, self.steps)
         self.plain = "forward" not in vars(self.model)
         self.runner, self.optimiser = accelerator.prepare(self.model, optimiser)
+        processes.keep_own_buffers_(self.runner)
         # Without a scaler the wrapper only costs time: it looks for a package at every step.
         self.stepping = optimiser if accelerator.scaler is None else self.optimiser
         self.history: list[dict[str, Any]] = []
@@ -146,7 +146,7 @@ class Run:
                     self.seconds += time.perf_counter() - started
                     if last:
                         self._close_epoch(lr)
-                    self.batches.skipped.update(gathered(self.batches.skipped))
+                    self.batches.skipped.update(processes.gathered(self.batches.skipped))
                     if save and self.out is not None:
                         self._save(None)
                     self.runner.train()
@@ -162,7 +162,7 @@ class Run:
             loss = functional.cross_entropy(self.runner(x), y, label_smoothing=smoothing)
             self.accelerator.backward(loss)
             if self.accelerator.num_processes > 1 and not self.losses and not self.waiting:
-                require_used(self.model)
+                processes.require_used(self.model)
             if self.accelerator.sync_gradients:
                 if clip:
                     groups = self.optimiser.param_groups
@@ -191,7 +191,7 @@ class Run:
         """Measure on the validation images, and note weights that are the best so far."""
         epoch, validated = ceil(self.step / self.per_epoch), "validation" in self.data.parts()
         row = {"epoch": epoch, "step": self.step, "lr": lr, "train_loss": fmean(self.losses)}
-        combine_batchnorm(self.nets.values(), self.accelerator.num_processes)
+        processes.combine_batchnorm(self.nets.values(), self.accelerator.num_processes)
         for name, net in self.nets.items():
             loss, top1 = COLUMNS["validation", name]
             if validated:
@@ -215,7 +215,7 @@ class Run:
             net.load_state_dict(self.best[name])
             loss, top1 = COLUMNS["test", name]
             row[loss], row[top1] = self._measure(net, "test")
-        self.batches.skipped.update(gathered(self.batches.skipped))
+        self.batches.skipped.update(processes.gathered(self.batches.skipped))
         self._write_history()
         self.accelerator.log(row, step=self.step)
         sizes = [(x.numel(), x.requires_grad) for x in self.model.parameters()]
