@@ -15,7 +15,8 @@ from keyfilters.keyset import KeySet
 from keyfilters.sources import read
 from keyfilters.surgery.filter_recipe import FilterRecipe
 from keyfilters.surgery.targets import find_targets
-from keyfilters.training import Recipe, loop
+from keyfilters.training import Recipe
+from keyfilters.training.run import Run
 from tests.cli.test_cli import run
 
 RECIPE = """
@@ -125,7 +126,7 @@ def test_scales_that_learn_survive_an_interruption(
     arguments += ["--set", 'filters={keys="lindeberg2026-B", learn=["sigma"], unit_norm=true}']
     arguments += ["--set", "optimiser={base_lr=0.004, layer_decay=0.9}"]
     arguments += ["--set", "checkpoint.steps=2"]
-    original = loop._Run._part
+    original = Run._part
 
     def part(self: Any, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         if self.step == 3:
@@ -133,7 +134,7 @@ def test_scales_that_learn_survive_an_interruption(
         return original(self, x, y)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop._Run, "_part", part)
+        patch.setattr(Run, "_part", part)
         with pytest.raises(StopError):
             run(capsys, *arguments, "--out", str(tmp_path / "cut"))
     for name in ("cut", "whole"):

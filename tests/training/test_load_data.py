@@ -17,7 +17,8 @@ from PIL import Image
 
 from keyfilters.errors import KeyFiltersError, MissingExtraError
 from keyfilters.training import Data, load_data, photographs
-from keyfilters.training.sources import DEBIAN, stratified
+from keyfilters.training.parts import stratified
+from keyfilters.training.readers import DEBIAN
 from tests.conftest import require
 
 
@@ -257,7 +258,7 @@ def test_torchvision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         load_data("torchvision:MNIST", root=tmp_path)
     with pytest.raises(KeyFiltersError, match=r"no data set 'MNISTT'; the nearest .*MNIST"):
         load_data("torchvision:MNISTT")
-    message = r"EMNIST cannot be asked for halves by .*byclass.*; take another, or save its images"
+    message = r"EMNIST .*byclass.*; save its images as FOLDER"
     with pytest.raises(KeyFiltersError, match=message):
         load_data("torchvision:EMNIST", root=tmp_path)
 

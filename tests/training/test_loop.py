@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from accelerate.utils import is_tensorboard_available
 from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional
@@ -26,7 +27,6 @@ from keyfilters.training import (
     Recipe,
     Trained,
     load_data,
-    loop,
     make_model,
     normalise,
     train,
@@ -34,6 +34,7 @@ from keyfilters.training import (
 from keyfilters.training.batches import Batches
 from keyfilters.training.borrowed import own_accelerate, own_threads
 from keyfilters.training.processes import make_accelerator
+from keyfilters.training.run import Run
 from tests.training.networks import network, recipe
 
 EVERYTHING = {
@@ -179,14 +180,14 @@ class StopError(Exception):
 
 def before(step: int, monkeypatch: pytest.MonkeyPatch, act: Any) -> None:
     """Do something in the next training before a step."""
-    original = loop._Run._part
+    original = Run._part
 
     def part(self: Any, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         if self.step == step:
             act()
         return original(self, x, y)
 
-    monkeypatch.setattr(loop._Run, "_part", part)
+    monkeypatch.setattr(Run, "_part", part)
 
 
 def stop_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -466,3 +467,19 @@ def test_what_the_user_can_mend(digits: Data, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setitem(__import__("sys").modules, "accelerate", None)
     with pytest.raises(MissingExtraError, match=r"training needs an extra .*keyfilters\[train\]"):
         train(recipe(), model=network(), data=digits)
+
+
+def test_trackers(digits: Data, tmp_path: Path) -> None:
+    made = recipe(schedule={"steps": 2}, checkpoint={"log_with": ["tensorbord"]})
+    with pytest.raises(KeyFiltersError, match="tensorbord"):
+        run(made, digits, tmp_path)
+    made = recipe(schedule={"steps": 2}, checkpoint={"log_with": ["tensorboard"]})
+    if not is_tensorboard_available():
+        with pytest.raises(KeyFiltersError, match="pip install tensorboard"):
+            run(made, digits, tmp_path)
+        return
+    plain = run(replace(made, checkpoint=replace(made.checkpoint, log_with=())), digits)
+    assert same(run(made, digits, tmp_path).model, plain.model)
+    assert list((tmp_path / "keyfilters").rglob("events*"))
+    with pytest.raises(KeyFiltersError, match="--out"):
+        run(made, digits)

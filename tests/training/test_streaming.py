@@ -20,12 +20,13 @@ from PIL import Image
 from torch import Tensor, nn
 
 from keyfilters.errors import KeyFiltersError
-from keyfilters.training import Data, Recipe, Trained, load_data, loop, normalise, train
+from keyfilters.training import Data, Recipe, Trained, load_data, normalise, train
 from keyfilters.training.batches import Batches
 from keyfilters.training.borrowed import own_accelerate
 from keyfilters.training.data import MEAN, STD
 from keyfilters.training.dataset import Items, StreamedImages
 from keyfilters.training.processes import make_accelerator
+from keyfilters.training.run import Run
 from tests.conftest import require
 
 # Python 3.12 and later warn of what torch's loaders do on Linux.
@@ -229,7 +230,7 @@ def test_interrupted_is_as_if_it_never_was(
 ) -> None:
     made = recipe({**RANDOM, **MIXED}, schedule={"epochs": 3}, checkpoint={"steps": 2})
     whole = run(made, load(folder))
-    original = loop._Run._part
+    original = Run._part
 
     def part(self: Any, x: Tensor, y: Tensor) -> Tensor:
         if self.step == step:
@@ -237,7 +238,7 @@ def test_interrupted_is_as_if_it_never_was(
         return original(self, x, y)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop._Run, "_part", part)
+        patch.setattr(Run, "_part", part)
         with pytest.raises(StopError):
             run(made, load(folder, workers=1), tmp_path)
     resumed = run(made, load(folder, workers=1), tmp_path)

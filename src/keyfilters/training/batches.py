@@ -26,15 +26,7 @@ __all__ = ["Batches", "share_of"]
 
 
 def share_of(recipe: Recipe, images: int, processes: int) -> int:
-    """Return the images of a part of a step in one process.
-
-    Raises:
-        KeyFiltersError: a batch that is larger than the data, cannot be shared out evenly, or is
-            odd where images are mixed in pairs.
-
-    >>> share_of(Recipe.from_dict({"batch": {"size": 64, "accumulation": 2}}), 1000, 4)
-    8
-    """
+    """Return the images of a part of a step in one process; refuse a batch that does not fit."""
     size, parts = recipe.batch.size, recipe.batch.accumulation
     if size > images:
         got = f"batch.size is {size}, more than the {images} training images"
@@ -52,17 +44,9 @@ def share_of(recipe: Recipe, images: int, processes: int) -> int:
 class Batches:
     """Batches to train with and to measure on, normalised, on the device.
 
-    Args:
-        recipe: says how large batches are and what is done to images.
-        data: the images.
-        accelerator: of the run.
-
     Attributes:
         per_epoch: number of steps of an epoch.
         skipped: name → reason of the streamed images that could not be read so far.
-
-    Raises:
-        KeyFiltersError: as `share_of` and `Data.dataset`.
     """
 
     def __init__(self, recipe: Recipe, data: Data, accelerator: Any) -> None:
@@ -100,10 +84,9 @@ class Batches:
             )
 
     def epoch(self, number: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield what is left of an epoch, part by part.
+        """Yield what is left of an epoch: images ``(b, c, h, w)`` float32, and labels.
 
-        Images are ``(b, c, h, w)`` float32; labels ``(b,)`` integers, or where images were mixed
-        ``(b, classes)`` shares.
+        These are integers ``(b,)``, or where images are mixed, shares ``(b, classes)``.
 
         Raises:
             UnreadableError: a streamed image cannot be read and the data say stop, or many cannot.
@@ -115,11 +98,7 @@ class Batches:
             yield (x, labels) if self._mix is None else self._mix(x, labels)
 
     def of(self, part: str) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield this process's share of the validation or test images, as they are.
-
-        Raises:
-            UnreadableError: as `epoch`.
-        """
+        """Yield this process's share of the validation or test images; raises as `epoch`."""
         images, rank = self._sets[part], self._accelerator.process_index
         bounds = [len(images) * x // self._accelerator.num_processes for x in (rank, rank + 1)]
         yield from self._read(self._loader(Subset(images, range(*bounds)), self._share))

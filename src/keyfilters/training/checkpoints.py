@@ -102,12 +102,8 @@ def _called(function: Any) -> str:
 
 
 def newest(out: Path, own: Mapping[str, Any]) -> tuple[Path, dict[str, Any]] | None:
-    """Return the last checkpoint of a run and its progress, if there is one.
-
-    Raises:
-        KeyFiltersError: it is damaged, of another version, or of a run that differs.
-    """
-    found = {int(x.name.rpartition("-")[2]): x for x in out.glob("checkpoint-*[0-9]")}
+    """Return the last checkpoint of a run and its progress; refuse that of another run."""
+    found = {int(x.name[11:]): x for x in out.glob("checkpoint-*") if x.name[11:].isdecimal()}
     if not found:
         if (out / "checkpoint.pt").exists():
             message = f"{out}/checkpoint.pt is no checkpoint of this version"
@@ -136,7 +132,7 @@ def save(
     """Write a checkpoint in place of the last one; every process calls this.
 
     Args:
-        accelerator: knows model, optimiser, loader and scaler; of a finished run nothing of it.
+        accelerator: has model, optimiser, loader and scaler; a finished run needs none of them.
         out: folder of the run.
         model: whose buffers every process keeps for itself.
         states: further tensors by name: the running mean, and the best weights so far.
@@ -168,8 +164,8 @@ def save(
                     os.fsync(written.fileno())
             shutil.rmtree(out / name, ignore_errors=True)
             part.rename(out / name)
-            for old in out.glob("checkpoint-*[0-9]"):
-                if old.name != name:
+            for old in out.glob("checkpoint-*"):
+                if old.name != name and old.name[11:].isdecimal():
                     shutil.rmtree(old, ignore_errors=True)
         accelerator.wait_for_everyone()
     except (OSError, RuntimeError) as error:
@@ -179,11 +175,7 @@ def save(
 
 
 def load(accelerator: Any, folder: Path, model: nn.Module) -> None:
-    """Give models, optimiser, loader, scaler and generators the state of a checkpoint.
-
-    Raises:
-        KeyFiltersError: a file of it is damaged.
-    """
+    """Give model, optimiser, loader, scaler and generators the state of a checkpoint."""
     from safetensors.torch import load_file
 
     try:

@@ -15,8 +15,8 @@ from torch.nn import functional
 
 from keyfilters.errors import KeyFiltersError
 from keyfilters.training.dataset import Images, Items, StreamedImages
+from keyfilters.training.parts import find_parts, first_side
 from keyfilters.training.recipe import Augmentation, Recipe
-from keyfilters.training.sources import find_parts, first_side
 
 __all__ = ["Data", "load_data"]
 

@@ -90,14 +90,7 @@ class Items:
 
 
 class Images(Dataset[Batch]):
-    """Images in memory; in training they are cropped and mirrored.
-
-    Args:
-        images: ``(n, c, h, w)`` uint8, on the device; of `StreamedImages` without content.
-        labels: ``(n,)`` int64.
-        change: what is done in training; None leaves the images.
-        seed: of what is drawn.
-    """
+    """Images ``(n, c, h, w)`` uint8 in memory; where there is a `change`, cropped and mirrored."""
 
     def __init__(
         self, images: Tensor, labels: Tensor, change: Augmentation | None = None, seed: int = 0
@@ -123,7 +116,7 @@ class Images(Dataset[Batch]):
         return images, self.labels[rows], failed
 
     def read(self, numbers: Sequence[int]) -> tuple[Tensor, Sequence[int], Failed]:
-        """Return uint8 images, the number of each, and those that could not be read."""
+        """Return uint8 images, the number of each, and what could not be read."""
         return self.images[torch.as_tensor(numbers, device=self.images.device)], numbers, []
 
     def _draw(self, change: Augmentation, device: torch.device) -> None:
@@ -234,13 +227,9 @@ def _posterize(image: Image, bits_to_keep: int, **_: Any) -> Image:
 
 
 def crop_and_flip(images: Tensor, corner: Tensor, mirror: Tensor, border: int) -> Tensor:
-    """Surround images with black and cut each anew at its corner, mirrored or not.
+    """Surround images ``(n, c, h, w)`` with black and cut each anew, mirrored or not.
 
-    Args:
-        images: ``(n, c, h, w)``.
-        corner: ``(2, n)``, row and column of the upper left pixel, from 0 to 2 · border.
-        mirror: ``(n,)`` booleans.
-        border: pixels on each side.
+    `corner` ``(2, n)`` has row and column of the upper left pixel, from 0 to 2 · border.
 
     >>> images = torch.arange(4).reshape(1, 1, 2, 2)
     >>> crop_and_flip(images, torch.tensor([[1], [1]]), torch.tensor([True]), 1)

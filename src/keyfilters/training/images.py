@@ -24,15 +24,10 @@ if TYPE_CHECKING:
 
 __all__ = ["centre_crop", "image_folder", "normalise", "photographs", "random_crops", "read_image"]
 
-# Left out: greyscale photographs, since colour networks were not trained for them; microscopy, the
-# retina and the deep field, which are no natural scenes; the right view of the motorcycle, which is
-# nearly the left.
+# Without greyscale photographs and those that show no natural scene.
 SHIPPED = {
     "skimage/data": (
-        "astronaut.png",
-        "chelsea.png",
-        "coffee.png",
-        "motorcycle_left.png",
+        *("astronaut.png", "chelsea.png", "coffee.png", "motorcycle_left.png"),
         "rocket.jpg",
     ),
     "sklearn/datasets/images": ("china.jpg", "flower.jpg"),
@@ -44,8 +39,7 @@ SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
 def photographs() -> dict[str, NDArray[np.uint8]]:
     """Return the seven natural colour photographs that scikit-image and scikit-learn ship.
 
-    They are astronaut, chelsea (a cat), coffee, motorcycle_left, rocket, china (a pagoda) and
-    flower, ``(h, w, 3)`` with sides of 300 to 741 pixels.
+    Each is ``(h, w, 3)`` with sides of 300 to 741 pixels.
 
     Raises:
         MissingExtraError: scikit-image is not installed.

@@ -112,11 +112,6 @@ def make_optimiser(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
 
     Raises:
         KeyFiltersError: an unknown name or option, or no parameter to train.
-
-    >>> frozen = nn.Linear(2, 2).requires_grad_(False)
-    >>> optimiser = make_optimiser(nn.Sequential(frozen, nn.Linear(2, 3)), Recipe())
-    >>> [[tuple(x.shape) for x in group["params"]] for group in optimiser.param_groups]
-    [[(3,)], [(3, 2)]]
     """
     from timm.optim import create_optimizer_v2, list_optimizers
 
@@ -152,12 +147,6 @@ def make_schedule(
     optimiser: torch.optim.Optimizer, recipe: Recipe, per_epoch: int, steps: int
 ) -> Any:
     """Make timm's schedule: linear warm-up to the largest learning rate, then half a cosine.
-
-    Args:
-        optimiser: whose groups get the learning rate of a step by ``step_update(step)``.
-        recipe: its `peak_lr` and its schedule.
-        per_epoch: steps of an epoch.
-        steps: of the whole run.
 
     >>> recipe = Recipe.from_dict({"optimiser": {"lr": 1.0}, "schedule": {"warmup_epochs": 0.5}})
     >>> optimiser = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)

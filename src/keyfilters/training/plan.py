@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import asdict
 
 from torch import nn
 
 from keyfilters.training.batches import share_of
 from keyfilters.training.data import Data
 from keyfilters.training.models import decay_layers
-from keyfilters.training.recipe import Recipe
+from keyfilters.training.recipe import Augmentation, Recipe
 
 __all__ = ["plan"]
 
@@ -36,56 +36,57 @@ def plan(recipe: Recipe, model: nn.Module, data: Data, processes: int = 1) -> di
     >>> print(facts["batch"], facts["learning rate"], facts["schedule"], sep="; ")
     128 = 2 processes × 1 part × 64 images; 0.0005 = 0.001 × 128 / 256; 10 epochs = 110 steps, ...
     """
-    images, optimiser, schedule, ema = (
-        len(data.labels),
-        recipe.optimiser,
-        recipe.schedule,
-        recipe.ema,
-    )
-    share, size, parts = (
-        share_of(recipe, images, processes),
-        recipe.batch.size,
-        recipe.batch.accumulation,
-    )
+    images, size, parts = len(data.labels), recipe.batch.size, recipe.batch.accumulation
+    share = share_of(recipe, images, processes)
     counts = [(x.numel(), x.requires_grad) for x in model.parameters()]
-    free, base, steps = (
-        sum(n for n, trained in counts if trained),
-        optimiser.base_lr,
-        recipe.steps(images),
-    )
+    free, total = sum(n for n, trained in counts if trained), sum(n for n, _ in counts)
+    side = "×".join(map(str, data.images.shape[1:]))
+    held = {part: f"{len(labels):,}" for part, (_, labels) in data.parts().items()}
+    validated = f", {held['validation']} to validate on" if "validation" in held else ""
+    own, base = recipe.optimiser, recipe.optimiser.base_lr
+    options = "".join(f", {key} {value}" for key, value in own.options.items())
+    clip = f"; gradients clipped at {own.clip:g}" if own.clip else ""
+    warmup = "with" if recipe.ema.warmup else "without"
+    mean = f"of the weights, decay {recipe.ema.decay:g}, {warmup} warm-up"
+    shares = f"{processes} process{'es' * (processes > 1)} × {parts} part{'s' * (parts > 1)}"
+    return {
+        "model": f"{recipe.model.name}: {free:,} of {total:,} parameters learn",
+        "data": f"{data.name}: {images:,} images of {side} in {len(data.classes):,} classes"
+        f"{validated}, {held['test']} to test on",
+        "batch": f"{size} = {shares} × {share} images",
+        "learning rate": f"{recipe.peak_lr:g}" + f" = {base:g} × {size} / 256" * (base > 0),
+        "schedule": _schedule(recipe, images),
+        "layer decay": _layers(recipe, model),
+        "optimiser": f"{own.name}{options}, weight decay {own.weight_decay:g}, none on vectors"
+        f"{clip}",
+        "augmentation": _augmentation(recipe),
+        "running mean": mean if recipe.ema.decay else "none",
+        "precision": {"no": "float32"}.get(recipe.precision, recipe.precision),
+    }
+
+
+def _schedule(recipe: Recipe, images: int) -> str:
+    schedule, steps = recipe.schedule, recipe.steps(images)
     length = f"{schedule.epochs:g} epochs = {steps:,} steps"
     if schedule.steps:
         length = f"{steps:,} steps, in place of {schedule.epochs:g} epochs"
     warmup = "no warm-up"
     if schedule.warmup_epochs:
-        rising = round(schedule.warmup_epochs * (images // size))
+        rising = round(schedule.warmup_epochs * (images // recipe.batch.size))
         warmup = f"{schedule.warmup_epochs:g} epochs of warm-up ({rising:,} steps)"
-    layers = "none"
-    if (decay := optimiser.layer_decay) < 1:
-        below = decay_layers(model)
-        least = f"{decay:g}^{below} = {decay**below:.4g} for the first"
-        layers = f"{decay:g} over {below} layers before the head: {least}, 1 for the head"
-    options = "".join(f", {key} {value}" for key, value in optimiser.options.items())
-    clip = f"; gradients clipped at {optimiser.clip:g}" if optimiser.clip else ""
-    change = recipe.augmentation
-    changed = [(x.name, getattr(change, x.name)) for x in fields(change)]
-    changed = [(name, value) for name, value in changed if value != getattr(type(change), name)]
-    held = "".join(
-        f", {len(x):,} to validate on" for p, (_, x) in data.parts().items() if p == "validation"
-    )
-    mean = f"of the weights, decay {ema.decay:g}, {'with' if ema.warmup else 'without'} warm-up"
-    return {
-        "model": f"{recipe.model.name}: {free:,} of {sum(n for n, _ in counts):,} parameters learn",
-        "data": f"{data.name}: {images:,} images of {'×'.join(map(str, data.images.shape[1:]))} in "
-        f"{len(data.classes):,} classes{held}, {len(data.test_labels):,} to test on",
-        "batch": f"{size} = {processes} process{'es' * (processes > 1)} × {parts} part"
-        f"{'s' * (parts > 1)} × {share} images",
-        "learning rate": f"{recipe.peak_lr:g}" + f" = {base:g} × {size} / 256" * (base > 0),
-        "schedule": f"{length}, {warmup}, then a cosine down to {schedule.min_lr:g}",
-        "layer decay": layers,
-        "optimiser": f"{optimiser.name}{options}, weight decay {optimiser.weight_decay:g}, none on "
-        f"vectors{clip}",
-        "augmentation": ", ".join(f"{name} {value}" for name, value in changed) or "none",
-        "running mean": mean if ema.decay else "none",
-        "precision": {"no": "float32"}.get(recipe.precision, recipe.precision),
-    }
+    return f"{length}, {warmup}, then a cosine down to {schedule.min_lr:g}"
+
+
+def _layers(recipe: Recipe, model: nn.Module) -> str:
+    decay = recipe.optimiser.layer_decay
+    if decay == 1:
+        return "none"
+    below = decay_layers(model)
+    first = f"{decay:g}^{below} = {decay**below:.4g} for the first"
+    return f"{decay:g} over {below} layers before the head: {first}, 1 for the head"
+
+
+def _augmentation(recipe: Recipe) -> str:
+    own = asdict(recipe.augmentation)
+    changed = [x for x, value in own.items() if value != getattr(Augmentation, x)]
+    return ", ".join(f"{name} {own[name]}" for name in changed) or "none"

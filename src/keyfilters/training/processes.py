@@ -17,6 +17,7 @@ from keyfilters.training.recipe import Recipe
 __all__ = [
     "combine_batchnorm",
     "gathered",
+    "keep_own_buffers_",
     "make_accelerator",
     "order_seed",
     "require_accelerate",
@@ -41,18 +42,13 @@ def order_seed(recipe: Recipe) -> int:
 
 
 def make_accelerator(recipe: Recipe, device: str | None, out: Path | None = None) -> Any:
-    """Make an Accelerator for a recipe; call it inside `own_accelerate`.
-
-    Args:
-        recipe: its precision, accumulation, seed, trackers, and whether to compile.
-        device: as for `train`.
-        out: folder of the trackers.
+    """Make an Accelerator for a recipe, inside `own_accelerate`; `out` is for the trackers.
 
     Raises:
         KeyFiltersError: there is no such device or tracker, or no such precision on it.
     """
     from accelerate import Accelerator
-    from accelerate.utils import DataLoaderConfiguration, DistributedDataParallelKwargs
+    from accelerate.utils import DataLoaderConfiguration
 
     if device is not None and device.startswith("cuda:"):
         try:
@@ -74,13 +70,13 @@ def make_accelerator(recipe: Recipe, device: str | None, out: Path | None = None
             gradient_accumulation_steps=recipe.batch.accumulation,
             dataloader_config=loading,
             dynamo_backend=COMPILER if recipe.compile else "no",
-            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
             log_with=trackers or None,
             project_dir=out,
         )
     except (ValueError, RuntimeError) as error:
         asked = f"precision {recipe.precision}, trackers {', '.join(trackers) or 'none'}"
-        raise KeyFiltersError(f"cannot train with {asked}: {error}") from error
+        mend = "; trackers need a folder: give --out" * bool(trackers and out is None)
+        raise KeyFiltersError(f"cannot train with {asked}: {error}{mend}") from error
     if recipe.precision == "fp16" and accelerator.device.type == "cpu":
         raise KeyFiltersError("precision fp16 needs a GPU; set precision to bf16 or no")
     if device is not None and accelerator.device.type != device.partition(":")[0]:
@@ -101,6 +97,13 @@ def gathered(found: Mapping[str, str]) -> dict[str, str]:
     return dict(gather_object(list(found.items())))
 
 
+def keep_own_buffers_(runner: nn.Module) -> None:
+    """Let each process keep the statistics of what it sees; `combine_batchnorm` averages them."""
+    for module in runner.modules():
+        if isinstance(module, nn.parallel.DistributedDataParallel):
+            module.broadcast_buffers = False
+
+
 def combine_batchnorm(nets: Iterable[nn.Module], processes: int) -> None:
     """Average running means and variances over the processes, each of which saw other images."""
     from timm.utils import distribute_bn
@@ -111,12 +114,9 @@ def combine_batchnorm(nets: Iterable[nn.Module], processes: int) -> None:
 
 
 def synchronise_(model: nn.Module, device: torch.device) -> nn.Module:
-    """Make batch normalisations share their statistics among the processes, by timm.
+    """Let batch normalisations share their statistics among the processes, by timm.
 
-    What others attached to a replaced module, such as hooks and marks, is attached to the new one.
-
-    Raises:
-        KeyFiltersError: the device has none.
+    Hooks and marks of a replaced module are put on the new one.
     """
     from timm.layers import convert_sync_batchnorm
 
@@ -134,11 +134,7 @@ def synchronise_(model: nn.Module, device: torch.device) -> nn.Module:
 
 
 def require_used(model: nn.Module) -> None:
-    """Refuse parameters that got no gradient, for which several processes would wait in vain.
-
-    Raises:
-        KeyFiltersError: names them.
-    """
+    """Refuse and name parameters without a gradient, for which processes would wait in vain."""
     unused = [name for name, x in model.named_parameters() if x.requires_grad and x.grad is None]
     if unused:
         named = ", ".join(unused[:8]) + (f" and {len(unused) - 8} more" if len(unused) > 8 else "")
