@@ -9,7 +9,13 @@ import numpy as np
 import pytest
 
 import keyfilters as kf
-from keyfilters.sources.formats import FORMATS, READERS, format_table, recognise
+from keyfilters.sources.formats import (
+    FORMATS,
+    READERS,
+    format_table,
+    markdown_table,
+    recognise,
+)
 from tests.sources.tiny_models import FILTERS, NAMES_ONLY, NEEDS, SAME, TINY
 
 QUIET = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
@@ -97,3 +103,8 @@ def test_refused_formats_come_with_advice(tmp_path: Path) -> None:
     (tmp_path / "net.tflite").write_bytes(model.write())
     with pytest.raises(kf.KeyFiltersError, match="Edge TPU"):
         kf.read(tmp_path / "net.tflite")
+
+
+def test_the_documentation_holds_the_table() -> None:
+    docs = Path(__file__).parents[2] / "docs" / "formats.md"
+    assert markdown_table().replace("\n\n", "\n") in docs.read_text()
