@@ -202,7 +202,7 @@ def test_models_of_torchvision() -> None:
     again = kf.read("torchvision:mobilenet_v3_small?pretrained=false", seed=1)
     assert bank.sizes == again.sizes
     assert not np.array_equal(bank.layers[0].weight, again.layers[0].weight)
-    with pytest.raises(kf.KeyFiltersError, match="nearest names are: .*mobilenet_v3_small"):
+    with pytest.raises(kf.KeyFiltersError, match=r"nearest names are: .*mobilenet_v3_small"):
         kf.read("torchvision:mobilenet_v3_smal")
     with pytest.raises(kf.KeyFiltersError, match="pretrained"):
         kf.read("torchvision:mobilenet_v3_small?weights=none")
