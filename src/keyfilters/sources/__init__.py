@@ -184,7 +184,8 @@ def package_files(spec: str) -> list[Path]:
 
 
 def _what_was_seen(sources: Sequence[Any], bank: FilterBank) -> str:
-    names = ", ".join(s if isinstance(s, str) else type(s).__name__ for s in sources)
+    named = (str, PathLike)
+    names = ", ".join(str(s) if isinstance(s, named) else type(s).__name__ for s in sources)
     counts = Counter(reason for _, reason in bank.skipped)
     seen = "; ".join(f"{n} × {reason}" for reason, n in counts.most_common(6)) or "no convolution"
     return f"no depthwise filters in {names}; seen instead: {seen}"

@@ -166,6 +166,7 @@ class Collector:
 
     def skip(self, name: str, reason: str) -> None:
         """Note something that was seen and not taken."""
+        name, reason = (" ".join(x.split()) for x in (name, reason))  # files may hold any text
         self.skipped.append((f"{self.model}/{name}" if name else self.model, reason))
 
     def bank(self) -> FilterBank:

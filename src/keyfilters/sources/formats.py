@@ -23,6 +23,7 @@ __all__ = [
     "companions",
     "folder_format",
     "format_table",
+    "markdown_table",
     "recognise",
     "suffix_format",
 ]
@@ -361,3 +362,13 @@ def format_table() -> list[dict[str, str]]:
         }
         for x in FORMATS
     ]
+
+
+def markdown_table() -> str:
+    """Return the table of formats as it stands in ``docs/formats.md``."""
+    columns = ("format", "files", "read", "written", "extra", "library")
+    lines = [f"| {' | '.join(columns)} |", f"|{' --- |' * len(columns)}"]
+    for row in format_table():
+        files = " ".join(f"`{x}`" for x in row["files"].split())
+        lines.append(f"| {' | '.join((row | {'files': files})[x] for x in columns)} |")
+    return "\n".join(lines) + "\n"
