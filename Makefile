@@ -35,6 +35,9 @@ benchmarks: $(VENV)/.dev  ## Every figure in benchmarks/results; about eight hou
 	$(BIN)/python benchmarks/functional_discovery.py
 	$(BIN)/python benchmarks/survival.py
 	$(BIN)/python benchmarks/throughput.py
+	$(BIN)/python benchmarks/check.py
+	$(BIN)/python benchmarks/compare.py
+	$(BIN)/python benchmarks/monitor.py
 	$(BIN)/python benchmarks/experiments.py initialization
 	$(BIN)/python benchmarks/experiments.py transfer
 	$(BIN)/python benchmarks/experiments.py frozen-keys

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from keyfilters.bank import FilterBank as FilterBank
     from keyfilters.bank import Layer as Layer
     from keyfilters.clusters import Atlas as Atlas
+    from keyfilters.clusters.pattern_book import load_atlas as load_atlas
     from keyfilters.discovery import discover_keys as discover_keys
     from keyfilters.errors import KeyFiltersError as KeyFiltersError
     from keyfilters.inspection import Monitor as Monitor
@@ -54,6 +55,7 @@ _PUBLIC = {
     "freeze_filters_": "keyfilters.surgery",
     "init": "",
     "initialize_filters_": "keyfilters.surgery",
+    "load_atlas": "keyfilters.clusters.pattern_book",
     "match": "keyfilters.receptive_fields",
     "null_bank": "keyfilters.nulls",
     "parametrize_filters_": "keyfilters.surgery",

@@ -85,3 +85,14 @@ def test_compare_writes_a_page_and_tables(
 def test_compare_needs_two(capsys: pytest.CaptureFixture[str], well: Path) -> None:
     code, _, error = run(capsys, "compare", str(well))
     assert code == 2 and "keyfilters compare" in error
+
+
+def test_atlas_like_one_that_ships(
+    capsys: pytest.CaptureFixture[str], well: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "named"
+    code, text, error = run(capsys, "atlas", str(well), "--like", "zoo-5x5", "--out", str(out))
+    assert (code, error) == (0, "") and "covariance" in text
+    assert len(pd.read_parquet(out / "filters.parquet")) == 384
+    code, _, error = run(capsys, "atlas", str(well), "--like", "zoo-5x", "--out", str(out))
+    assert code == 2 and "zoo-5x5" in error

@@ -135,8 +135,10 @@ def test_steps_of_a_training() -> None:
                 slice(1, 2),
             )
         )
+    steps[2].layers[0].weight[0] = 0  # in both, as layers that do not change are shared
     found = kf.compare(*steps)
     assert found.steps is not None and found.steps["step"].tolist() == [0, 1, 2, 3]
+    assert found.steps["name"].is_unique
     to_first, to_last = found.steps["cosine to the first"], found.steps["cosine to the before"]
     assert to_first.is_monotonic_decreasing and to_first[0] == pytest.approx(1)
     assert to_last[3] > to_first[3]

@@ -66,7 +66,7 @@ def compare(
     for source in (a, b, *more):
         silent(f"reading {source if isinstance(source, str) else type(source).__name__}")
         banks.append(source if isinstance(source, FilterBank) else read(source, seed=seed))
-    names = [_name(x, bank) for x, bank in zip((a, b, *more), banks, strict=True)]
+    names = _names((a, b, *more), banks)
     if len(banks) > 2 and not all(same_layout(banks[0], bank) for bank in banks):
         raise KeyFiltersError(
             "more than two models were given, whose layers differ; give steps of one training, or "
@@ -79,10 +79,19 @@ def compare(
     return Comparison(**(vars(found) | {"steps": _steps(banks, names)}))
 
 
-def _name(source: Any, bank: FilterBank) -> str:
-    if len(bank.models) == 1:
-        return bank.models[0]
-    return source if isinstance(source, str) else f"{len(bank.models)} models"
+def _names(sources: tuple[Any, ...], banks: list[FilterBank]) -> list[str]:
+    """Names of the sources that differ: of the model, else as given, else numbered."""
+    names = [
+        bank.models[0] if len(bank.models) == 1 else f"{len(bank.models)} models" for bank in banks
+    ]
+    names = [
+        source if names.count(name) > 1 and isinstance(source, str) else name
+        for source, name in zip(sources, names, strict=True)
+    ]
+    return [
+        f"{name} ({names[:i].count(name) + 1})" if names.count(name) > 1 else name
+        for i, name in enumerate(names)
+    ]
 
 
 def _pair(

@@ -60,7 +60,8 @@ class Comparison:
         if self.how != "position":
             return ""
         untouched = int((self.layers["untouched"] == 1).sum())
-        return f"{untouched} of {len(self.layers)} layers are equal to the bit"
+        are = "is" if untouched == 1 else "are"
+        return f"{untouched} of {len(self.layers)} layers {are} equal to the bit"
 
     def _total(self, measure: str) -> Any:
         found = self.totals[self.totals["measure"] == measure].to_dict("records")

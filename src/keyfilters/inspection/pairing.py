@@ -140,6 +140,7 @@ def pair_table(pairs: Pairs) -> pd.DataFrame:
     centred_a = first - first.mean(axis=1, keepdims=True)
     centred_b = second - second.mean(axis=1, keepdims=True)
     norm_a, norm_b = (np.linalg.norm(x, axis=1) for x in (centred_a, centred_b))
+    size = np.linalg.norm(first, axis=1)
     columns: dict[str, Any] = {
         "layer": pairs.layer_a.name,
         "layer_b": pairs.layer_b.name,
@@ -149,8 +150,8 @@ def pair_table(pairs: Pairs) -> pd.DataFrame:
         "channel_b": pairs.channel_b,
         "untouched": (first == second).all(axis=1),
         "cosine": _cosine(centred_a, centred_b),
-        "norm_ratio": norm_b / norm_a,
-        "change": np.linalg.norm(second - first, axis=1) / np.linalg.norm(first, axis=1),
+        "norm_ratio": norm_b / np.where(norm_a > 0, norm_a, np.nan),
+        "change": np.linalg.norm(second - first, axis=1) / np.where(size > 0, size, np.nan),
     }
     for kind, null in pairs.nulls.items():
         flat = null.reshape(-1, taps)
