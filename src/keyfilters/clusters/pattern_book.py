@@ -12,13 +12,13 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from keyfilters.bank import FilterBank, flaws
+from keyfilters.bank import FilterBank
 from keyfilters.claims import FILTERS
 from keyfilters.clusters.atlas import Atlas
 from keyfilters.errors import KeyFiltersError, SourceError, nearest
 from keyfilters.files import write_whole
 from keyfilters.nulls import NULLS, null_bank
-from keyfilters.scalespace import centred_unit
+from keyfilters.scalespace import centred_unit, why_unusable
 
 __all__ = ["PatternBook", "load_atlas"]
 
@@ -88,7 +88,7 @@ class PatternBook:
             KeyFiltersError: the bank holds no filter of this kernel size.
         """
         filters, table = bank.stack(self.size)
-        usable = np.flatnonzero(flaws(filters) == "")
+        usable = np.flatnonzero(why_unusable(filters) == "")
         step, dissimilarity = self._nearest(filters[usable])
         rows = self.table.iloc[self.index[step]]
         table = table[["model", "layer", "depth", "channel", "flaw"]].copy()
