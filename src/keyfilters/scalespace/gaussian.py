@@ -50,7 +50,10 @@ def discrete_gaussian(variance: Tensor | float, radius: int) -> Tensor:
     if not s.is_floating_point():
         s = s.to(torch.float64)
     half = node_count(_largest(s.detach()), radius) // 2
-    decay, table = (torch.from_numpy(x) for x in _quadrature(half, radius))
+    if torch.compiler.is_compiling():  # which traces through no cache
+        decay, table = _quadrature(half, radius)
+    else:
+        decay, table = map(torch.from_numpy, _kept_quadrature(half, radius))
     wide = s.to(torch.promote_types(s.dtype, torch.float32))  # half precision has too few digits
     with torch.autocast(s.device.type, enabled=False):
         kernel = (torch.exp(wide[..., None] * decay.to(wide)) @ table.to(wide)).to(s.dtype)
@@ -73,19 +76,23 @@ def _largest(variance: Tensor) -> float:
     return float(variance.max()) if variance.numel() else 0.0
 
 
-@lru_cache(maxsize=64)
-def _quadrature(half: int, radius: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _quadrature(half: int, radius: int) -> tuple[Tensor, Tensor]:
     """Exponents ``(half + 1,)`` of the nodes in [0, π], and what each adds to the taps.
 
     By symmetry these nodes are enough, those inside counted twice. The table is in float64, so that
-    only the last product is rounded to the variance's own precision. Arrays are kept and not
-    tensors, which would belong to the mode (inference, another device) of the first call.
+    only the last product is rounded to the variance's own precision.
     """
-    theta = np.arange(half + 1) * (math.pi / half)
-    weight = np.full_like(theta, 1 / half)
-    weight[[0, -1]] = 0.5 / half
-    offsets = np.arange(-radius, radius + 1)
-    return np.cos(theta) - 1, weight[:, None] * np.cos(theta[:, None] * offsets)
+    theta = torch.arange(half + 1, dtype=torch.float64, device="cpu") * (math.pi / half)
+    weight = torch.full_like(theta, 1 / half)
+    weight[0] = weight[-1] = 0.5 / half
+    offsets = torch.arange(-radius, radius + 1, dtype=torch.float64, device="cpu")
+    return torch.cos(theta) - 1, weight[:, None] * torch.cos(theta[:, None] * offsets)
+
+
+@lru_cache(maxsize=64)
+def _kept_quadrature(half: int, radius: int) -> tuple[NDArray[np.float64], ...]:
+    """Arrays and not tensors, which would keep the mode (such as inference) of the first call."""
+    return tuple(x.numpy() for x in _quadrature(half, radius))
 
 
 def node_count(variance: float, radius: int) -> int:
