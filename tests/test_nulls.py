@@ -95,3 +95,20 @@ def test_unknown_null_is_refused() -> None:
     with pytest.raises(kf.KeyFiltersError, match="no null is called 'gaussian'; there are: white"):
         null_bank(kf.FilterBank([]), "gaussian")
     assert len(null_bank(kf.FilterBank([]), "phase")) == 0
+
+
+@pytest.mark.parametrize(("size", "count"), [((3, 3), 900), ((5, 5), 6), ((7, 7), 12)])
+def test_correcting_the_covariance_null_never_leads_away(
+    monkeypatch: pytest.MonkeyPatch, size: tuple[int, int], count: int
+) -> None:
+    # Filters in one half-space, and fewer than taps: their moments cannot be met in full.
+    unit = np.abs(smooth(size, count, seed=4))
+    unit = centred_unit(unit)
+
+    def error() -> float:
+        drawn = null_units(unit, size, "covariance", 0, 4096)
+        return float(np.linalg.norm(np.cov(drawn.T, ddof=0) - np.cov(unit.T, ddof=0)))
+
+    matched = error()
+    monkeypatch.setattr("keyfilters.nulls.MATCHING_STEPS", 1)  # as first drawn
+    assert matched <= error()
