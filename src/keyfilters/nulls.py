@@ -131,7 +131,7 @@ def _covariance(unit: Array, size: tuple[int, int], generator: Generator, count:
     error_of_best, best, vain = np.inf, (mean, covariance), 0
     for _ in range(MATCHING_STEPS):
         drawn_mean, drawn = _moments(_projected(draws[:most], mean, covariance))
-        error = np.linalg.norm(drawn - wanted) + np.linalg.norm(drawn_mean - wanted_mean)
+        error = float(np.linalg.norm(drawn - wanted) + np.linalg.norm(drawn_mean - wanted_mean))
         vain = 0 if error < error_of_best * (1 - GAIN) else vain + 1
         if error < error_of_best:
             error_of_best, best = error, (mean, covariance)
