@@ -15,7 +15,7 @@ test: $(VENV)/.dev  ## Style, types, floors, tests.
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/pytest -W error -m 'not long'
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/pytest -W error -n 2 --dist loadfile -m 'not long'
 
 test-all: test  ## Also what takes minutes: a Ray cluster, the published recipes, every experiment.
 	$(BIN)/pytest -W error -m long
@@ -35,6 +35,9 @@ benchmarks: $(VENV)/.dev  ## Every figure in benchmarks/results; about eight hou
 	$(BIN)/python benchmarks/functional_discovery.py
 	$(BIN)/python benchmarks/survival.py
 	$(BIN)/python benchmarks/throughput.py
+	$(BIN)/python benchmarks/check.py
+	$(BIN)/python benchmarks/compare.py
+	$(BIN)/python benchmarks/monitor.py
 	$(BIN)/python benchmarks/experiments.py initialization
 	$(BIN)/python benchmarks/experiments.py transfer
 	$(BIN)/python benchmarks/experiments.py frozen-keys

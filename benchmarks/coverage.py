@@ -19,7 +19,7 @@ import timm
 from common import environment, markdown, write
 
 import keyfilters as kf
-from keyfilters.clusters.autoencoder import distinct_prototypes
+from keyfilters.clusters.principal_curve import distinct_prototypes
 from keyfilters.nulls import NULLS
 
 POSE = Path(__file__).parents[2] / "shared" / "models" / "pose-cpm" / "model.tflite"

@@ -22,7 +22,7 @@ import keyfilters as kf
 from keyfilters.discovery.candidates import candidates
 from keyfilters.discovery.elimination import eliminate
 from keyfilters.discovery.functional import eliminate_by_answers
-from keyfilters.discovery.gains import explained
+from keyfilters.discovery.shares import explained_shares
 from keyfilters.scalespace import centred_unit
 from keyfilters.surgery import recalibrate_batchnorm_
 from keyfilters.training import agreement, logits, photographs, random_crops
@@ -48,7 +48,7 @@ def main() -> None:
         model, pool, crops["left"], tries=tries, batch_size=BATCH, progress=print
     )
     minutes = (time.perf_counter() - started) / 60
-    by_variance = eliminate(explained(unit, pool))
+    by_variance = eliminate(explained_shares(unit, pool))
     reference = logits(model, crops["right"], batch_size=BATCH)
     rows = []
     for count in COUNTS:

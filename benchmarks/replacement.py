@@ -28,7 +28,7 @@ from matplotlib.figure import Figure
 import keyfilters as kf
 from keyfilters.clusters.keys import learn_keys, learn_keys_by_layer
 from keyfilters.surgery import layer_sensitivity, recalibrate_batchnorm_
-from keyfilters.surgery.offers import Keys
+from keyfilters.surgery.key_choice import Keys
 from keyfilters.training import agreement, centre_crop, logits, normalise, photographs, random_crops
 
 COUNTS = (4, 8, 16, 32, 64, 128, 256)

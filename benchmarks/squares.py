@@ -28,7 +28,7 @@ from common import environment, markdown, write
 from keyfilters.clusters.nulls import tap_permuted_null
 
 import keyfilters as kf
-from keyfilters.clusters.squares import ON_GRID, SQUARE, nearest_centre
+from keyfilters.clusters.square_or_shifted import ON_GRID, SQUARE, nearest_centre
 from keyfilters.scalespace import centred_unit
 from keyfilters.sources.packages import find_distribution, model_files
 from keyfilters.sources.tflite_tables import File, Graph

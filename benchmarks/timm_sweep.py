@@ -1,10 +1,10 @@
-"""Reading and surgery on the smallest model of every timm module with depthwise convolutions.
+"""Reading and surgery on every family of timm models with depthwise convolutions.
 
-Every model is built untrained, read, initialised, replaced, frozen, put on keys, run and baked. The
-filters read are compared with a count of its own: a walk over ``nn.Conv2d`` with ``groups ==
-in_channels > 1`` and more than one tap, a parameter under two names counted once. The same over the
-classification models of torchvision, one a family, where it can be imported. Writes
-results/timm.md and results/timm.json.
+Of every family of every module the smallest model is built untrained, read, initialised, replaced,
+frozen, put on keys, run and baked. The filters read are compared with a count of its own: a walk
+over ``nn.Conv2d`` with ``groups == in_channels > 1`` and more than one tap, a parameter under two
+names counted once. The same over the classification models of torchvision, one a family, where it
+can be imported. Writes results/timm.md and results/timm.json.
 
     python benchmarks/timm_sweep.py [--only NAME ...]
 """
@@ -28,8 +28,7 @@ from torch import nn
 
 import keyfilters as kf
 
-LARGE = re.compile(r"large|huge|giant|gigantic|base|medium|[_x]l(_|$)|_b[2-9](_|$)|_(384|448|512)")
-ENOUGH = 20
+FAMILY = re.compile(r"((test|tf|gc|ese|tiny|legacy)_)?[a-z]+?(v[0-9]+|(?=[0-9_]|$))")
 STEPS = ("initialise", "replace", "freeze", "parametrise", "run", "bake")
 
 
@@ -53,25 +52,24 @@ def mixing(model: nn.Module) -> int:
     return sum(m.groups == m.in_channels > 1 for m in kinds)
 
 
-def smallest_of(module: str) -> str:
-    """Return the smallest model with depthwise convolutions of a module of timm; empty if none.
+def smallest_of(module: str) -> dict[str, str]:
+    """Return the smallest model with depthwise convolutions of every family of a timm module.
 
-    Models whose names say that they are large are looked at only where a module has no other, and
-    no more where the first `ENOUGH` of a module have no depthwise convolution.
+    All models of the module are built, without data. A family is the letters that a name starts
+    with, and its version: ``"convnextv2"``, ``"mobilenetv4"``, ``"mixnet"``.
     """
-    sizes: dict[str, int] = {}
-    names = timm.list_models(module=module)
-    for number, name in enumerate(sorted(names, key=lambda name: bool(LARGE.search(name)))):
-        if (sizes and LARGE.search(name)) or (not sizes and number >= ENOUGH):
-            break
+    sizes: dict[str, tuple[int, str]] = {}
+    for name in timm.list_models(module=module):
         try:
             with torch.device("meta"):
                 model = timm.create_model(name, pretrained=False)
         except Exception:  # some cannot be built without data, and are no candidates
             continue
         if own_count(model)[0] or mixing(model):
-            sizes[name] = sum(x.numel() for x in model.parameters())
-    return min(sizes, key=lambda name: sizes[name], default="")
+            family = FAMILY.match(name)[0]
+            size = sum(x.numel() for x in model.parameters())
+            sizes[family] = min(sizes.get(family, (size, name)), (size, name))
+    return {family: name for family, (_, name) in sizes.items()}
 
 
 def attempt(step: Callable[[], Any]) -> str:
@@ -176,14 +174,14 @@ def main() -> None:
     quiet = {"initializer": warnings.simplefilter, "initargs": ("ignore",)}
     with ProcessPoolExecutor(arguments.jobs, **quiet) as pool:
         if arguments.only:
-            chosen = {name: name for name in arguments.only}
+            chosen = dict.fromkeys(arguments.only, "")
         else:
             modules = timm.list_modules()
             found = zip(modules, pool.map(smallest_of, modules), strict=True)
-            chosen = {module: name for module, name in found if name}
+            chosen = {name: module for module, names in found for name in names.values()}
         print(f"{len(chosen)} models", flush=True)
         rows = []
-        for row in pool.map(one_of_timm, chosen, chosen.values()):
+        for row in pool.map(one_of_timm, chosen.values(), chosen):
             rows.append(row)
             print(len(rows), row, flush=True)
     others, why_not = ({}, "not asked for") if arguments.only else torchvision_models()
@@ -193,7 +191,10 @@ def main() -> None:
     ends = every[["read", *STEPS]].map(str)
     bad = ends.map(lambda text: text.startswith(("WRONG", "ERROR"))).any(axis=1)
     counts = {step: int(ends[step].isin(["exact", "ok"]).sum()) for step in ends}
-    summary = f"{len(every)} models: " + ", ".join(f"{k} {v}" for k, v in counts.items())
+    modules = every.loc[every["module"] != "torchvision", "module"].nunique()
+    summary = f"{len(every)} models, timm's from {modules} modules: " + ", ".join(
+        f"{k} {v}" for k, v in counts.items()
+    )
     parts = {
         "Summary": f"{summary}; with an error or a wrong count {int(bad.sum())}. "
         "A refusal is a sentence of the package, and leaves the model as it was.",
@@ -201,7 +202,13 @@ def main() -> None:
         "torchvision": why_not or markdown(every[every["module"] == "torchvision"]),
     }
     data = {"rows": rows, "torchvision": theirs or why_not, "counts": counts}
-    write("timm", "Every timm module with depthwise convolutions", environment(), data, parts)
+    write(
+        "timm",
+        "Every family of timm models with depthwise convolutions",
+        environment(),
+        data,
+        parts,
+    )
 
 
 if __name__ == "__main__":

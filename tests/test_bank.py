@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -57,6 +58,30 @@ def test_load_refuses_what_is_no_bank(tmp_path: Path, content: bytes) -> None:
         FilterBank.load(tmp_path / "x.safetensors")
 
 
+def test_geometry_is_kept_and_old_banks_still_load(tmp_path: Path) -> None:
+    w = np.ones((4, 1, 5), np.float32)
+    new = Layer("net", "a", w, (1, 2), (1, 1), 0.0, 2, "", 2, (0, 1, 0, 2), 1)
+    same = Layer("net", "b", w, None, None, 1.0, padding="same")
+    FilterBank([new, same]).save(tmp_path / "b.safetensors")
+    one, two = FilterBank.load(tmp_path / "b.safetensors").layers
+    assert (one.groups, one.padding, one.ndim) == (2, (0, 1, 0, 2), 1)
+    assert (two.groups, two.padding, two.ndim) == (None, "same", 2)
+    old = {"model": "net", "name": "a", "stride": [2, 1], "dilation": None, "depth": 0.5}
+    notes = {"layers": json.dumps([old | {"multiplier": 1, "note": "n"}]), "skipped": "[]"}
+    save_file({"00000": w}, tmp_path / "old.safetensors", {"format": "keyfilters-bank-1", **notes})
+    [layer] = FilterBank.load(tmp_path / "old.safetensors").layers
+    assert layer.stride == (2, 1) and layer.padding is None and layer.ndim == 2
+
+
+def test_windows_that_are_not_square(tmp_path: Path) -> None:
+    sizes = [(1, 7), (7, 1), (4, 4), (2, 6), (22, 1)]
+    bank = FilterBank(layer(name=str(size), size=size) for size in sizes)
+    for size in sizes:
+        assert bank.stack(size)[0].shape == (4, *size)
+    bank.save(tmp_path / "b.safetensors")
+    assert FilterBank.load(tmp_path / "b.safetensors").sizes == bank.sizes
+
+
 def test_joined_banks_keep_models_apart() -> None:
     bank = FilterBank([layer()]) + FilterBank([layer()]) + FilterBank([layer(model="other")])
     assert bank.models == ["net", "net (2)", "other"]
@@ -74,11 +99,13 @@ def test_filters_without_a_shape_are_listed() -> None:
 
 def test_shapes_that_are_no_filters_and_sizes_of_any_integer() -> None:
     w = np.ones((8, 1, 7, 7), np.float32)
-    with pytest.raises(KeyFiltersError, match=r"got float32 of shape \(8, 1, 7, 7\); give weight"):
-        Layer("m", "c", w, None, None, 0.0)
+    with pytest.raises(KeyFiltersError, match=r"got float32 of shape \(8, 2, 7, 7\)"):
+        Layer("m", "c", w.repeat(2, axis=1), None, None, 0.0)
     with pytest.raises(KeyFiltersError, match="got complex64 of shape"):
         Layer("m", "c", w[:, 0] * 1j, None, None, 0.0)
-    bank = FilterBank([Layer("m", "c", w[:, 0], None, None, 0.0)])
+    layer = Layer("m", "c", w, None, None, 0.0)  # as PyTorch stores it
+    assert layer.size == (7, 7) and np.shares_memory(layer.weight, w)
+    bank = FilterBank([layer])
     for size in (np.int64(7), (np.int32(7), 7), [7, 7], np.array([7, 7])):
         assert len(bank.stack(size)[0]) == 8  # type: ignore[arg-type]
     for bad in (7.0, "77", (7,), None):

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 import keyfilters as kf
-from keyfilters.bank import Layer, flaws
+from keyfilters.bank import Layer
 from keyfilters.nulls import NULLS, null_bank, null_units
-from keyfilters.scalespace import centred_unit
+from keyfilters.scalespace import centred_unit, why_unusable
 
 SIZES = [(3, 3), (5, 5), (7, 7), (1, 7), (4, 4)]
 
@@ -72,8 +72,8 @@ def test_null_bank_keeps_layers_norms_means_and_what_has_no_shape(kind: str) -> 
     assert null.skipped == bank.skipped and null.sizes == bank.sizes
     for before, after in zip(bank.layers, null.layers, strict=True):
         assert (before.name, before.stride, before.note) == (after.name, after.stride, after.note)
-        flaw = flaws(before.weight)
-        np.testing.assert_array_equal(flaws(after.weight), flaw)
+        flaw = why_unusable(before.weight)
+        np.testing.assert_array_equal(why_unusable(after.weight), flaw)
         usable = flaw == ""
         np.testing.assert_array_equal(before.weight[~usable], after.weight[~usable])
         pair = [x.weight[usable].reshape(usable.sum(), -1) for x in (before, after)]
@@ -95,3 +95,20 @@ def test_unknown_null_is_refused() -> None:
     with pytest.raises(kf.KeyFiltersError, match="no null is called 'gaussian'; there are: white"):
         null_bank(kf.FilterBank([]), "gaussian")
     assert len(null_bank(kf.FilterBank([]), "phase")) == 0
+
+
+@pytest.mark.parametrize(("size", "count"), [((3, 3), 900), ((5, 5), 6), ((7, 7), 12)])
+def test_correcting_the_covariance_null_never_leads_away(
+    monkeypatch: pytest.MonkeyPatch, size: tuple[int, int], count: int
+) -> None:
+    # Filters in one half-space, and fewer than taps: their moments cannot be met in full.
+    unit = np.abs(smooth(size, count, seed=4))
+    unit = centred_unit(unit)
+
+    def error() -> float:
+        drawn = null_units(unit, size, "covariance", 0, 4096)
+        return float(np.linalg.norm(np.cov(drawn.T, ddof=0) - np.cov(unit.T, ddof=0)))
+
+    matched = error()
+    monkeypatch.setattr("keyfilters.nulls.MATCHING_STEPS", 1)  # as first drawn
+    assert matched <= error()

@@ -9,16 +9,22 @@
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from keyfilters import init as init
+    from keyfilters import plot as plot
     from keyfilters import scalespace as scalespace
     from keyfilters.bank import FilterBank as FilterBank
     from keyfilters.bank import Layer as Layer
     from keyfilters.clusters import Atlas as Atlas
+    from keyfilters.clusters.pattern_book import load_atlas as load_atlas
     from keyfilters.discovery import discover_keys as discover_keys
     from keyfilters.errors import KeyFiltersError as KeyFiltersError
+    from keyfilters.inspection import Monitor as Monitor
+    from keyfilters.inspection import check as check
+    from keyfilters.inspection import compare as compare
     from keyfilters.keyset import KeySet as KeySet
     from keyfilters.nulls import null_bank as null_bank
     from keyfilters.receptive_fields import fit_idealized as fit_idealized
@@ -40,15 +46,20 @@ _PUBLIC = {
     "KeyFiltersError": "keyfilters.errors",
     "KeySet": "keyfilters.keyset",
     "Layer": "keyfilters.bank",
+    "Monitor": "keyfilters.inspection",
     "bake_filters_": "keyfilters.surgery",
+    "check": "keyfilters.inspection",
+    "compare": "keyfilters.inspection",
     "discover_keys": "keyfilters.discovery",
     "fit_idealized": "keyfilters.receptive_fields",
     "freeze_filters_": "keyfilters.surgery",
     "init": "",
     "initialize_filters_": "keyfilters.surgery",
+    "load_atlas": "keyfilters.clusters.pattern_book",
     "match": "keyfilters.receptive_fields",
     "null_bank": "keyfilters.nulls",
     "parametrize_filters_": "keyfilters.surgery",
+    "plot": "",
     "read": "keyfilters.sources",
     "replace_filters_": "keyfilters.surgery",
     "scalespace": "",
@@ -60,6 +71,8 @@ __all__ = sorted(_PUBLIC)
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return importlib.metadata.version("keyfilters")
     if name not in _PUBLIC:
         raise AttributeError(f"module 'keyfilters' has no attribute {name!r}")
     if not _PUBLIC[name]:

@@ -7,7 +7,7 @@ import operator
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 
 from keyfilters.errors import KeyFiltersError, SourceError
 from keyfilters.files import write_whole
+from keyfilters.scalespace import why_unusable
 
-__all__ = ["FilterBank", "Layer", "flaws"]
+__all__ = ["FilterBank", "Layer"]
 
 FORMAT = "keyfilters-bank-1"
-DEAD_BELOW = 1e-4  # babaiee2024unveiling drops filters whose taps are all this small
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,12 +31,17 @@ class Layer:
     Attributes:
         model: name of the model it comes from.
         name: name of the layer inside the model, as its format spells it.
-        weight: ``(C, k_y, k_x)`` float32, row 0 on top, exactly the stored values.
+        weight: ``(C, k_y, k_x)`` float32, row 0 on top, exactly the stored values;
+            ``(C, 1, k_y, k_x)``, as PyTorch stores it, is taken too.
         stride: ``(y, x)``; None where the format does not tell (a state dict).
         dilation: ``(y, x)``; None where the format does not tell.
         depth: relative depth in [0, 1] among the model's depthwise layers.
         multiplier: filters per input channel; None where the format does not tell.
         note: what a reader should know about this layer, usually empty.
+        groups: equal to the input channels; None where the format does not tell.
+        padding: ``(y, x)`` on both sides, ``(top, left, bottom, right)`` where the sides differ, or
+            ``"same"`` where it depends on the input; None where the format does not tell.
+        ndim: 2, or 1 for a one-dimensional convolution, whose filters are read as 1×k.
 
     Raises:
         KeyFiltersError: the weight is not three-dimensional or not of real numbers.
@@ -50,14 +55,19 @@ class Layer:
     depth: float
     multiplier: int | None = None
     note: str = ""
+    groups: int | None = None
+    padding: tuple[int, ...] | str | None = None
+    ndim: int = 2
 
     def __post_init__(self) -> None:
-        shape, kind = np.shape(self.weight), np.asarray(self.weight).dtype
-        if len(shape) != 3 or kind.kind not in "fiu":
-            hint = "; give weight[:, 0]" if len(shape) == 4 and shape[1] == 1 else ""
+        weight = np.asarray(self.weight)
+        if weight.ndim == 4 and weight.shape[1] == 1:
+            weight = weight[:, 0]
+            object.__setattr__(self, "weight", weight)
+        if weight.ndim != 3 or weight.dtype.kind not in "fiu":
             raise KeyFiltersError(
-                f"layer {self.name}: expected filters as real numbers of shape (C, k_y, k_x), got "
-                f"{kind} of shape {shape}{hint}"
+                f"layer {self.name}: expected filters as real numbers of shape (C, k_y, k_x) or "
+                f"(C, 1, k_y, k_x), got {weight.dtype} of shape {weight.shape}"
             )
 
     @property
@@ -68,35 +78,6 @@ class Layer:
     def __repr__(self) -> str:
         channels, k_y, k_x = self.weight.shape
         return f"Layer({self.model}/{self.name}: {channels} filters of {k_y}×{k_x})"
-
-
-def flaws(
-    filters: NDArray[np.floating[Any]], *, dead_below: float = DEAD_BELOW
-) -> NDArray[np.object_]:
-    """Say of every filter why it has no shape to study, or the empty string.
-
-    Args:
-        filters: ``(n, k_y, k_x)``.
-        dead_below: largest absolute value of a dead filter's taps, as in babaiee2024unveiling.
-
-    Returns:
-        ``(n,)`` strings: ``"non-finite"`` (a NaN or infinite tap), ``"dead"`` (all taps at most
-        `dead_below` in absolute value), ``"constant"`` (all taps equal, so
-        nothing remains after centring) or ``""``.
-
-    >>> flaws(np.array([[[0, 0]], [[1, 1]], [[np.nan, 1]], [[0, 1]]], np.float32)).tolist()
-    ['dead', 'constant', 'non-finite', '']
-    """
-    flat = filters.reshape(len(filters), -1).astype(np.float64)
-    finite = np.asarray(np.isfinite(flat).all(axis=1))
-    flat = np.where(finite[:, None], flat, 0.0)
-    spread = np.ptp(flat, axis=1)
-    largest = np.abs(flat).max(axis=1, initial=0.0)
-    flaw = np.full(len(filters), "", dtype=object)
-    flaw[spread <= 1e-6 * largest] = "constant"
-    flaw[largest <= dead_below] = "dead"
-    flaw[~finite] = "non-finite"
-    return flaw
 
 
 class FilterBank:
@@ -145,6 +126,22 @@ class FilterBank:
             f"{count(len(self.models), 'model')}; {sizes or 'empty'})"
         )
 
+    def _repr_html_(self) -> str:
+        """Show the first filters of every layer, for a notebook."""
+        from html import escape
+
+        from keyfilters.thumbnails import contact_sheet
+
+        shown = self.layers[:: max(1, len(self.layers) // 12)][:12]
+        rows = "".join(
+            f"<tr><td>{escape(layer.name)}</td><td>{layer.depth:.2f}</td>"
+            f"<td>{len(layer.weight):,}</td>"
+            f"<td>{contact_sheet(layer.weight[:20], 20, 24)}</td></tr>"
+            for layer in shown
+        )
+        head = "<tr><th>layer</th><th>depth</th><th>filters</th><th>the first 20</th></tr>"
+        return f"<p>{escape(repr(self))}</p><table>{head}{rows}</table>"
+
     def __add__(self, other: FilterBank) -> FilterBank:
         """Join two banks; a model name that both hold gets a number in the second."""
         taken = set(self.models)
@@ -160,7 +157,8 @@ class FilterBank:
 
         Returns:
             ``(n, k_y, k_x)`` float32, and a frame with the columns model, layer, depth, channel,
-            norm (Euclidean), mean (of the taps) and flaw (see `flaws`; empty for a usable filter).
+            norm (Euclidean), mean (of the taps) and flaw (see `keyfilters.scalespace.why_unusable`;
+            empty for a usable filter).
 
         Raises:
             KeyFiltersError: the bank holds no filter of this size.
@@ -189,7 +187,7 @@ class FilterBank:
                 "channel": np.concatenate([np.arange(n) for n in channels]),
                 "norm": np.linalg.norm(flat, axis=1),
                 "mean": flat.mean(axis=1),
-                "flaw": flaws(filters),
+                "flaw": why_unusable(filters),
             }
         )
         return filters, table
@@ -199,7 +197,7 @@ class FilterBank:
         rows = [
             (layer.model, layer.name, channel, flaw)
             for layer in self.layers
-            for channel, flaw in enumerate(flaws(layer.weight))
+            for channel, flaw in enumerate(why_unusable(layer.weight))
             if flaw
         ]
         return pd.DataFrame(rows, columns=["model", "layer", "channel", "flaw"])
@@ -231,8 +229,8 @@ class FilterBank:
                 if metadata.get("format") != FORMAT:
                     raise SourceError(f"{path} is not a filter bank; to read a model: kf.read(...)")
                 layers = [
-                    _from_json(fields, file.get_tensor(f"{i:05d}"))
-                    for i, fields in enumerate(json.loads(metadata["layers"]))
+                    _from_json(held, file.get_tensor(f"{i:05d}"))
+                    for i, held in enumerate(json.loads(metadata["layers"]))
                 ]
                 skipped = [(name, why) for name, why in json.loads(metadata.get("skipped", "[]"))]
         except SourceError:
@@ -252,13 +250,9 @@ def _free_name(name: str, taken: set[str]) -> str:
 
 
 def _to_json(layer: Layer) -> dict[str, Any]:
-    fields = ("model", "name", "stride", "dilation", "depth", "multiplier", "note")
-    return {field: getattr(layer, field) for field in fields}
+    return {x.name: getattr(layer, x.name) for x in fields(layer) if x.name != "weight"}
 
 
-def _from_json(fields: dict[str, Any], weight: NDArray[np.float32]) -> Layer:
-    def pair(value: Sequence[int] | None) -> tuple[int, int] | None:
-        return None if value is None else (value[0], value[1])
-
-    stride, dilation = pair(fields.pop("stride")), pair(fields.pop("dilation"))
-    return Layer(weight=weight, stride=stride, dilation=dilation, **fields)
+def _from_json(held: dict[str, Any], weight: NDArray[np.float32]) -> Layer:
+    lists = {name: tuple(value) for name, value in held.items() if isinstance(value, list)}
+    return Layer(weight=weight, **(held | lists))

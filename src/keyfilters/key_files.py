@@ -15,8 +15,7 @@ from safetensors.numpy import save
 
 from keyfilters.errors import KeyFiltersError
 from keyfilters.files import write_whole
-from keyfilters.receptive_fields import read_filters
-from keyfilters.receptive_fields.filter_files import SUFFIXES
+from keyfilters.filter_files import SUFFIXES, read_filters
 
 __all__ = ["read_keys", "write_keys"]
 

@@ -15,11 +15,12 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from keyfilters.assignment import Assignment, assign
-from keyfilters.bank import FilterBank, flaws
+from keyfilters.bank import FilterBank
 from keyfilters.errors import KeyFiltersError, nearest
 from keyfilters.key_files import read_keys, write_keys
 from keyfilters.learned_filters import METHODS, learn_filters
 from keyfilters.receptive_fields import PUBLISHED, published_filters, published_parameters
+from keyfilters.scalespace import why_unusable
 
 __all__ = ["CONSENSUS", "Assignment", "KeySet"]
 
@@ -68,7 +69,9 @@ class KeySet:
         for what, given in (("names", names), ("rows of models", self.models)):
             if given is not None and len(given) != len(filters):
                 raise KeyFiltersError(f"{len(filters)} keys need as many {what}, got {len(given)}")
-        for i, (name, flaw) in enumerate(zip(names, flaws(filters, dead_below=0.0), strict=True)):
+        for i, (name, flaw) in enumerate(
+            zip(names, why_unusable(filters, dead_below=0.0), strict=True)
+        ):
             if name in names[:i]:
                 raise KeyFiltersError(f"names of keys must differ, but {name!r} stands twice")
             if flaw:
@@ -175,7 +178,7 @@ class KeySet:
                 "or in Python pass bank="
             )
         filters = bank.stack(size)[0]
-        filters = filters[flaws(filters) == ""]
+        filters = filters[why_unusable(filters) == ""]
         if not len(filters):
             raise KeyFiltersError(f"there are no {size}×{size} filters to learn keys from")
         count = min(count, len(filters))
@@ -271,6 +274,15 @@ class KeySet:
         keys = f"{len(self)} key{'s' * (len(self) > 1)} of {self.size}×{self.size}"
         label = self.provenance.split(":")[0]
         return f"KeySet({keys}: {label})" if label else f"KeySet({keys})"
+
+    def _repr_html_(self) -> str:
+        """Show the keys, for a notebook."""
+        from html import escape
+
+        from keyfilters.thumbnails import contact_sheet
+
+        told = f"<br><small>{escape(self.provenance)}</small>" if self.provenance else ""
+        return f"<p>{escape(repr(self))}{told}</p>{contact_sheet(self.filters, 16, 42)}"
 
     def __getitem__(self, chosen: int | slice | Sequence[int] | NDArray[Any]) -> KeySet:
         """Return the set of some of the keys, by number, slice, list or mask."""

@@ -16,9 +16,9 @@ import numpy as np
 from numpy.random import Generator, SeedSequence
 from numpy.typing import NDArray
 
-from keyfilters.bank import FilterBank, flaws
+from keyfilters.bank import FilterBank
 from keyfilters.errors import KeyFiltersError, nearest
-from keyfilters.scalespace import centred_unit
+from keyfilters.scalespace import centred_unit, why_unusable
 from keyfilters.seeds import child_seed
 from keyfilters.threads import one_thread
 
@@ -35,14 +35,15 @@ NULLS = {
 MATCHED_ON = (4096, 65_536)  # draws, at least and at most, on which the covariance is matched
 MATCHED_TO = 1e-3  # relative error of the covariance, Frobenius norm
 MATCHING_STEPS = 200
+GAIN, PATIENCE = 0.01, 3  # share by which a step must come nearer, and steps in vain
 
 
 def null_bank(bank: FilterBank, kind: str, seed: int | SeedSequence = 0) -> FilterBank:
     """Return the same bank without structure: same layers, sizes, norms and means.
 
     Every usable filter is replaced by a null filter with the norm and the mean of the filter;
-    filters without a shape (see `keyfilters.bank.flaws`) stay as they are. The covariance of kind
-    ``"covariance"`` is that of all usable filters of a kernel size.
+    filters without a shape (see `keyfilters.scalespace.why_unusable`) stay as they are. The
+    covariance of kind ``"covariance"`` is that of all usable filters of a kernel size.
 
     Args:
         bank: any bank.
@@ -63,7 +64,7 @@ def null_bank(bank: FilterBank, kind: str, seed: int | SeedSequence = 0) -> Filt
     for size in bank.sizes:
         chosen = [i for i, layer in enumerate(layers) if layer.size == size]
         filters = np.concatenate([layers[i].weight for i in chosen])
-        usable = np.flatnonzero(flaws(filters) == "")
+        usable = np.flatnonzero(why_unusable(filters) == "")
         if len(usable):
             flat = filters[usable].reshape(len(usable), -1).astype(np.float64)
             mean = flat.mean(axis=1, keepdims=True)
@@ -119,21 +120,25 @@ def _covariance(unit: Array, size: tuple[int, int], generator: Generator, count:
     """Draw from the Gaussian whose centred *unit* forms have the mean and covariance of `unit`.
 
     Scaling Gaussian filters to unit norm flattens their covariance (by a quarter on real banks), so
-    that mean and covariance of the Gaussian are corrected until those of the unit forms agree.
+    that mean and covariance of the Gaussian are corrected until those of the unit forms agree, or
+    come no nearer: those of a few filters, fewer than taps, cannot be met.
     """
     fewest, most = MATCHED_ON
     draws = generator.standard_normal((max(count, fewest), unit.shape[1]))
     wanted_mean, wanted = _moments(unit.astype(np.float64))
     mean, covariance = wanted_mean, wanted
     scale = max(float(np.linalg.norm(wanted)), 1e-12)
+    error_of_best, best, vain = np.inf, (mean, covariance), 0
     for _ in range(MATCHING_STEPS):
         drawn_mean, drawn = _moments(_projected(draws[:most], mean, covariance))
-        if np.linalg.norm(drawn - wanted) + np.linalg.norm(drawn_mean - wanted_mean) < (
-            MATCHED_TO * scale
-        ):
+        error = float(np.linalg.norm(drawn - wanted) + np.linalg.norm(drawn_mean - wanted_mean))
+        vain = 0 if error < error_of_best * (1 - GAIN) else vain + 1
+        if error < error_of_best:
+            error_of_best, best = error, (mean, covariance)
+        if error < MATCHED_TO * scale or vain == PATIENCE:
             break
         mean, covariance = mean + wanted_mean - drawn_mean, covariance + wanted - drawn
-    return centred_unit(_projected(draws[:count], mean, covariance))
+    return centred_unit(_projected(draws[:count], *best))
 
 
 def _moments(unit: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -1,4 +1,4 @@
-"""Running a network that others wrote: quietly, on an example, whatever it returns."""
+"""Running a network that others wrote: unwrapped, quietly, on an example, whatever it returns."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from keyfilters.errors import KeyFiltersError
 
 __all__ = [
     "call_order",
+    "clean_name",
     "copied",
     "evaluating",
     "first_line",
@@ -25,11 +26,39 @@ __all__ = [
     "refuse_non_finite",
     "run",
     "undoing",
+    "unwrapped",
 ]
 
 T = TypeVar("T")
 FOREIGN = (RuntimeError, TypeError, ValueError, AssertionError, LookupError, AttributeError)
+WRAPPED = ("module", "_orig_mod")  # DataParallel, DDP, AveragedModel, EMA; torch.compile
 SIDES = (64, 224, 32)  # of an example image in pixels, tried in this order
+
+
+def unwrapped(module: nn.Module) -> nn.Module:
+    """Return the network inside DataParallel, DDP, torch.compile, AveragedModel or an EMA.
+
+    A wrapper has one child, called ``module`` or ``_orig_mod``, and no parameter of its own.
+
+    >>> inner = nn.Sequential(nn.Conv2d(3, 8, 1))
+    >>> unwrapped(nn.DataParallel(inner)) is inner
+    True
+    """
+    while True:
+        children = dict(module.named_children())
+        name = next(iter(children), "")
+        if len(children) != 1 or name not in WRAPPED or module._parameters:
+            return module
+        module = children[name]
+
+
+def clean_name(name: str) -> str:
+    """Return a dotted name without the parts that torch.compile adds.
+
+    >>> clean_name("features._orig_mod.0")
+    'features.0'
+    """
+    return ".".join(part for part in name.split(".") if part != "_orig_mod")
 
 
 def first_line(error: BaseException) -> str:
@@ -143,40 +172,36 @@ def refuse_non_finite(images: Tensor) -> None:
 
 
 @contextmanager
-def undoing(model: nn.Module) -> Iterator[None]:
-    """Give a module its parameters and buffers back if what is done in here fails."""
+def undoing(model: nn.Module, *, always: bool = False) -> Iterator[None]:
+    """Give a module its parameters and buffers back if what is done in here fails, or always."""
     tensors = [x for x in [*model.parameters(), *model.buffers()] if not is_lazy(x)]
     kept = [(x, x.detach().clone()) for x in tensors]
+    done = False
     try:
         yield
-    except BaseException:
-        with torch.no_grad():
-            for tensor, old in kept:
-                tensor.data.copy_(old)
-        raise
+        done = not always
+    finally:
+        if not done:
+            with torch.no_grad():
+                for tensor, old in kept:
+                    tensor.data.copy_(old)
 
 
 def call_order(model: nn.Module, wanted: Iterable[nn.Module]) -> dict[nn.Module, int] | str:
-    """Find the order in which modules are called in a forward pass on an example.
+    """Find the order in which modules of a network are called in a forward pass on an example.
 
     A copy runs that shares the parameters and nothing else, so that the model's caches, hooks and
     modes stay as they are.
 
-    Args:
-        model: the network.
-        wanted: modules of it.
-
     Returns:
         Place of the first call of every module that is called; or why no pass could be made.
     """
-    modules = list(wanted)
     try:
-        twin, twins = _twin(model)
+        twin = _twin(model)
     except KeyFiltersError as error:
         return str(error)
-    names = {id(m): name for name, m in model.named_modules()}
-    owners = {twins[names[id(m)]]: m for m in modules if id(m) in names}
-    best: dict[nn.Module, int] = {}
+    modules, twins = set(wanted), dict(twin.named_modules())
+    owners = {twins[name]: module for name, module in model.named_modules() if module in modules}
     reason = "no example input is known"
     for images in _examples(model):
         seen: dict[nn.Module, int] = {}
@@ -194,64 +219,55 @@ def call_order(model: nn.Module, wanted: Iterable[nn.Module]) -> dict[nn.Module,
         finally:
             for handle in handles:
                 handle.remove()
-        if len(seen) == len(modules):  # it failed behind the last of them
+        if len(seen) == len(modules):  # it failed after the last of them
             return seen
-        best = max(best, seen, key=len)
-    return best if len(best) == len(modules) else f"no forward pass could be made ({reason})"
+    return f"no forward pass could be made ({reason})"
 
 
 def on_example(model: nn.Module, look: Callable[[nn.Module, Tensor], T]) -> T | None:
-    """Return what `look` makes of a copy of a network and an example; None if it raises on all.
+    """Return ``look(copy, images)`` for a copy of a network, see `call_order`, and an example.
 
-    Args:
-        model: stays as it is, see `call_order`.
-        look: called with the copy, whose modules have the names of the network's, and images.
+    The copy's modules have the names of the network's. None if `look` always raises.
     """
-    try:
-        twin, _ = _twin(model)
-    except KeyFiltersError:
-        return None
-    for images in _examples(model):
-        with suppress(*FOREIGN):
-            return look(twin, images)
+    with suppress(KeyFiltersError):
+        twin = _twin(model)
+        for images in _examples(model):
+            with suppress(*FOREIGN):
+                return look(twin, images)
     return None
 
 
-def copied(model: nn.Module) -> nn.Module:
+def copied(model: nn.Module, shared: Iterable[Tensor] = ()) -> nn.Module:
     """Return a copy of a network, also where hooks have computed a weight with gradients.
 
-    Raises:
-        KeyFiltersError: it cannot be copied.
+    Tensors in `shared` are not copied. What cannot be copied raises a KeyFiltersError.
     """
-    computed = {
+    memo = {
         id(x): x.detach().clone()
         for module in model.modules()
         for x in vars(module).values()
         if isinstance(x, Tensor) and not x.is_leaf
     }
     try:
-        return copy.deepcopy(model, dict(computed))
+        return copy.deepcopy(model, {**memo, **{id(x): x for x in shared}})
     except Exception as error:  # of any kind: this is the network's own code
         raise KeyFiltersError(f"the network cannot be copied: {first_line(error)}") from error
 
 
-def _twin(model: nn.Module) -> tuple[nn.Module, dict[str, nn.Module]]:
+def _twin(model: nn.Module) -> nn.Module:
     """Copy a network but for its parameters, in evaluation mode and without the user's hooks."""
     shared: list[Tensor] = list(model.parameters())
     if any(is_lazy(x) or x.is_meta for x in [*shared, *model.buffers()]):
         raise KeyFiltersError("the network has no weights yet")
     for module in model.modules():
         shared += [x for x in vars(module).values() if isinstance(x, Tensor)]
-    try:
-        twin = copy.deepcopy(model, {id(x): x for x in shared}).eval()
-    except Exception as error:  # of any kind: this is the network's own code
-        raise KeyFiltersError(f"the network cannot be copied ({first_line(error)})") from error
+    twin = copied(model, shared).eval()
     for module in twin.modules():
         module._forward_hooks.clear()
         pre = module._forward_pre_hooks
         for key in [k for k, hook in pre.items() if not _makes_weight(hook)]:
             del pre[key]
-    return twin, dict(twin.named_modules())
+    return twin
 
 
 def _makes_weight(hook: Any) -> bool:

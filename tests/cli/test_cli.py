@@ -4,7 +4,6 @@ import json
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -96,13 +95,9 @@ def test_read_lists_layers_and_writes_a_bank(
 
 def test_sources_lists_what_is_here(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     code, text, _ = run(capsys, "sources", "--out", str(tmp_path))
-    assert code == 0 and "yes  .safetensors" in text
-    assert "package:" in text or "none; for a first one" in text
-    assert set(json.loads((tmp_path / "sources.json").read_text())) == {
-        "formats",
-        "packages",
-        "hub",
-    }
+    assert code == 0 and "safetensors" in text and "package:" in text
+    found = json.loads((tmp_path / "sources.json").read_text())
+    assert {"formats", "packages", "hub"} == set(found)
 
 
 @pytest.mark.parametrize(
@@ -165,15 +160,21 @@ def test_a_failure_while_writing_leaves_nothing_behind(
     assert list(out.iterdir()) == []
 
 
-def test_help_is_quick_and_imports_no_torch() -> None:
+def test_the_version_is_told() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "keyfilters", "--version"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split() == ["keyfilters", kf.__version__]
+
+
+def test_help_imports_no_torch() -> None:
+    # What makes it quick; how quick it is, benchmarks/speed.py says.
     probe = "import sys, keyfilters.cli; print('torch' in sys.modules or 'timm' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
-    times = []
-    for _ in range(3):
-        start = time.perf_counter()
-        command = [sys.executable, "-m", "keyfilters", "--help"]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        times.append(time.perf_counter() - start)
-    assert "atlas" in done.stdout and "sources" in done.stdout
-    assert min(times) < 1.0  # 0.2 s on an idle machine; the limit of 0.5 s is kept in benchmarks/
+    command = [sys.executable, "-m", "keyfilters", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert {"atlas", "check", "compare", "sources"} <= set(done.stdout.split())

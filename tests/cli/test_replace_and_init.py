@@ -119,9 +119,41 @@ def test_what_the_user_can_mend(
     assert code == 2 and message in error and error.count("\n") == 1
 
 
+def test_a_checkpoint_is_measured_in_its_architecture(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    model = timm.create_model("test_efficientnet", pretrained=False, num_classes=7)
+    torch.save(
+        {"model": {f"module.{n}": x for n, x in model.state_dict().items()}}, tmp_path / "a.pth"
+    )
+    images, out = tmp_path / "images", tmp_path / "out"
+    images.mkdir()
+    random = np.random.default_rng(0)
+    for i in range(4):
+        pixels = random.integers(0, 255, (40, 40, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(images / f"{i}.png")
+    arguments = ["replace", str(tmp_path / "a.pth"), "--model", "timm:test_efficientnet"]
+    code, text, error = run(capsys, *arguments, "--images", str(images), "--out", str(out))
+    assert (code, error) == (0, "") and "Same answer as before" in text
+    measured = json.loads((out / "agreement.json").read_text())
+    assert measured["measured on"] == 2 and "a.pth" in measured["source"]
+    new = load_file(out / "model.safetensors")
+    keys = kf.KeySet.published("lindeberg2026-B", 3)
+    for layer in kf.read(model).layers:
+        stored = new[f"{layer.name}.weight"][:, 0].numpy()
+        assert keys.assign(stored).residual.max() < 1e-5 < keys.assign(layer.weight).residual.max()
+    assert new["classifier.weight"].shape[0] == 7
+    for name, message in (("timm:test_convnext", "does not fit"), ("test_convnext", "timm:NAME")):
+        code, _, error = run(capsys, "replace", str(tmp_path / "a.pth"), "--model", name)
+        assert code == 2 and message in error
+    code, _, error = run(capsys, "replace", MODEL, "--model", "timm:test_convnext")
+    assert code == 2 and "--model" in error
+
+
 def test_files_cannot_be_measured(capsys: pytest.CaptureFixture[str], checkpoint: Path) -> None:
     code, _, error = run(capsys, "replace", str(checkpoint), "--images", "photos")
-    assert code == 2 and "need a model that runs: timm:NAME" in error
+    assert code == 2 and "--model timm:NAME" in error
 
 
 def test_external_data_travel_with_the_model(

@@ -7,14 +7,16 @@ from typing import Any
 import pandas as pd
 import pytest
 import timm
+import torch
 from safetensors.torch import load_file
 
 from keyfilters.cli.common import progress_bar
 from keyfilters.keyset import KeySet
+from keyfilters.sources import read
 from keyfilters.surgery.filter_recipe import FilterRecipe
-from keyfilters.surgery.sites import find_sites
+from keyfilters.surgery.targets import find_targets
 from keyfilters.training import Recipe
-from keyfilters.training.batches import Batches
+from keyfilters.training.run import Run
 from tests.cli.test_cli import run
 
 RECIPE = """
@@ -44,9 +46,10 @@ def test_train_writes_all_that_counts(
     arguments += ("--set", "optimiser.lr=0.002", "--set", "data.classes=[1, 7]")
     code, text, error = run(capsys, *arguments)
     assert (code, error) == (0, "")
-    assert "test_convnext on digits" in text and "ema top1" in text and "model.safetensors" in text
+    for part in ("test_convnext on digits", "test_top1 ", "ema_top1 ", "model.safetensors"):
+        assert part in text
     assert {p.name for p in out.iterdir()} == {
-        *("checkpoint.pt", "curves.png", "ema.safetensors", "metrics.jsonl"),
+        *("checkpoint-4", "curves.png", "ema.safetensors", "metrics.jsonl"),
         *("model.safetensors", "recipe.toml", "summary.json"),
     }
     echo = Recipe.load(out / "recipe.toml")
@@ -96,7 +99,7 @@ def test_filters_on_keys_are_plain_in_the_end(
     files = [out / f"{name}.safetensors" for name in ("model", "ema")]
     for file in files:
         model.load_state_dict(load_file(file))
-    sites, _ = find_sites(model)
+    sites, _ = find_targets(model)
     keys = KeySet.published("lindeberg2026-B")
     for site in sites:
         assert float(keys.assign(site.filters).residual.max()) < 1e-6
@@ -123,15 +126,15 @@ def test_scales_that_learn_survive_an_interruption(
     arguments += ["--set", 'filters={keys="lindeberg2026-B", learn=["sigma"], unit_norm=true}']
     arguments += ["--set", "optimiser={base_lr=0.004, layer_decay=0.9}"]
     arguments += ["--set", "checkpoint.steps=2"]
-    original = Batches.part
+    original = Run._part
 
-    def part(self: Batches, step: int, which: int) -> Any:
-        if step == 3:
+    def part(self: Any, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        if self.step == 3:
             raise StopError
-        return original(self, step, which)
+        return original(self, x, y)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Batches, "part", part)
+        patch.setattr(Run, "_part", part)
         with pytest.raises(StopError):
             run(capsys, *arguments, "--out", str(tmp_path / "cut"))
     for name in ("cut", "whole"):
@@ -140,6 +143,36 @@ def test_scales_that_learn_survive_an_interruption(
     for name in ("model.safetensors", "ema.safetensors"):
         cut, whole = ((tmp_path / out / name).read_bytes() for out in ("cut", "whole"))
         assert cut == whole
+
+
+@pytest.mark.parametrize(
+    "section", ['transfer="FILE"', 'keys="lindeberg2026-B", assign_from="FILE"']
+)
+def test_another_file_of_the_same_name_is_another_run(
+    capsys: pytest.CaptureFixture[str], recipe: Path, tmp_path: Path, section: str
+) -> None:
+    file, arguments = tmp_path / "lender.pth", ["train", str(recipe), "--device", "cpu"]
+    text = section.replace("FILE", file.as_posix())
+    arguments += ["--set", f"filters={{{text}}}", "--set", "schedule.steps=1"]
+    arguments += ["--out", str(tmp_path / "out")]
+    for seed, expected in ((1, 0), (1, 0), (2, 2)):
+        torch.manual_seed(seed)
+        torch.save(timm.create_model("test_convnext", patch_size=1).state_dict(), file)
+        code, _, error = run(capsys, *arguments)
+        assert code == expected
+    assert "network.state (there " in error
+
+
+def test_weights_of_steps_can_be_read_as_filters(
+    capsys: pytest.CaptureFixture[str], recipe: Path, tmp_path: Path
+) -> None:
+    recipe.write_text(RECIPE + FILTERS)
+    arguments = ["train", str(recipe), "--device", "cpu", "--out", str(tmp_path / "out")]
+    assert run(capsys, *arguments, "--set", "checkpoint.keep=[0, 2]")[0] == 0
+    names = ("step-0", "step-2", "model", "ema")
+    banks = [read(tmp_path / "out" / f"{x}.safetensors") for x in names]
+    shapes = [[(layer.name, layer.weight.shape) for layer in bank.layers] for bank in banks]
+    assert shapes[0] and all(own == shapes[0] for own in shapes)
 
 
 def test_a_dry_run_says_and_does_nothing(

@@ -9,6 +9,7 @@ import pytest
 
 import keyfilters as kf
 from keyfilters.bank import Layer
+from keyfilters.clusters.principal_curve import PrincipalCurve
 
 
 def test_table_has_one_row_a_filter_in_the_bank_s_order(planted_atlas: kf.Atlas) -> None:
@@ -57,23 +58,28 @@ def test_saved_files_hold_everything(planted_atlas: kf.Atlas, tmp_path: Path) ->
     assert repr(bank) == repr(planted_atlas.bank_)
 
 
+@pytest.fixture
+def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Curves that are hardly trained, for tests of what surrounds them."""
+    monkeypatch.setitem(PrincipalCurve.__init__.__kwdefaults__, "steps", 20)
+
+
+@pytest.mark.usefixtures("few_steps")
 def test_the_same_seed_gives_the_same_atlas(planted_atlas: kf.Atlas) -> None:
-    again = kf.Atlas(seed=0, seeds=2).fit(planted_atlas.bank_)
-    pd.testing.assert_frame_equal(again.table_, planted_atlas.table_)
-    assert again.summary_["sizes"] == planted_atlas.summary_["sizes"]
+    bank = kf.FilterBank(planted_atlas.bank_.layers[:2])
+    first, again = (kf.Atlas(seed=0, seeds=1, counts=(1, 4)).fit(bank) for _ in range(2))
+    pd.testing.assert_frame_equal(again.table_, first.table_)
+    assert again.summary_["sizes"] == first.summary_["sizes"]
 
 
-def test_steps_bound_the_progress(planted_atlas: kf.Atlas) -> None:
+@pytest.mark.usefixtures("few_steps")
+def test_a_large_bank_is_fitted_on_a_sample_and_assigned_in_full(planted_atlas: kf.Atlas) -> None:
     steps: list[str] = []
-    atlas = kf.Atlas(seed=0, seeds=1)
+    atlas = kf.Atlas(seed=0, seeds=1, sample=200, counts=(1, 4))
     atlas.fit(planted_atlas.bank_, progress=steps.append)
     assert 0 < len(steps) <= atlas.steps(planted_atlas.bank_)
-
-
-def test_a_large_bank_is_fitted_on_a_sample_and_assigned_in_full(planted_atlas: kf.Atlas) -> None:
-    atlas = kf.Atlas(seed=0, seeds=1, sample=200).fit(planted_atlas.bank_)
     assert len(atlas.sizes_[(5, 5)].patterns.index) == len(planted_atlas.sizes_[(5, 5)].rows)
-    assert atlas.table_["classified"].mean() > 0.9
+    assert atlas.table_["classified"].mean() > 0.8
 
 
 def test_bad_settings_and_empty_banks() -> None:

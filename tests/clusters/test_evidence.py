@@ -9,7 +9,8 @@ import torch
 import keyfilters as kf
 from keyfilters.claims import FILTERS
 from keyfilters.clusters.evidence import Evidence, gather_evidence
-from keyfilters.clusters.words import in_words
+from keyfilters.clusters.principal_curve import PrincipalCurve
+from keyfilters.clusters.sentences import in_words
 from keyfilters.nulls import NULLS, null_units
 from keyfilters.scalespace import centred_unit
 from tests.clusters.test_patterns import planted_bank
@@ -32,7 +33,10 @@ def test_structure_exceeds_every_null_with_every_method_and_held_out() -> None:
     unit, _ = planted_bank()
     found = evidence_of(unit, (5, 5))
     for claim in found.claims:
-        assert claim.p < 0.05 and claim.value > claim.chance, claim.name
+        assert claim.value > claim.chance, claim.name
+        # Many prototypes cover nearly all of so few filters, those of the null too.
+        assert claim.p < 0.05 or claim.chance > 0.95, claim.name
+    assert sum(claim.p < 0.001 for claim in found.claims) >= 4
     code = found.claims[0]
     assert code.value > 0.95 and code.held_out > 0.9
     eight = next(claim for claim in found.claims if claim.name == "coverage, k-means 8")
@@ -42,16 +46,15 @@ def test_structure_exceeds_every_null_with_every_method_and_held_out() -> None:
     assert curve["coverage"].is_monotonic_increasing and curve["coverage"].iloc[0] < 0.3
 
 
-@pytest.mark.parametrize("size", [3, 5, 7])
-def test_noise_of_any_smoothness_exceeds_no_null(size: int) -> None:
-    smooth = covariance_filters(size, seed=1)
-    again = null_units(smooth, (size, size), "covariance", 5)
-    claims = [
-        claim
-        for unit in (smooth, again)
-        for claim in evidence_of(unit, (size, size), seed=2).claims
-    ]
-    # 14 claims at a level of 5 %: more than two of them would happen once in 35 times.
+@pytest.mark.parametrize("size", [3, 7])
+def test_noise_of_any_smoothness_exceeds_no_null(
+    size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(PrincipalCurve.__init__.__kwdefaults__, "steps", 100)
+    smooth = covariance_filters(size, seed=1, count=300)
+    unit = smooth if size == 3 else null_units(smooth, (size, size), "covariance", 5)
+    claims = evidence_of(unit, (size, size), seed=2).claims
+    # 7 claims at a level of 5 %: more than two of them would happen once in 260 times.
     assert sum(claim.p < 0.05 for claim in claims) <= 2, [(c.name, c.p) for c in claims]
     assert all(abs(claim.value - claim.nulls["covariance"]) < 0.15 for claim in claims)
 
@@ -68,7 +71,10 @@ def test_words_call_chance_negligible_only_if_the_strictest_null_says_so(
     assert "no more is shown" in in_words(weak.assign(q=0.2), "5×5", 0.2)["coverage"]
 
 
-def test_few_filters_are_covered_by_chance_which_the_nulls_show() -> None:
+def test_few_filters_are_covered_by_chance_which_the_nulls_show(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(PrincipalCurve.__init__.__kwdefaults__, "steps", 20)
     noise = centred_unit(np.random.default_rng(5).normal(size=(120, 49)))
     found = {claim.name: claim for claim in evidence_of(noise, (7, 7)).claims}
     claim = found["coverage, k-means 64"]

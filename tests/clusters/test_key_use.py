@@ -4,7 +4,7 @@ import numpy as np
 
 import keyfilters as kf
 from keyfilters.claims import FILTERS
-from keyfilters.clusters.key_use import explained_by_keys, known_keys
+from keyfilters.clusters.key_use import known_keys, measure_keys
 from keyfilters.keyset import KeySet
 from keyfilters.nulls import null_units
 from keyfilters.scalespace import centred_unit
@@ -16,7 +16,7 @@ def test_filters_made_of_keys_are_explained_by_them_and_their_nulls_less() -> No
     index, sign = generator.integers(8, size=400), generator.choice([-1, 1], 400)
     filters = sign[:, None, None] * keys.filters[index]
     unit = centred_unit(filters + 0.02 * generator.normal(size=filters.shape))
-    use = explained_by_keys("published", keys, {
+    use = measure_keys("published", keys, {
         FILTERS: unit, "covariance": null_units(unit, (7, 7), "covariance", 0)
     })  # fmt: skip
     np.testing.assert_array_equal(use.index, index)

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from keyfilters.clusters.agreement import pattern_agreement
-from keyfilters.clusters.autoencoder import CodeAutoencoder
 from keyfilters.clusters.naming import UNNAMED, chance_similarity, name_filters
 from keyfilters.clusters.patterns import find_patterns
-from keyfilters.clusters.squares import square_report
+from keyfilters.clusters.principal_curve import PrincipalCurve
+from keyfilters.clusters.square_or_shifted import square_report
 from keyfilters.nulls import null_units
 from keyfilters.receptive_fields.families import family
 from keyfilters.scalespace import centred_unit
@@ -69,7 +69,7 @@ def planted_bank(noise: float = 0.25, each: int = 80) -> tuple[np.ndarray, np.nd
 
 def test_planted_patterns_are_found_named_and_assigned() -> None:
     unit, truth = planted_bank()
-    auto = CodeAutoencoder(1, seed=0).fit(unit)
+    auto = PrincipalCurve(1, seed=0).fit(unit)
     patterns = find_patterns(auto.decoded_, unit, (5, 5), 0.2)
     assert set(PLANTED) <= set(patterns.table["name"])
     named = patterns.table["name"].to_numpy()[patterns.index]
@@ -85,8 +85,8 @@ def test_planted_patterns_are_found_named_and_assigned() -> None:
 def test_seeds_agree_on_planted_patterns_and_not_on_noise() -> None:
     unit, _ = planted_bank()
     noise = null_units(unit, (5, 5), "covariance", 0)
-    codes = [CodeAutoencoder(1, seed).fit(unit).as_prototypes() for seed in (0, 1)]
-    on_noise = [CodeAutoencoder(1, seed).fit(noise).as_prototypes() for seed in (0, 1)]
+    codes = [PrincipalCurve(1, seed).fit(unit).as_prototypes() for seed in (0, 1)]
+    on_noise = [PrincipalCurve(1, seed).fit(noise).as_prototypes() for seed in (0, 1)]
     agreement = pattern_agreement(codes, (0, 1), unit, 0.2)
     assert agreement["autoencoder seeds"] > 0.9
     assert agreement["autoencoder and k-means"] > 0.85

@@ -109,3 +109,8 @@ def test_bad_input_is_refused_before_any_work() -> None:
         with pytest.raises(kf.KeyFiltersError, match=message):
             discover_keys(given, progress=steps.append, **options)
     assert steps == []
+    same = np.repeat(kf.KeySet.random(4, 5).filters.astype(np.float32), 20, 0)
+    few = kf.FilterBank([kf.Layer("net", "c", same, None, None, 0.0)])
+    with pytest.raises(kf.KeyFiltersError, match="only 4 candidates differ"):
+        discover_keys(few, kinds=["lines"], count=40, keys=20, progress=steps.append)
+    assert steps == ["candidates"]

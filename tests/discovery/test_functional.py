@@ -11,10 +11,10 @@ from torch import nn
 
 import keyfilters as kf
 from keyfilters.discovery.functional import eliminate_by_answers
-from keyfilters.discovery.gains import OutputGains
+from keyfilters.discovery.shares import OutputShares
 from keyfilters.keyset import KeySet
 from keyfilters.surgery import recalibrate_batchnorm_, replace_filters_
-from keyfilters.surgery.outputs import Settings
+from keyfilters.surgery.input_covariance import Settings
 from tests.surgery.networks import batches, classifier
 
 
@@ -88,6 +88,15 @@ def test_discovery_by_agreement() -> None:
     assert by_shape.value >= found.value - 1e-9  # shape alone explains shapes better
 
 
+def test_networks_in_half_precision_are_asked_too() -> None:
+    model, images = classifier().bfloat16(), batches(8).bfloat16()
+    options = {"size": 5, "count": 4, "kinds": ["lines"], "rounds": 1, "keys": 2, "nulls": ()}
+    found = kf.discover_keys(
+        kf.read(model), criterion="agreement", model=model, images=images, **options
+    )
+    assert len(found.keys) == 2 and found.curve["kl"].notna().all()
+
+
 def test_what_does_not_fit_is_refused() -> None:
     model, images = classifier(), batches(4)
     with pytest.raises(kf.KeyFiltersError, match="no 7×7 depthwise filters"):
@@ -155,7 +164,7 @@ def test_discovery_by_outputs_keeps_more_of_them() -> None:
     bank = kf.read(model)
     found = kf.discover_keys(bank, criterion="outputs", model=model, images=images, **options)
     by_shape = kf.discover_keys(bank, **options)
-    kept = OutputGains(model, 5, Settings(images))
+    kept = OutputShares(model, 5, Settings(images))
     assert kept(found.keys).max(1).mean() == pytest.approx(found.value)
     assert found.value > kept(by_shape.keys).max(1).mean()
     assert found.curve["covariance"].min() > 0 and found.curve["value"].max() <= 1
@@ -165,7 +174,7 @@ def test_output_gains_are_what_a_slow_regression_explains() -> None:
     torch.manual_seed(0)
     model, images = classifier(), batches(6)
     keys = KeySet.random(3, size=5)
-    found = OutputGains(model, 5, Settings(images, places=10_000, ridge=0.0))(keys)
+    found = OutputShares(model, 5, Settings(images, places=10_000, ridge=0.0))(keys)
     filters = model[3].weight.detach().double().numpy()[:, 0]
     with torch.no_grad():
         inputs = nn.functional.pad(model[:3](images), (2, 2, 2, 2)).double()

@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 
 import keyfilters as kf
 from keyfilters.surgery.filter_recipe import FilterRecipe
-from keyfilters.surgery.sites import find_sites
+from keyfilters.surgery.targets import find_targets
 from keyfilters.training import load_data, make_model
 from tests.cli.test_cli import run
 
@@ -34,19 +34,20 @@ FROZEN, SIGMA, KEYS = (
 LEARNED = {FROZEN: "frozen", SIGMA: "sigma learned (13,248 numbers); unit norm"}
 LEARNED[KEYS] = "bias learned (6,624 numbers)"
 SMALL: dict[str, Any] = {"depths": [1, 1, 1, 1], "dims": [8, 16, 32, 64]}
-COUNT = 1030  # images: one batch of 1,024 an epoch
+COUNT = 1045  # images: a hundredth to validate on, and one batch of 1,024 an epoch
 
 # The command line, and what every process has in the end, of which only the first writes.
 PROCESS = """
 from keyfilters.cli import main
-from keyfilters.training import loop
-from keyfilters.training.checkpoints import digest
-go = loop._Run.go
+from keyfilters.training.run import Run
+from keyfilters.training.checkpoints import fingerprint
+go = Run.go
 def told(run, *arguments):
     trained = go(run, *arguments)
-    print("digest", digest(trained.model), digest(trained.ema))
+    nets = trained.model, trained.ema
+    print("digest", *[fingerprint(net)["state"] for net in nets])
     return trained
-loop._Run.go = told
+Run.go = told
 main()
 """
 
@@ -93,7 +94,9 @@ def test_what_the_recipes_say(
     facts = dict(line.split(":", 1) for line in text.splitlines())
     facts = {subject: words.strip() for subject, words in facts.items()}
     assert facts["model"].startswith("convnextv2_tiny.fcmae: 27,")
-    assert f"{COUNT:,} images of 3×224×224 in 3 classes, 30 to test on" in facts["data"]
+    assert (
+        "1,035 images of 3×224×224 in 3 classes, 10 to validate on, 30 to test on" in facts["data"]
+    )
     assert facts["batch"] == "1024 = 8 processes × 4 parts × 32 images"
     assert facts["learning rate"] == "0.0032 = 0.0008 × 1024 / 256"
     assert facts["schedule"] == (
@@ -129,6 +132,7 @@ def test_their_first_steps(name: str, batch: int, images: Path, tmp_path: Path) 
         "data.name": f"imagefolder:{images}",
         "data.resolution": 32,
         "schedule.steps": 20,
+        "schedule.select": "last",
         "model.options.pretrained_cfg_overlay": f'{{file="{first}"}}',
         **{f"model.options.{key}": value for key, value in SMALL.items()},
         "filters.assign_from": trained,
@@ -144,7 +148,7 @@ def test_their_first_steps(name: str, batch: int, images: Path, tmp_path: Path) 
 
     history = pd.read_json(out / "metrics.jsonl", lines=True)
     assert history["step"].iloc[-1] == 20
-    losses = history[["train_loss", "test_loss", "ema_loss"]]
+    losses = history[["train_loss", "val_loss", "ema_val_loss"]]
     assert np.isfinite(losses.to_numpy()).all() and losses["train_loss"].between(0.5, 2).all()
 
     recipe = FilterRecipe.load(out / "recipe.toml")
@@ -154,7 +158,7 @@ def test_their_first_steps(name: str, batch: int, images: Path, tmp_path: Path) 
     assert torch.equal(start["stem.0.weight"], load_file(first)["stem.0.weight"])
     recipe.filters.apply_(model, recipe.seed)
     drawn = {key: x.clone() for key, x in model.state_dict().items()}  # buffers and parameters
-    state = torch.load(out / "checkpoint.pt", weights_only=True)["model"]
+    state = load_file(out / "checkpoint-20" / "best_model.safetensors")
     assert state.keys() == drawn.keys()
     fixed = [key for key in state if "parametrizations" in key and learned(name) not in key]
     assert fixed and all(torch.equal(state[key], drawn[key]) for key in fixed)
@@ -179,7 +183,7 @@ def check_filters(name: str, model: torch.nn.Module, trained: Path) -> None:
     keys = kf.KeySet.published("lindeberg2026-B")
     own = {layer.name: layer.weight for layer in kf.read(trained).layers}
     offsets, turned = [], []
-    for site in find_sites(model)[0]:
+    for site in find_targets(model)[0]:
         best = keys.reconstruct(*keys.assign(own[site.name])[:3]).astype(float)
         ours, theirs = (x - x.mean((1, 2), keepdims=True) for x in (site.filters, best))
         norms = [np.linalg.norm(x, axis=(1, 2)) for x in (ours, theirs)]

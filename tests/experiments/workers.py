@@ -60,11 +60,11 @@ def surroundings(options: dict[str, Any], seed: int, folder: Path) -> dict[str, 
 
 
 def hold(options: dict[str, Any], seed: int, folder: Path) -> dict[str, Any]:
-    """Seed 0 is quick; the others take a minute the first time."""
+    """Seed 0 is quick; the others take an hour the first time."""
     again = (folder / "calls.txt").exists()
     found = measure(options, seed, folder)
     if seed and not again:
-        time.sleep(60)
+        time.sleep(3600)
     return found
 
 

@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
 
-from keyfilters.receptive_fields.affine import rotated_edge, rotated_second, rotated_smoothing
 from keyfilters.receptive_fields.families import family
 from keyfilters.scalespace import discrete_gaussian
+
+
+def drawer(name: str) -> Callable[..., torch.Tensor]:
+    form = family(f"rotated {name}")
+    return lambda *values: form.render(torch.stack(values[:-1], dim=1), values[-1])
+
+
+rotated_smoothing, rotated_edge, rotated_second = map(
+    drawer, ("smoothing", "edge", "second derivative")
+)
 
 
 def parameters(*values: float) -> tuple[torch.Tensor, ...]:

@@ -27,9 +27,9 @@ def test_script_draws_patterns_strip_and_layers(planted_atlas: kf.Atlas, tmp_pat
     html = done.stdout
     cards = html.count('class="card"')
     [size] = planted_atlas.sizes_.values()
-    assert size.explained is not None
+    assert size.matched is not None
     patterns = (size.patterns.table["share"] >= 0.005).sum()
-    kinds = 2 * len(size.explained.shares)  # best and worst
+    kinds = 2 * len(size.matched.shares)  # best and worst
     keys = sum(len(use.keys) for use in size.keys.values())
     assert cards == patterns + kinds + keys
     assert html.count('class="layer"') == len(planted_atlas.bank_.layers)

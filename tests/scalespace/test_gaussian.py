@@ -58,3 +58,12 @@ def test_autocast_changes_nothing() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         kernel = discrete_gaussian(variance, 3)
     assert torch.equal(kernel, discrete_gaussian(variance, 3))
+
+
+def test_vmap_and_compile_see_no_value_and_give_the_same() -> None:
+    variances = torch.tensor([0.0, 0.3, 1.0, 25.0], dtype=torch.float64)
+    expected = discrete_gaussian(variances, 3)
+    mapped = torch.func.vmap(lambda s: discrete_gaussian(s, 3))(variances)
+    torch.testing.assert_close(mapped, expected, atol=1e-14, rtol=0)
+    compiled = torch.compile(discrete_gaussian, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(variances, 3), expected, atol=1e-14, rtol=0)

@@ -47,7 +47,7 @@ def test_bad_input() -> None:
         spread(torch.zeros(1, 3, 3))
     with pytest.raises(ValueError, match="filter 1 is constant"):
         centred_unit(np.stack([np.eye(3), np.ones((3, 3))]))
-    with pytest.raises(ValueError, match="filter 0 is constant or not finite"):
+    with pytest.raises(ValueError, match="filter 0 is non-finite"):
         centred_unit(np.full((1, 3, 3), np.nan))
 
 

@@ -191,7 +191,6 @@ def test_weights_geometry_and_output_agree_with_torch_and_onnxruntime(tmp_path: 
         ("Conv", (8, 4, 1, 1), 1, "pointwise (1×1) convolution"),
         ("Conv", (8, 2, 3, 3), 2, "grouped 3×3 convolution (2 groups of 2)"),
         ("Conv", (8, 1, 3, 3), 1, "3×3 convolution of a one-channel input"),
-        ("Conv", (8, 1, 5), 8, "1-D depthwise convolution"),
         ("Conv", (8, 1, 3, 3, 3), 8, "3-D depthwise convolution"),
         ("Conv", (8, 1, 1, 1), 8, "depthwise convolution of a single tap"),
         ("ConvTranspose", (8, 1, 4, 4), 8, "transposed depthwise convolution"),

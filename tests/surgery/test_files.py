@@ -288,7 +288,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 REFUSED = [
-    ("net.tflite", "b.tflite", "TFLite files are read, but cannot be written; export.* to ONNX"),
+    ("net.tflite", "b.tflite", "TFLite files are only read; export .* to ONNX"),
     ("net.h5", "b.h5", r"formats written are \.safetensors, \.pth, .*\.onnx$"),
     ("good.pth", "b.safetensors", r"does not end in \.pth; type .*b\.pth"),
     ("good.pth", "b", r"does not end in \.pth"),

@@ -178,6 +178,24 @@ def test_the_policy_goes_with_copies(
     frozen.check()
 
 
+@pytest.mark.parametrize("policy", ["eval", "frozen"])
+@pytest.mark.parametrize("wrap", [lambda net: net, nn.DataParallel, copy.deepcopy])
+def test_the_policy_goes_with_what_replaces_the_normalisation(
+    policy: str, wrap: Callable[[nn.Module], nn.Module]
+) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 3, 3, groups=3), nn.BatchNorm2d(3))
+    frozen = freeze_filters_(net, batchnorm=policy)
+    converted = wrap(nn.SyncBatchNorm.convert_sync_batchnorm(net)).train()
+    inner = converted.module if isinstance(converted, nn.DataParallel) else converted
+    assert type(inner[1]) is nn.SyncBatchNorm
+    converted(IMAGES).sum().backward()  # in training mode it would refuse to run on the CPU
+    assert not inner[1].training and (inner[1].weight.grad is None) == (policy == "frozen")
+    frozen.check(converted)
+    assert unfreeze_filters_(inner) == ["0", "1"]
+    assert inner[1].training and inner[1].weight.requires_grad
+    assert not inner._forward_pre_hooks and not inner[1]._forward_pre_hooks
+
+
 def test_recalibrated_statistics_are_reported(net: nn.Module) -> None:
     frozen = freeze_filters_(net, batchnorm="eval")
     net[2].norm.running_var.mul_(2)
@@ -255,8 +273,8 @@ def test_timm_blocks_find_their_normalisation() -> None:
 def test_table(net: nn.Module) -> None:
     frozen = freeze_filters_(net, layers="2.*", batchnorm="eval", bias=True)
     assert isinstance(frozen, Frozen)
-    row = frozen.table.iloc[0]
-    assert len(frozen.table) == 1
+    left, row = (frozen.table.iloc[i] for i in range(2))
+    assert left["layer"] == "1.depthwise" and "not among" in left["left"]
     assert row.drop("sha256").to_dict() == {
         "layer": "2.depthwise",
         "size": "3×3",
@@ -265,6 +283,7 @@ def test_table(net: nn.Module) -> None:
         "bias": "frozen",
         "batchnorm": "2.norm",
         "policy": "eval",
+        "left": "",
     }
     assert frozen.digests["2.depthwise.weight"].startswith(row["sha256"])
     assert len(row["sha256"]) == 12
@@ -295,7 +314,7 @@ def test_what_cannot_be_frozen_is_refused(net: nn.Module) -> None:
         freeze_filters_(net, batchnorm="eval")
     size = net[2].depthwise.kernel_size[0]
     kf.parametrize_filters_(net, kf.KeySet.random(2, size=size), layers=["2.depthwise"])
-    with pytest.raises(KeyFiltersError, match=r"2\.depthwise is parametrised.*bake"):
+    with pytest.raises(KeyFiltersError, match=r"2\.depthwise .* parametrised.*bake"):
         freeze_filters_(net)
     assert all(parameter.requires_grad for parameter in net.parameters())
     freeze_filters_(net, layers=["1.*"]).check()

@@ -15,8 +15,7 @@ from keyfilters.errors import KeyFiltersError, NoFiltersError
 from keyfilters.keyset import KeySet
 from keyfilters.receptive_fields import match
 from keyfilters.receptive_fields.families import family
-from keyfilters.surgery.initialize import initialize_filters_
-from keyfilters.surgery.schemes import SCHEMES
+from keyfilters.surgery.initialize import SCHEMES, initialize_filters_
 
 MATCHED: dict[tuple[tuple[int, ...], bytes], pd.DataFrame] = {}
 EDGE, LAPLACIAN = "x:d y:0", "laplacian"
@@ -90,7 +89,7 @@ def test_only_depthwise_weights_move_and_every_filter_lives(scheme: str) -> None
     assert report["size"].tolist() == ["7×7", "7×7", "5×5", "3×3"]
     assert report["filters"].tolist() == [12] * 4
     np.testing.assert_allclose(report["depth"], [0, 1 / 3, 2 / 3, 1])
-    assert (report["scheme"] == scheme).all() and (report["note"] == "").all()
+    assert (report["scheme"] == scheme).all() and (report["left"] == "").all()
     for column, weights in (("rms_before", before), ("rms_after", net.state_dict())):
         expected = [weights[f"{i}.weight"].double().square().mean().sqrt() for i in range(4)]
         np.testing.assert_allclose(report[column], expected)
@@ -156,7 +155,7 @@ def test_keys_are_those_given_or_the_published_ones() -> None:
     keys5 = KeySet.published("lindeberg2026-A", size=5)[6:]
     report = initialize_filters_(net, "keys", keys=keys5, signs=False, std=None)
     assert report["scheme"].tolist() == ["", "", "keys", ""]
-    assert all("left alone: filters are (2, 5, 5)" in note for note in report["note"].iloc[[0, 3]])
+    assert all("filters are (2, 5, 5)" in note for note in report["left"].iloc[[0, 3]])
     chosen = net[2].weight.detach()[:, 0].double().numpy()
     distance = np.abs(chosen[:, None] - keys5.filters).max((2, 3)).min(1)
     assert distance.max() < 1e-7
@@ -260,10 +259,10 @@ def test_layers_that_a_scheme_cannot_fill_are_reported(network: nn.Module) -> No
     assert moved(network, before) == {"1.weight", "3.weight", "5.weight"}
     line = report.set_index("layer").loc["4"]
     assert line["scheme"] == "" and line["rms_before"] == line["rms_after"]
-    assert line["note"].startswith("left alone: 1×7 filters are not square")
+    assert line["left"].startswith("1×7 filters are not square")
     network[5].weight = network[1].weight
     nn.utils.parametrize.register_parametrization(network[3], "weight", nn.Identity())
-    notes = initialize_filters_(network, "impulse").set_index("layer")["note"]
+    notes = initialize_filters_(network, "impulse").set_index("layer")["left"]
     assert notes["1"] == "" and "shares" in notes["5"] and "parametrised" in notes["3"]
 
 
@@ -296,9 +295,9 @@ def test_nothing_to_keep_and_nothing_to_write() -> None:
     (net,) = nets(1)
     nn.init.zeros_(net[0].weight)
     report = initialize_filters_(net, std="keep")
-    assert report["note"][0] == "left alone: its root mean square is 0.0, which cannot be kept"
+    assert report["left"][0] == "its root mean square is 0.0, which cannot be kept"
     nn.init.constant_(net[1].weight, math.nan)
     report = initialize_filters_(net, share=0.5)
-    assert report["note"][1] == "left alone: its filters would not be finite"
+    assert report["left"][1] == "its filters would not be finite"
     with pytest.raises(NoFiltersError):
         initialize_filters_(nn.Linear(2, 2))

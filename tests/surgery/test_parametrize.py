@@ -268,6 +268,24 @@ def test_compiles_in_one_piece(learn: tuple[str, ...], backend: str) -> None:
     torch.testing.assert_close([p.grad for p in model.parameters()], expected)
 
 
+@pytest.mark.parametrize("learn", [("bias",), ALL])
+def test_functional_transforms(learn: tuple[str, ...]) -> None:
+    model = Tiny()
+    parametrize_filters_(model, KEYS, learn)
+    parameters, given = dict(model.named_parameters()), images()
+
+    def loss(parameters: dict[str, torch.Tensor]) -> torch.Tensor:
+        return torch.func.functional_call(model, parameters, (given,)).sum()
+
+    found = torch.func.grad(loss)(parameters)
+    loss(parameters).backward()
+    torch.testing.assert_close(found, {name: x.grad for name, x in parameters.items()})
+    both = {name: torch.stack([x, 2 * x]).detach() for name, x in parameters.items()}
+    one, two = torch.func.vmap(loss)(both)
+    torch.testing.assert_close(one, loss(parameters))
+    torch.testing.assert_close(two, loss({name: 2 * x for name, x in parameters.items()}))
+
+
 def test_autocast_draws_in_full_precision() -> None:
     model = Tiny()
     parametrize_filters_(model, KEYS, ALL)

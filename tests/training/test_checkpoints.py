@@ -1,53 +1,184 @@
+"""What identifies a run, and that its checkpoints are whole and continued by no other."""
+
 from __future__ import annotations
 
+import os
+import sys
+from collections.abc import Callable
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
 
 from keyfilters.errors import KeyFiltersError
-from keyfilters.training import Recipe
-from keyfilters.training.checkpoints import digest, identity, read_state, write_state
+from keyfilters.training import Data, Recipe, load_data, train
+from keyfilters.training.borrowed import own_accelerate
+from keyfilters.training.checkpoints import fingerprint, identity, newest, save
+from keyfilters.training.processes import make_accelerator
+from tests.training.networks import network
 
 
-def test_another_run_is_refused_by_what_differs(tmp_path: Path) -> None:
-    recipe = Recipe()
-    own = identity(recipe, {"name": "digits"}, "by the recipe")
-    assert read_state(tmp_path, own) is None
-    write_state(tmp_path, {"identity": own, "step": 3})
-    state = read_state(tmp_path, own)
-    assert state is not None and state["step"] == 3
-    often = replace(recipe, checkpoint=replace(recipe.checkpoint, steps=7))
-    assert read_state(tmp_path, identity(often, {"name": "digits"}, "by the recipe")) is not None
-    other = replace(recipe, seed=1, optimiser=replace(recipe.optimiser, lr=0.1))
+@pytest.fixture(scope="module")
+def digits() -> Data:
+    return load_data("digits", samples=64)
+
+
+def structure(module: nn.Module) -> str:
+    return fingerprint(module)["structure"]
+
+
+class Doubled(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 2 * x
+
+
+def hooked(hook: Callable[..., Any]) -> nn.Module:
+    module = nn.BatchNorm2d(3)
+    module.register_forward_pre_hook(hook)
+    return module
+
+
+def keep(module: nn.Module, _: Any) -> None:
+    module.eval()
+
+
+def nothing(module: nn.Module, _: Any) -> None:
+    return None
+
+
+def parametrised() -> nn.Module:
+    module = nn.Linear(2, 2)
+    parametrize.register_parametrization(module, "weight", Doubled())
+    return module
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (nn.ReLU(), nn.Sigmoid()),
+        (nn.Dropout(0.1), nn.Dropout(0.2)),
+        (nn.BatchNorm2d(3), nn.BatchNorm2d(3, momentum=0.3)),
+        (nn.BatchNorm2d(3), hooked(keep)),
+        (hooked(nothing), hooked(keep)),
+        (nn.Linear(2, 2), parametrised()),
+        (nn.Sequential(nn.ReLU()), nn.Sequential(nn.ReLU(), nn.Identity())),
+        (nn.Conv2d(2, 2, 1, stride=1), nn.Conv2d(2, 2, 1, stride=2)),
+    ],
+)
+def test_structures_that_differ(one: nn.Module, other: nn.Module) -> None:
+    assert structure(one) != structure(other)
+
+
+def test_the_same_structure_made_twice() -> None:
+    assert structure(network(0)) == structure(network(1))
+    assert structure(parametrised()) == structure(parametrised())
+    assert structure(hooked(keep)) == structure(hooked(keep))
+
+
+def test_states_tell_weights_names_and_frozen_parameters_apart() -> None:
+    torch.manual_seed(0)
+    one, other = nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+    state = fingerprint(one)["state"]
+    assert state == fingerprint(other)["state"]
+    other.weight.requires_grad_(False)
+    assert state != fingerprint(other)["state"]
+    assert fingerprint(nn.Sequential(one))["state"] != state
+    one(torch.rand(2, 3, 2, 2))
+    assert fingerprint(one)["state"] != state
+
+
+def test_source_of_ones_own_classes_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    found = []
+    for name, factor in (("first_version", 2), ("second_version", 3)):
+        lines = ("from torch import nn", "class Own(nn.Module):", f"    factor = {factor}")
+        (tmp_path / f"{name}.py").write_text("\n".join(lines))
+        module = import_module(name)
+        module.Own.__module__ = "own"  # the same name
+        monkeypatch.setitem(sys.modules, "own", module)
+        found.append(structure(module.Own()))
+    assert found[0] != found[1]
+
+
+def test_a_run_that_differs_is_refused_by_what_differs(
+    tmp_path: Path, digits: Data, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = Recipe.from_dict({"schedule": {"steps": 1}})
+    train(made, tmp_path, model=network(), data=digits, device="cpu")
+    often = replace(made, checkpoint=replace(made.checkpoint, steps=7))
+    train(often, tmp_path, model=network(), data=digits, device="cpu")
+    other = replace(made, seed=1, optimiser=replace(made.optimiser, lr=0.1))
+    net = nn.Sequential(network(), nn.Identity())
     with pytest.raises(KeyFiltersError) as caught:
-        read_state(tmp_path, identity(other, {"name": "photos"}, "abc"))
+        train(other, tmp_path, model=net, data=digits, device="cpu")
     for part in (
         "seed (there 0, asked 1)",
         "optimiser.lr (there 0.001, asked 0.1)",
-        "images.name (there digits, asked photos)",
-        "first_weights (there by the recipe, asked abc)",
-        "choose another folder, or delete it",
+        "structure",
     ):
         assert part in str(caught.value)
+    monkeypatch.setattr("keyfilters.training.checkpoints.version", lambda name: "0.0")
+    with pytest.raises(KeyFiltersError, match=r"versions.keyfilters \(there .*asked 0.0"):
+        train(made, tmp_path, model=network(), data=digits, device="cpu")
 
 
-@pytest.mark.parametrize("content", [b"", b"PK nonsense"])
-def test_damaged_checkpoints(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "checkpoint.pt").write_bytes(content)
-    with pytest.raises(KeyFiltersError, match=r"is no checkpoint of this version .*; delete it"):
-        read_state(tmp_path, {})
+@pytest.mark.parametrize("content", ["", "PK nonsense", "{}"])
+def test_damaged_checkpoints(tmp_path: Path, content: str) -> None:
+    (tmp_path / "checkpoint-3").mkdir()
+    (tmp_path / "checkpoint-3" / "progress.json").write_text(content)
+    with pytest.raises(KeyFiltersError, match="is no checkpoint of this version"):
+        newest(tmp_path, {})
 
 
-def test_digests_tell_weights_names_and_frozen_parameters_apart() -> None:
-    torch.manual_seed(0)
-    one, other = nn.BatchNorm2d(3), nn.BatchNorm2d(3)
-    assert digest(one) == digest(other)
-    other.weight.requires_grad_(False)
-    assert digest(one) != digest(other)
-    assert digest(nn.Sequential(one)) != digest(one)
-    before = digest(one)
-    one(torch.rand(2, 3, 2, 2))
-    assert digest(one) != before
+def test_a_checkpoint_of_an_older_version(tmp_path: Path) -> None:
+    (tmp_path / "checkpoint.pt").write_bytes(b"")
+    with pytest.raises(KeyFiltersError, match="is no checkpoint of this version"):
+        newest(tmp_path, {})
+
+
+def test_a_checkpoint_that_was_being_written_does_not_count(
+    tmp_path: Path, digits: Data, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class KilledError(Exception):
+        pass
+
+    def die(*_: Any) -> None:
+        raise KilledError
+
+    recipe, model = Recipe(), network()
+    with own_accelerate():
+        accelerator = make_accelerator(recipe, "cpu")
+        own = identity(recipe, model, digits, accelerator)
+        accelerator.prepare(model)
+        progress = {"identity": own, "finished": False}
+        save(accelerator, tmp_path, model, {}, {**progress, "step": 3})
+        monkeypatch.setattr(os, "fsync", die)
+        with pytest.raises(KilledError):
+            save(accelerator, tmp_path, model, {}, {**progress, "step": 6})
+    found = newest(tmp_path, own)
+    assert found is not None and found[0].name == "checkpoint-3"
+
+
+def test_files_of_a_checkpoint_that_are_damaged(tmp_path: Path, digits: Data) -> None:
+    sections = {"schedule": {"steps": 4}, "checkpoint": {"steps": 2}, "batch": {"size": 8}}
+    made = Recipe.from_dict(sections)
+    with pytest.raises(KeyFiltersError):  # the third step is not finite
+        train(made, tmp_path, model=Poisoned(), data=digits, device="cpu")
+    (tmp_path / "checkpoint-2" / "optimizer.bin").write_bytes(b"none")
+    with pytest.raises(KeyFiltersError, match="checkpoint-2 is damaged"):
+        train(made, tmp_path, model=Poisoned(), data=digits, device="cpu")
+
+
+class Poisoned(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.seen = network(), 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.seen += self.training
+        return self.inner(x) * (float("nan") if self.seen == 3 else 1)

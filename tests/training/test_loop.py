@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import errno
 import json
 import random
 from dataclasses import replace
 from importlib.metadata import version
+from math import cos, pi
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +16,25 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from accelerate.utils import is_tensorboard_available
 from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional
 
 from keyfilters.errors import KeyFiltersError, MissingExtraError
-from keyfilters.training import Data, Recipe, Trained, load_data, make_model, normalise, train
+from keyfilters.training import (
+    Data,
+    Recipe,
+    Trained,
+    load_data,
+    make_model,
+    normalise,
+    train,
+)
 from keyfilters.training.batches import Batches
-from keyfilters.training.devices import accelerator_for, own_threads
-from keyfilters.training.optimise import learning_rate
-from tests.test_files import full_disk
+from keyfilters.training.borrowed import own_accelerate, own_threads
+from keyfilters.training.processes import make_accelerator
+from keyfilters.training.run import Run
 from tests.training.networks import network, recipe
 
 EVERYTHING = {
@@ -59,9 +70,10 @@ def test_it_learns_the_digits(tmp_path: Path) -> None:
     trained = run(made, digits, tmp_path, progress=lambda *step: seen.append(step))
     history = trained.history
     assert list(history) == [
-        *("epoch", "step", "lr", "train_loss", "test_loss", "test_top1", "seconds")
+        *("epoch", "step", "lr", "train_loss", "seconds", "test_loss", "test_top1")
     ]
     assert history["epoch"].tolist() == [1, 2, 3, 4, 5, 6] and history["step"].iloc[-1] == 132
+    assert history["test_top1"].iloc[:-1].isna().all(), "looked at once"
     assert history["test_top1"].iloc[-1] > 0.93 and history["train_loss"].iloc[-1] < 0.3
     assert not trained.model.training and trained.ema is None
     with torch.no_grad():
@@ -72,7 +84,7 @@ def test_it_learns_the_digits(tmp_path: Path) -> None:
         trained.summary["test_loss"], rel=1e-5
     )
     assert {p.name for p in tmp_path.iterdir()} == {
-        *("checkpoint.pt", "metrics.jsonl", "model.safetensors", "recipe.toml", "summary.json")
+        *("checkpoint-132", "metrics.jsonl", "model.safetensors", "recipe.toml", "summary.json")
     }
     assert Recipe.load(tmp_path / "recipe.toml") == made
     lines = pd.read_json(tmp_path / "metrics.jsonl", lines=True)
@@ -94,11 +106,13 @@ def test_against_a_loop_by_hand(digits: Data) -> None:
     others = [x for x in model.parameters() if x.ndim >= 2]
     groups = [{"params": vectors, "weight_decay": 0.0}, {"params": others, "weight_decay": 0.05}]
     optimiser = torch.optim.AdamW(groups, lr=1.0)
-    batches = Batches(made, digits, torch.device("cpu"))
-    for step in range(25):
+    with own_accelerate():
+        batches = Batches(made, digits, make_accelerator(made, "cpu"))
+        seen = [batch for epoch in range(5) for batch in batches.epoch(epoch)]
+    for step, (x, y) in enumerate(seen[:25]):
+        rate = 3e-3 * min((step + 1) / 6, 0.5 * (1 + cos(pi * max(step - 5, 0) / 20)))
         for group in optimiser.param_groups:
-            group["lr"] = learning_rate(made, step, 6, 25)
-        x, y = batches.part(step, 0)
+            group["lr"] = rate
         optimiser.zero_grad()
         functional.cross_entropy(model(x), y).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
@@ -164,16 +178,25 @@ class StopError(Exception):
     pass
 
 
+def before(step: int, monkeypatch: pytest.MonkeyPatch, act: Any) -> None:
+    """Do something in the next training before a step."""
+    original = Run._part
+
+    def part(self: Any, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        if self.step == step:
+            act()
+        return original(self, x, y)
+
+    monkeypatch.setattr(Run, "_part", part)
+
+
 def stop_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Interrupt the next training before a step."""
-    original = Batches.part
 
-    def part(self: Batches, now: int, which: int) -> Any:
-        if now == step:
-            raise StopError
-        return original(self, now, which)
+    def stop() -> None:
+        raise StopError
 
-    monkeypatch.setattr(Batches, "part", part)
+    before(step, monkeypatch, stop)
 
 
 @pytest.fixture(scope="module")
@@ -206,16 +229,63 @@ def test_interrupted_is_as_if_it_never_was(
     )  # fmt: skip
 
 
-def test_a_run_goes_on_with_its_number_of_threads(
+@pytest.mark.parametrize("policy", [{}, {"select": "last"}])
+def test_interrupted_with_validation_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, policy: dict[str, str]
+) -> None:
+    data = load_data("digits", samples=128, validation=0.2)
+    schedule = {"epochs": 3, **policy}
+    made = recipe(ema={"decay": 0.9}, schedule=schedule, optimiser={"lr": 0.03})
+    made = replace(made, checkpoint=replace(made.checkpoint, steps=3))
+    whole = run(made, data, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        stop_at(5, patch)
+        with pytest.raises(StopError):
+            run(made, data, tmp_path / "cut")
+    resumed = run(made, data, tmp_path / "cut")
+    assert whole.ema is not None and resumed.ema is not None
+    assert same(whole.model, resumed.model) and same(whole.ema, resumed.ema)
+    history = whole.history.drop(columns="seconds")
+    pd.testing.assert_frame_equal(
+        history, resumed.history.drop(columns="seconds"), check_exact=True
+    )
+    rank = list(zip(-history["val_top1"], history["val_loss"], strict=True))
+    best = 2 if policy else rank.index(min(rank))
+    assert whole.summary["best_epoch"] == resumed.summary["best_epoch"] == best + 1
+
+
+def test_the_best_epoch_is_kept_and_tested(digits: Data) -> None:
+    """The learning rate of the last epoch ruins the network."""
+    held = replace(
+        digits, validation_images=digits.images[:99], validation_labels=digits.labels[:99]
+    )
+    made = recipe(schedule={"epochs": 4}, optimiser={"lr": 3e-3})
+
+    class Ruined(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = network()
+            self.register_buffer("seen", torch.zeros(()))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.seen += self.training
+            return self.inner(x) * (1 - 2 * (self.seen > 18))
+
+    trained = run(made, held, model=Ruined())
+    top1 = trained.history["val_top1"]
+    assert trained.summary["best_epoch"] == 3 and top1.iloc[3] < 0.3 < top1.iloc[2]
+    with torch.no_grad():
+        z = trained.model(normalise(held.test_images, held.mean, held.std))
+    found = float((z.argmax(1) == held.test_labels).double().mean())
+    assert found == pytest.approx(trained.summary["test_top1"]) and found > 0.3
+    last = run(replace(made, schedule=replace(made.schedule, select="last")), held, model=Ruined())
+    assert last.summary["best_epoch"] == 4 and last.summary["test_top1"] < 0.3
+
+
+def test_a_run_continues_with_its_number_of_threads(
     digits: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made, seen = recipe(checkpoint={"steps": 4}), []
-    original = Batches.part
-
-    def part(self: Batches, step: int, which: int) -> Any:
-        seen.append(torch.get_num_threads())
-        return original(self, step, which)
-
+    made = recipe(checkpoint={"steps": 4})
     with own_threads(1):
         whole = run(made, digits)
         with monkeypatch.context() as patch:
@@ -223,10 +293,11 @@ def test_a_run_goes_on_with_its_number_of_threads(
             with pytest.raises(StopError):
                 run(made, digits, tmp_path)
     with own_threads(2):
-        monkeypatch.setattr(Batches, "part", part)
+        seen: list[int] = []
+        before(8, monkeypatch, lambda: seen.append(torch.get_num_threads()))
         resumed = run(made, digits, tmp_path)
         assert torch.get_num_threads() == 2
-    assert seen == [1] * 8 and resumed.summary["environment"]["threads"] == 1
+    assert seen == [1] and resumed.summary["environment"]["threads"] == 1
     assert same(whole.model, resumed.model)
 
 
@@ -264,12 +335,12 @@ def test_a_folder_of_another_run_is_refused(digits: Data, tmp_path: Path) -> Non
     run(made, digits, tmp_path)
     with pytest.raises(KeyFiltersError, match=r"schedule.steps \(there 2, asked 3\)"):
         run(recipe(schedule={"steps": 3}), digits, tmp_path)
-    with pytest.raises(KeyFiltersError, match=r"first_weights \(there "):
+    with pytest.raises(KeyFiltersError, match=r"network.state \(there "):
         run(made, digits, tmp_path, model=network(seed=1))
-    with pytest.raises(KeyFiltersError, match=r"images.images \(there \[400, 1, 8, 8\]"):
+    with pytest.raises(KeyFiltersError, match=r"images.training \(there \[400, 1, 8, 8\]"):
         run(made, load_data("digits", samples=399), tmp_path)
     exchanged = replace(digits, test_images=digits.test_images.flip(3))
-    with pytest.raises(KeyFiltersError, match=r"differs in images.test_images_crc32 \(there \d+, "):
+    with pytest.raises(KeyFiltersError, match=r"differs in images.test_crc32 \(there "):
         run(made, exchanged, tmp_path)
 
 
@@ -278,21 +349,16 @@ def test_a_full_disk_keeps_the_last_checkpoint(
 ) -> None:
     made = recipe(checkpoint={"steps": 5}, schedule={"steps": 20})
     whole = run(made, digits)
-    original = Batches.part
 
-    def part(self: Batches, step: int, which: int) -> Any:
-        if step == 12:
-            full_disk(patch)
-        return original(self, step, which)
+    def refuse(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Batches, "part", part)
-        with pytest.raises(
-            KeyFiltersError, match=r"checkpoint.pt: No space left .*last good file stays"
-        ):
+        fsync = "keyfilters.training.checkpoints.os.fsync"
+        before(12, patch, lambda: patch.setattr(fsync, refuse))
+        with pytest.raises(KeyFiltersError, match=r"No space left .*last good"):
             run(made, digits, tmp_path)
-    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
-    assert state["step"] == 10
+    assert [x.name for x in tmp_path.glob("checkpoint-*")] == ["checkpoint-10"]
     assert same(whole.model, run(made, digits, tmp_path).model)
 
 
@@ -311,7 +377,7 @@ def test_a_loss_that_is_not_finite_stops_at_its_step(digits: Data, tmp_path: Pat
     )
     with pytest.raises(KeyFiltersError, match=message):
         run(recipe(checkpoint={"steps": 4}), digits, tmp_path, model=Poisoned())
-    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 8
+    assert (tmp_path / "checkpoint-8").is_dir()
 
 
 def test_models_by_name_are_a_function_of_the_seed(digits: Data) -> None:
@@ -336,25 +402,25 @@ def test_precision_and_layout(digits: Data, precision: str) -> None:
 def test_the_scale_of_losses_continues(
     digits: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def scaling(made: Recipe, device: str | None) -> Any:
-        accelerator = accelerator_for(made, device)
+    def scaling(made: Recipe, device: str | None, out: Path | None) -> Any:
+        accelerator = make_accelerator(made, device, out)
         accelerator.scaler = torch.amp.GradScaler("cpu", growth_interval=3)  # as fp16 on a GPU
         return accelerator
 
-    monkeypatch.setattr("keyfilters.training.loop.accelerator_for", scaling)
+    monkeypatch.setattr("keyfilters.training.loop.make_accelerator", scaling)
     made = recipe(optimiser={"clip": 1.0}, checkpoint={"steps": 4})
     whole = run(made, digits)
     with monkeypatch.context() as patch:
         stop_at(7, patch)
         with pytest.raises(StopError):
             run(made, digits, tmp_path)
-    scaler = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["scaler"]
+    scaler = torch.load(tmp_path / "checkpoint-4" / "scaler.pt", weights_only=True)
     assert (scaler["scale"], scaler["_growth_tracker"]) == (2 * 65536, 1)
     assert same(whole.model, run(made, digits, tmp_path).model)
 
 
 def test_compiled_is_the_same_model(digits: Data, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("keyfilters.training.devices.COMPILER", "eager")  # needs no compiler
+    monkeypatch.setattr("keyfilters.training.processes.COMPILER", "eager")  # needs no compiler
     made = recipe(compile=True, ema={"decay": 0.9})
     model = network()
     trained = run(made, digits, model=model)
@@ -401,3 +467,25 @@ def test_what_the_user_can_mend(digits: Data, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setitem(__import__("sys").modules, "accelerate", None)
     with pytest.raises(MissingExtraError, match=r"training needs an extra .*keyfilters\[train\]"):
         train(recipe(), model=network(), data=digits)
+
+
+def test_missing_trackers_are_named(
+    digits: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = recipe(schedule={"steps": 2}, checkpoint={"log_with": ["tensorbord"]})
+    with pytest.raises(KeyFiltersError, match="tensorbord"):
+        run(made, digits, tmp_path)
+    made = recipe(schedule={"steps": 2}, checkpoint={"log_with": ["tensorboard"]})
+    monkeypatch.setattr("accelerate.tracking._available_trackers", [])
+    with pytest.raises(KeyFiltersError, match="pip install tensorboard"):
+        run(made, digits, tmp_path)
+
+
+@pytest.mark.skipif(not is_tensorboard_available(), reason="needs tensorboard")
+def test_trackers(digits: Data, tmp_path: Path) -> None:
+    made = recipe(schedule={"steps": 2}, checkpoint={"log_with": ["tensorboard"]})
+    plain = run(replace(made, checkpoint=replace(made.checkpoint, log_with=())), digits)
+    assert same(run(made, digits, tmp_path).model, plain.model)
+    assert list((tmp_path / "keyfilters").rglob("events*"))
+    with pytest.raises(KeyFiltersError, match="--out"):
+        run(made, digits)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +63,7 @@ def test_replace_keeps_the_rest_and_is_checked() -> None:
     recipe = Recipe.from_dict(FULL)
     other = replace(recipe, optimiser=replace(recipe.optimiser, lr=1))
     assert other.optimiser.lr == 1.0 and other.data == recipe.data
-    with pytest.raises(KeyFiltersError, match=r"optimiser.lr is -1"):
+    with pytest.raises(KeyFiltersError, match=r"lr is -1"):
         replace(recipe.optimiser, lr=-1)
 
 
@@ -85,30 +85,53 @@ def test_steps() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"optimizer": {}}, "'optimizer' is no key of the top .*nearest names are: optimiser"),
+        ({"optimizer": {}}, "'optimizer' is no key of the recipe.*nearest names are: optimiser"),
         ({"optimiser": {"learning": 1}}, r"'learning' is no key of \[optimiser\]; known are name"),
-        ({"optimiser": 3}, "recipe.optimiser is 3; a section is expected"),
-        ({"seed": -1}, "recipe.seed is -1; 0 or more is expected"),
-        ({"seed": True}, "seed is True; a whole number"),
-        ({"seed": 1.5}, "seed is 1.5; a whole number"),
-        ({"compile": 1}, "compile is 1; true or false"),
+        ({"optimiser": 3}, "optimiser is 3; "),
+        ({"seed": -1}, "seed is -1"),
+        ({"seed": True}, "seed is True; .*integer"),
+        ({"seed": 1.5}, "seed is 1.5; .*integer"),
+        ({"compile": 1}, "compile is 1; .*boolean"),
         ({"precision": "fp15"}, "'fp15'; one of no, fp16, bf16 is expected; the nearest"),
-        ({"optimiser": {"lr": 0}}, "optimiser.lr is 0; more than 0"),
+        ({"optimiser": {"lr": 0}}, "optimiser.lr is 0; greater than 0"),
         ({"optimiser": {"lr": float("nan")}}, "optimiser.lr is nan; a finite number"),
         (
             {"optimiser": {"lr": 0.1, "base_lr": 8e-4}},
             "lr is 0.1 and .*base_lr is 0.0008; give one",
         ),
-        ({"optimiser": {"layer_decay": 1.1}}, "layer_decay is 1.1; 1 or less"),
-        ({"schedule": {"epochs": "ten"}}, "schedule.epochs is 'ten'; a number"),
-        ({"batch": {"size": 0}}, "batch.size is 0; 1 or more"),
+        ({"optimiser": {"layer_decay": 1.1}}, "layer_decay is 1.1; "),
+        ({"schedule": {"epochs": "ten"}}, "schedule.epochs is 'ten'; .*number"),
+        ({"batch": {"size": 0}}, "batch.size is 0; "),
         ({"batch": {"size": 9, "accumulation": 2}}, "batch.size 9 in 2 parts; a multiple"),
-        ({"data": {"classes": "ab"}}, "data.classes is 'ab'; a list"),
-        ({"model": {"options": "x"}}, "model.options is 'x'; a section"),
-        ({"checkpoint": {"keep": [3, -1]}}, r"checkpoint.keep is \[3, -1\]; numbers of steps"),
-        ({"augmentation": {"erasing": 2}}, "augmentation.erasing is 2; 1 or less"),
+        ({"data": {"classes": "ab"}}, "data.classes is 'ab'; "),
+        ({"model": {"options": "x"}}, "model.options is 'x'; .*dictionary"),
+        ({"checkpoint": {"keep": [3, -1]}}, "checkpoint.keep is -1"),
+        ({"augmentation": {"erasing": 2}}, "augmentation.erasing is 2; "),
     ],
 )
 def test_values_that_cannot_be(values: dict[str, Any], message: str) -> None:
     with pytest.raises(KeyFiltersError, match=message):
         Recipe.from_dict(values)
+
+
+def test_a_recipe_that_is_extended(tmp_path: Path) -> None:
+    @dataclass(frozen=True)
+    class Extended(Recipe):
+        extra: tuple[str, ...] = ()
+
+    made = Extended.from_dict({"seed": 2, "extra": ["a"]})
+    assert (made.seed, made.extra, type(made)) == (2, ("a",), Extended)
+    assert replace(made, seed=3).to_dict()["extra"] == ("a",)
+    with pytest.raises(KeyFiltersError, match=r"'extr' is no key of the recipe.*extra"):
+        Extended.from_dict({"extr": []})
+
+
+def test_every_field_says_what_it_means() -> None:
+    from pydantic import TypeAdapter
+
+    schema = TypeAdapter(Recipe).json_schema()
+    sections = [schema, *schema["$defs"].values()]
+    fields = {name: x for one in sections for name, x in one["properties"].items()}
+    undescribed = {name for name, x in fields.items() if "description" not in x and "$ref" not in x}
+    assert undescribed == set()
+    assert fields["layer_decay"]["exclusiveMinimum"] == 0 and fields["layer_decay"]["maximum"] == 1

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any
@@ -20,9 +22,12 @@ from torch import Tensor, nn
 from keyfilters.errors import KeyFiltersError
 from keyfilters.training import Data, Recipe, Trained, load_data, normalise, train
 from keyfilters.training.batches import Batches
-from keyfilters.training.datasets import MEAN, STD
-from keyfilters.training.decoding import Decoder
-from keyfilters.training.labelled import StreamedData
+from keyfilters.training.borrowed import own_accelerate
+from keyfilters.training.data import MEAN, STD
+from keyfilters.training.dataset import Items, StreamedImages
+from keyfilters.training.processes import make_accelerator
+from keyfilters.training.run import Run
+from tests.conftest import require
 
 # Python 3.12 and later warn of what torch's loaders do on Linux.
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
@@ -63,11 +68,33 @@ def recipe(augmentation: dict[str, Any] | None = None, **sections: Any) -> Recip
     return Recipe.from_dict(values)
 
 
+@pytest.fixture(autouse=True)
+def state() -> Iterator[None]:
+    with own_accelerate():
+        yield
+
+
+def batches(made: Recipe, data: Data) -> Batches:
+    return Batches(made, data, make_accelerator(made, "cpu"))
+
+
 def epochs(made: Recipe, data: Data, count: int = 1) -> tuple[Tensor, Tensor]:
     """All batches of a few epochs."""
-    batches = Batches(made, data, CPU)
-    parts = [batches.part(step, 0) for step in range(count * batches.per_epoch)]
+    own = batches(made, data)
+    torch.manual_seed(0)
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002
+    parts = [part for epoch in range(count) for part in own.epoch(epoch)]
     return torch.cat([x for x, _ in parts]), torch.cat([y for _, y in parts])
+
+
+def decoded(data: Data, made: Recipe, epoch: int = 0) -> Tensor:
+    """All training images as they are changed in an epoch, in the order of their numbers."""
+    images = data.dataset("training", made, CPU)
+    images.set_epoch(epoch)
+    found, _, failed = images.__getitems__(range(len(images)))
+    assert not failed
+    return found
 
 
 def bytes_of(images: Tensor) -> Tensor:
@@ -104,9 +131,7 @@ def test_against_pillow_by_hand(folder: Path) -> None:
 
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear", "random"])
 def test_test_images_against_pillow_by_hand(folder: Path, interpolation: str) -> None:
-    batches = list(Batches(recipe({"interpolation": interpolation}), load(folder), CPU).test())
-    assert [len(x) for x, _ in batches] == [12]
-    images, labels = batches[0]
+    [(images, labels)] = batches(recipe({"interpolation": interpolation}), load(folder)).of("test")
     assert labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
     kind = Image.Resampling.BILINEAR if interpolation == "bilinear" else Image.Resampling.BICUBIC
     paths = sorted((folder / "val").glob("*/*"))
@@ -122,106 +147,49 @@ def test_test_images_against_pillow_by_hand(folder: Path, interpolation: str) ->
 
 def test_changes_differ_between_images_and_epochs_and_seeds(folder: Path) -> None:
     for augmentation in ({"scale": 0.2}, {"auto_augment": "rand-m9-mstd0.5-inc1"}, RANDOM):
-        decoder = Decoder(recipe(augmentation), load(folder))
-        _, first, numbers, _ = decoder[0, 0, 36]
-        _, again, others, _ = decoder[0, 0, 36]
-        assert torch.equal(first, again) and torch.equal(numbers, others)
-        _, later, moved, _ = decoder[1, 0, 36]
-        same = first[numbers.argsort()] == later[moved.argsort()]
-        assert (same.flatten(1).all(1)).sum() < 6  # a few policies leave an image as it is
-        _, seeded, _, _ = Decoder(recipe(augmentation, seed=1), load(folder))[0, 0, 36]
-        assert not torch.equal(first, seeded)
-    plain = Decoder(recipe(), load(folder))
-    (_, first, numbers, _), (_, later, moved, _) = plain[0, 0, 36], plain[1, 0, 36]
-    assert numbers.tolist() != moved.tolist() and sorted(numbers.tolist()) == list(range(36))
-    assert torch.equal(first[numbers.argsort()], later[moved.argsort()])
+        made, data = recipe(augmentation), load(folder)
+        first, later = decoded(data, made), decoded(data, made, 1)
+        assert torch.equal(first, decoded(data, made))
+        assert (first == later).flatten(1).all(1).sum() < 6  # a few policies change nothing
+        assert not torch.equal(first, decoded(data, recipe(augmentation, seed=1)))
+    assert torch.equal(decoded(data, recipe()), decoded(data, recipe(), 1))
 
 
 @pytest.mark.parametrize("policy", ["rand-m10-n9-p1-inc1", "original-mstd9", "augmix-m10-w4"])
 def test_strong_policies_do_not_damage_images(folder: Path, policy: str) -> None:
     """Some of timm's ask Pillow for 0 bits of a colour, which version 13 refuses."""
-    decoder = Decoder(recipe({"auto_augment": policy}), load(folder))
     for epoch in range(6):
-        _, images, _, failed = decoder[epoch, 0, 36]
-        assert len(images) == 36 and not failed
-
-
-def test_one_image_is_changed_anew_in_every_place(tmp_path: Path) -> None:
-    write_folder(tmp_path, 12, 1)
-    for path in (tmp_path / "train").glob("*/*"):
-        Image.open(next((tmp_path / "val" / "red").iterdir())).save(path)
-    _, images, _, _ = Decoder(recipe({"scale": 0.2}), load(tmp_path, classes=["red"]))[0, 0, 12]
-    assert len(images.flatten(1).unique(dim=0)) == 12
+        assert len(decoded(load(folder), recipe({"auto_augment": policy}), epoch)) == 36
 
 
 def test_nothing_is_drawn_from_the_callers_generators(folder: Path) -> None:
-    decoder = Decoder(recipe(RANDOM), load(folder))
-    for part in ((0, 0, 5), (-1, 0, 5)):
+    made = recipe(RANDOM)
+    for part in ("training", "test"):
+        images = load(folder).dataset(part, made, CPU)
         before = random.getstate(), np.random.get_state()[1].tolist()  # noqa: NPY002
         state = torch.get_rng_state()
-        assert len(decoder[part][1]) == 5
+        assert len(images.__getitems__(range(5))[0]) == 5
         after = random.getstate(), np.random.get_state()[1].tolist()  # noqa: NPY002
         assert before == after and torch.equal(state, torch.get_rng_state())
 
 
-@pytest.mark.parametrize(("accumulation", "processes"), [(2, 1), (1, 2), (3, 2)])
-def test_shares_together_are_the_batch(folder: Path, accumulation: int, processes: int) -> None:
-    data, shared = load(folder), recipe(RANDOM, batch={"size": 12, "accumulation": accumulation})
-    whole = Batches(recipe(RANDOM), data, CPU)
-    shares = [Batches(shared, data, CPU, process, processes) for process in range(processes)]
-    for step in (0, 1, 4):
-        x, y = whole.part(step, 0)
-        parts = [share.part(step, part) for share in shares for part in range(accumulation)]
-        assert torch.equal(x, torch.cat([x for x, _ in parts]))
-        assert torch.equal(y, torch.cat([y for _, y in parts]))
-    tests = [y for share in shares for _, y in share.test()]
-    assert torch.equal(torch.cat(tests), data.test_labels)
-
-
-def test_a_step_does_not_depend_on_those_before(folder: Path) -> None:
-    data, made = load(folder), recipe({**RANDOM, **MIXED})
-    batches = Batches(made, data, CPU)
-    walked = [batches.part(step, 0) for step in range(5)]
-    assert walked[0][1].shape == (12, 3)
-    assert sum(len(x) for x, _ in batches.test()) == 12
-    for step in (4, 1):
-        jumped = Batches(made, data, CPU).part(step, 0)
-        again = batches.part(step, 0)
-        for one, other, third in zip(walked[step], jumped, again, strict=True):
-            assert torch.equal(one, other) and torch.equal(one, third)
-
-
-def test_what_is_skipped_on_the_way_is_not_decoded(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked: list[tuple[int, int, int]] = []
-    original = Decoder.__getitem__
-
-    def spy(self: Decoder, request: tuple[int, int, int]) -> Any:
-        asked.append(request)
-        return original(self, request)
-
-    monkeypatch.setattr(Decoder, "__getitem__", spy)
-    batches = Batches(recipe(), load(folder), CPU)
-    batches.part(4, 0)
-    batches.part(5, 0)
-    assert asked == [(1, 12, 24), (1, 24, 36)]
-
-
-def test_processes_that_decode_change_nothing(folder: Path) -> None:
-    made = recipe({**RANDOM, **MIXED})
-    own, others = (Batches(made, load(folder, workers=count), CPU) for count in (0, 2))
-    for step in (0, 1, 4, 3):  # one is left out: the processes are told anew what comes
-        for one, other in zip(own.part(step, 0), others.part(step, 0), strict=True):
-            assert torch.equal(one, other)
-    for (x, y), (z, t) in zip(own.test(), others.test(), strict=True):
-        assert torch.equal(x, z) and torch.equal(y, t)
+def test_workers_and_parts_change_nothing(folder: Path) -> None:
+    plain = epochs(recipe({**RANDOM, **MIXED}), load(folder), 2)
+    for one, other in zip(
+        plain, epochs(recipe({**RANDOM, **MIXED}), load(folder, workers=2), 2), strict=True
+    ):
+        assert torch.equal(one, other)
+    parts = recipe(RANDOM, batch={"size": 12, "accumulation": 3})
+    for one, other in zip(
+        epochs(recipe(RANDOM), load(folder)), epochs(parts, load(folder)), strict=True
+    ):
+        assert torch.equal(one, other)
 
 
 def test_what_decodes_can_be_sent_to_a_process_that_is_not_forked(folder: Path) -> None:
-    decoder = Decoder(recipe(RANDOM), load(folder))
-    sent: Decoder = ForkingPickler.loads(ForkingPickler.dumps(decoder))
-    assert torch.equal(sent[0, 0, 3][1], decoder[0, 0, 3][1])
+    images = load(folder).dataset("training", recipe(RANDOM), CPU)
+    sent: StreamedImages = ForkingPickler.loads(ForkingPickler.dumps(images))
+    assert torch.equal(sent.__getitems__([3, 5])[0], images.__getitems__([3, 5])[0])
 
 
 def network(seed: int = 0) -> nn.Module:
@@ -234,15 +202,21 @@ def run(made: Recipe, data: Data | None, out: Path | None = None) -> Trained:
 
 
 def test_it_learns(folder: Path, tmp_path: Path) -> None:
-    source = {"name": f"imagefolder:{folder}", "resolution": SIDE, "stream": True, "workers": 0}
+    source: dict[str, Any] = {
+        "name": f"imagefolder:{folder}",
+        "resolution": SIDE,
+        "stream": True,
+        "workers": 0,
+    }
+    source["validation"] = 0.0
     made = recipe(
         {"scale": 0.3, "flip": True}, data=source, schedule={"epochs": 8}, optimiser={"lr": 0.03}
     )
     trained = run(made, None, tmp_path)
     assert trained.history["test_top1"].iloc[-1] == 1.0
     summary = json.loads((tmp_path / "summary.json").read_text())
-    assert summary["data"]["images"] == [36, 3, SIDE, SIDE] and summary["data"]["skipped"] == []
-    assert summary["data"]["mean"] == list(MEAN) and "files_crc32" in summary["data"]
+    assert summary["data"]["training"] == [36, 3, SIDE, SIDE] and summary["data"]["skipped"] == []
+    assert summary["data"]["mean"] == list(MEAN) and "training_crc32" in summary["data"]
     assert Recipe.load(tmp_path / "recipe.toml") == made
 
 
@@ -250,31 +224,38 @@ class StopError(Exception):
     pass
 
 
-@pytest.mark.parametrize("step", [2, 4, 5])
+@pytest.mark.parametrize("step", [2, 3, 4, 5])
 def test_interrupted_is_as_if_it_never_was(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
     made = recipe({**RANDOM, **MIXED}, schedule={"epochs": 3}, checkpoint={"steps": 2})
     whole = run(made, load(folder))
-    original = Batches.part
+    original = Run._part
 
-    def part(self: Batches, now: int, which: int) -> Any:
-        if now == step:
+    def part(self: Any, x: Tensor, y: Tensor) -> Tensor:
+        if self.step == step:
             raise StopError
-        return original(self, now, which)
+        return original(self, x, y)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Batches, "part", part)
+        patch.setattr(Run, "_part", part)
         with pytest.raises(StopError):
-            run(made, load(folder), tmp_path)
-    more = recipe(
-        {**RANDOM, **MIXED}, schedule={"epochs": 3}, checkpoint={"steps": 2}, data={"workers": 1}
-    )
-    resumed = run(more, load(folder, workers=1), tmp_path)
+            run(made, load(folder, workers=1), tmp_path)
+    resumed = run(made, load(folder, workers=1), tmp_path)
     for one, other in zip(whole.model.parameters(), resumed.model.parameters(), strict=True):
         assert torch.equal(one, other)
     one, other = (x.history.drop(columns="seconds") for x in (whole, resumed))
     pd.testing.assert_frame_equal(one, other, check_exact=True)
+
+
+def test_files_of_other_content_are_another_run(folder: Path, tmp_path: Path) -> None:
+    made = recipe(schedule={"steps": 2})
+    copy = shutil.copytree(folder, tmp_path / "in")
+    run(made, load(copy), tmp_path / "out")
+    run(made, load(copy), tmp_path / "out")
+    (copy / "val" / "red" / "0.png").write_bytes((copy / "val" / "red" / "3.png").read_bytes())
+    with pytest.raises(KeyFiltersError, match=r"differs in images.content.test \(there "):
+        run(made, load(copy), tmp_path / "out")
 
 
 @pytest.fixture
@@ -293,23 +274,16 @@ def test_others_stand_in_for_images_that_cannot_be_read(damaged: Path) -> None:
     assert [(Path(x).name, why) for x, why in data.skipped] == [
         ("notes.txt", "not a .bmp .jpeg .jpg .png .webp file")
     ]
-    _, _, numbers, failed = Decoder(made, data)[0, 0, 36]
-    left = {name: number for number, name in enumerate(data.files.tolist())}
-    gone = {left[b"train/blue/3.png"], left[b"train/red/4.jpg"]}
-    assert set(numbers.tolist()) == set(range(36)) - gone and len(failed) == 2
+    found, labels, failed = data.dataset("training", made, CPU).__getitems__(range(36))
+    assert len(found) == 36 and len({name for name, _ in failed}) == 2
+    assert labels.tolist() != data.labels.tolist(), "others stand in"
     trained = run(recipe(RANDOM, schedule={"epochs": 2}), data)
-    named = {str(Path(name).relative_to(damaged)) for name, _ in trained.summary["data"]["skipped"]}
+    named = {name for name, _ in trained.summary["data"]["skipped"]}
     assert named == {
         *("train/red/notes.txt", "train/blue/3.png", "train/red/4.jpg", "val/green/1.jpg")
     }
 
-    x, y = epochs(made, data)
-    shares = [Batches(made, data, CPU, process, 2) for process in range(2)]
-    for step in range(3):
-        parts = [share.part(step, 0) for share in shares]
-        assert torch.equal(x[12 * step : 12 * step + 12], torch.cat([z for z, _ in parts]))
-        assert torch.equal(y[12 * step : 12 * step + 12], torch.cat([t for _, t in parts]))
-    labels = torch.cat([t for _, t in Batches(made, data, CPU).test()])
+    labels = torch.cat([t for _, t in batches(made, data).of("test")])
     assert labels.tolist() == [0] * 4 + [1] * 3 + [2] * 4
 
 
@@ -326,11 +300,12 @@ def test_an_image_that_cannot_be_read_stops(damaged: Path, workers: int) -> None
 
 def test_a_test_image_that_cannot_be_read_stops_after_training(folder: Path) -> None:
     data = load(folder, unreadable="stop")
-    assert isinstance(data, StreamedData)
-    files = data.test_files.copy()
-    files[-1] = b"val/red/gone.png"
+    items = data.items["test"]
+    files = items.source.copy()
+    files[items.rows[-1]] = b"val/red/gone.png"
+    gone = {**data.items, "test": replace(items, source=files)}
     with pytest.raises(KeyFiltersError, match=r"gone.png cannot be read \(FileNotFoundError"):
-        run(recipe(batch={"size": 2}, schedule={"steps": 1}), replace(data, test_files=files))
+        run(recipe(batch={"size": 2}, schedule={"steps": 1}), replace(data, items=gone))
 
 
 def test_a_folder_that_is_gone_ends_the_run(tmp_path: Path) -> None:
@@ -338,23 +313,23 @@ def test_a_folder_that_is_gone_ends_the_run(tmp_path: Path) -> None:
     (tmp_path / "in").rename(tmp_path / "out")
     message = "too many images of imagefolder:.* cannot be read .*FileNotFoundError"
     with pytest.raises(KeyFiltersError, match=message):
-        Batches(recipe(), data, CPU).part(0, 0)
+        epochs(recipe(), data)
     with pytest.raises(KeyFiltersError, match=message):
-        list(Batches(recipe(), data, CPU).test())
+        list(batches(recipe(), data).of("test"))
 
 
 def test_a_process_that_ends_is_said_in_a_sentence(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def die(self: Decoder, request: tuple[int, int, int]) -> None:
+    def die(self: StreamedImages, numbers: list[int]) -> None:
         import os
         import signal
 
         os.kill(os.getpid(), signal.SIGKILL)  # the decoding process, as when memory runs out
 
-    monkeypatch.setattr(Decoder, "__getitem__", die)
+    monkeypatch.setattr(StreamedImages, "__getitems__", die)
     with pytest.raises(KeyFiltersError, match="a process that decodes images ended; its memory"):
-        Batches(recipe(), load(folder, workers=1), CPU).part(0, 0)
+        epochs(recipe(), load(folder, workers=1))
 
 
 def test_a_folder_is_listed_without_opening_an_image(
@@ -366,13 +341,18 @@ def test_a_folder_is_listed_without_opening_an_image(
     monkeypatch.setattr(Path, "open", refuse)
     monkeypatch.setattr(Image, "open", refuse)
     data, whole = load(folder, samples=10, classes=["red", "blue"]), load(folder)
-    assert isinstance(data, StreamedData) and isinstance(whole, StreamedData)
     assert data.images.device.type == "meta" and data.images.shape == (10, 3, SIDE, SIDE)
     assert data.classes == ("red", "blue") and data.labels.bincount().tolist() == [5, 5]
-    assert len({file.split(b"/")[1] for file in data.files.tolist()}) == 2
-    assert whole.files[:2].tolist() == [b"train/blue/0.png", b"train/blue/1.jpg"]
-    assert whole.describe()["files_crc32"] != data.describe()["files_crc32"]
-    assert load(folder, resolution=0).images.shape == (36, 3, 224, 224)
+    items = data.items["training"]
+    assert len({items.path(i).parts[1] for i in range(10)}) == 2
+    assert whole.items["training"].path(1) == Path("train/blue/1.jpg")
+    assert whole.describe()["training_crc32"] != data.describe()["training_crc32"]
+
+
+def test_the_side_of_streamed_images_is_that_of_the_first(folder: Path) -> None:
+    with Image.open(folder / "train" / "blue" / "0.png") as first:
+        side = min(first.size)
+    assert load(folder, resolution=0).images.shape == (36, 3, side, side)
 
 
 def test_a_folder_without_a_test_half_is_split_as_one_in_memory(folder: Path) -> None:
@@ -390,30 +370,48 @@ def refused(action: Callable[[], object], message: str) -> None:
 def test_what_the_user_can_mend(folder: Path) -> None:
     refused(
         lambda: load_data("digits", stream=True),
-        "stream is true for digits with 3 channels; only imagefolder:FOLDER in colour can",
+        "data.stream is true for images in memory",
     )
-    refused(lambda: load(folder, channels=1), "with 1 channels; only imagefolder")
-    refused(lambda: load(folder, workers=-1), "workers is -1; 0 or more")
+    refused(lambda: load(folder, channels=1), "channels is 1 and stream True")
+    refused(lambda: load(folder, workers=-1), "workers is -1; ")
     refused(lambda: load(folder, mean=[0.5]), r"mean is \[0.5\]; 3 numbers are expected")
-    refused(lambda: load(folder, std=[1, 1, 0]), r"std is \[1, 1, 0\]; .* those of std above 0")
-    refused(lambda: recipe(data={"workers": -1}), "data.workers is -1; 0 or more")
-    refused(lambda: recipe({"scale": 2}), "augmentation.scale is 2; 1 or less")
+    refused(
+        lambda: load(folder, std=[1, 1, 0]), r"std is \[1.0, 1.0, 0.0\]; .* those of std above 0"
+    )
+    refused(lambda: recipe(data={"workers": -1}), "data.workers is -1; ")
+    refused(lambda: recipe({"scale": 2}), "augmentation.scale is 2; ")
     refused(lambda: recipe({"scale": 0.1, "crop": 1}), "crop is 1 and augmentation.scale 0.1; both")
     for policy in ("rnd-m9", "rand-m9-q2", "rand-m9-mstdx5"):
         refused(
-            lambda policy=policy: Batches(recipe({"auto_augment": policy}), load(folder), CPU),
+            lambda policy=policy: batches(recipe({"auto_augment": policy}), load(folder)),
             f"auto_augment is '{policy}'; one of timm's policies is expected, such as rand-m9",
         )
     digits = load_data("digits", samples=50)
     for name, value in (("scale", 0.5), ("auto_augment", "rand-m9"), ("interpolation", "random")):
         refused(
-            lambda name=name, value=value: Batches(recipe({name: value}), digits, CPU),
+            lambda name=name, value=value: batches(recipe({name: value}), digits),
             f"augmentation.{name} is {value!r} for images that are held in memory; set data.stream",
         )
 
 
 def test_mean_and_std_are_imagenets_or_as_asked(folder: Path) -> None:
     data = load(folder, mean=[0.5, 0.5, 0.5], std=[0.25, 0.25, 0.25])
-    x = next(Batches(recipe(), data, CPU).test())[0]
-    y = next(Batches(recipe(), load(folder), CPU).test())[0]
+    x = next(batches(recipe(), data).of("test"))[0]
+    y = next(batches(recipe(), load(folder)).of("test"))[0]
     torch.testing.assert_close(x, normalise(bytes_of(y), 0.5, 0.25), atol=1e-5, rtol=0)
+
+
+def test_data_sets_of_the_hub_and_torchvision_are_streamed_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    require("torchvision")
+    from torchvision import datasets
+
+    few = partial(datasets.FakeData, size=60, image_size=(3, 20, 16), num_classes=3)
+    monkeypatch.setattr(datasets, "FakeData", few)
+    data = load_data("torchvision:FakeData", stream=True, workers=0)
+    assert data.images.shape == (48, 3, 16, 16) and data.images.device.type == "meta"
+    x, y = epochs(recipe({"scale": 0.5}), data)
+    assert x.shape == (48, 3, 16, 16) and y.bincount().sum() == 48
+    assert data.items["training"].checksum() != data.items["test"].checksum()
+    assert isinstance(data.items["test"], Items)

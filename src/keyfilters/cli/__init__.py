@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import sys
+from typing import Annotated
 
 import typer
 
 from keyfilters.cli.atlas import atlas
+from keyfilters.cli.check import check
+from keyfilters.cli.compare import compare
 from keyfilters.cli.discover import discover
 from keyfilters.cli.experiment import app as experiment
 from keyfilters.cli.fit import fit
@@ -27,7 +31,27 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for verb in (atlas, discover, fit, init, read, replace, sources, train):
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"keyfilters {importlib.metadata.version('keyfilters')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Print the version and stop.", callback=_print_version, is_eager=True
+        ),
+    ] = False,
+) -> None:
+    """Take the options that stand before any verb."""
+
+
+for verb in (atlas, check, compare, discover, fit, init, read, replace, sources, train):
     app.command()(verb)
 app.add_typer(experiment, name="experiment")
 

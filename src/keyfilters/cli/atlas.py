@@ -45,6 +45,14 @@ def atlas(
             help="Fit also the encoder network of the first publication, as a control; slow.",
         ),
     ] = False,
+    like: Annotated[
+        str,
+        typer.Option(
+            help="Name the filters by the patterns of an atlas that was fitted before, in seconds: "
+            "zoo-5x5, which ships with the package, or a file.",
+            show_default="fit anew",
+        ),
+    ] = "",
     device: Device = "cpu",
     executor: Annotated[
         str,
@@ -60,7 +68,8 @@ def atlas(
     """Cluster and name all filters of one or several models, beside null filters.
 
     Writes report.html (the page to look at), filters.parquet (one row a filter), summary.json
-    (every figure) and bank.safetensors (the filters) into the folder --out.
+    (every figure) and bank.safetensors (the filters) into the folder --out; with --like
+    filters.parquet only.
     """
     from rich.console import Console
 
@@ -70,6 +79,9 @@ def atlas(
 
     check_out(out)
     check_device(device)
+    if like:
+        _name_like(source, like, out, seed)
+        return
     fitted = Atlas(
         seed=seed, seeds=seeds, threshold=threshold, feed_forward=feed_forward, device=device
     )
@@ -100,6 +112,24 @@ def atlas(
     for (k_y, k_x), why in fitted.unclustered_.items():
         console.print(f"{k_y}×{k_x}: no patterns looked for, {why}", highlight=False)
     typer.echo(f"The page: {(out / 'report.html').resolve()}")
+
+
+def _name_like(source: list[str], like: str, out: Path, seed: int) -> None:
+    """Name filters by patterns that were fitted before."""
+    import keyfilters as kf
+
+    book = kf.load_atlas(like)
+    with progress_bar() as step:
+        bank = kf.read(*source, seed=seed, progress=lambda name: step(f"reading {name}"))
+        step("naming")
+        found, shares = book.predict(bank), book.coverage(bank, seed)
+    with folder_at_once(out) as unfinished:
+        found.to_parquet(unfinished / "filters.parquet", index=False)
+    names = found["name"][found["classified"]].value_counts() / len(found)
+    typer.echo(", ".join(f"{name} {share:.0%}" for name, share in names.head(8).items()))
+    nulls = ", ".join(f"{kind} {share:.1%}" for kind, share in shares.items() if kind != "filters")
+    typer.echo(f"classified: {shares['filters']:.1%}; of null filters: {nulls}")
+    typer.echo(f"The filters: {(out / 'filters.parquet').resolve()}")
 
 
 def _table(fitted: Atlas) -> Table:

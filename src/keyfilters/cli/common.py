@@ -22,6 +22,7 @@ __all__ = [
     "CpusPerRun",
     "Device",
     "GpusPerRun",
+    "Layers",
     "Out",
     "Seed",
     "Sources",
@@ -29,6 +30,7 @@ __all__ = [
     "check_out",
     "command_line",
     "folder_at_once",
+    "layer_names",
     "progress_bar",
 ]
 
@@ -52,6 +54,13 @@ Address = Annotated[
 ]
 CpusPerRun = Annotated[float, typer.Option(help="CPUs of a run on a cluster.")]
 GpusPerRun = Annotated[float, typer.Option(help="GPUs of a run on a cluster, such as 0.5.")]
+Layers = Annotated[
+    str | None,
+    typer.Option(
+        help="Names of layers or patterns such as stages.2.*, with commas; default all.",
+        show_default=False,
+    ),
+]
 Out = Annotated[Path | None, typer.Option(help="Folder for the results.", show_default=False)]
 
 
@@ -100,6 +109,11 @@ def progress_bar(total: int | None = None) -> Iterator[Callable[..., None]]:
             started = True
 
         yield step
+
+
+def layer_names(layers: str | None) -> list[str] | None:
+    """Return what --layers names, None for all."""
+    return None if layers is None else [name.strip() for name in layers.split(",")]
 
 
 def command_line() -> str:

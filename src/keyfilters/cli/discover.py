@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from keyfilters.bank import FilterBank
 
-JOURNAL = ".unfinished-drops"
+PROGRESS = ".unfinished-drops"
 SHOWN = ("key", "share", "family", "sigma_x", "sigma_y", "second", "r2")
 
 
@@ -109,7 +109,7 @@ def discover(
                 balance=balance,
                 criterion=criterion,
                 **options,
-                folder=None if out is None else out / JOURNAL,
+                folder=None if out is None else out / PROGRESS,
                 seed=seed,
                 progress=partial(_step, step, k),
             )
@@ -130,7 +130,7 @@ def discover(
             write_discovery_report(named, unfinished / "report.html", command=command_line())
             figure = discovery_figure(named)
             figure.savefig(unfinished / "discovery.png", dpi=150)
-        shutil.rmtree(out / JOURNAL, ignore_errors=True)
+        shutil.rmtree(out / PROGRESS, ignore_errors=True)
         typer.echo(f"The page: {(out / 'report.html').resolve()}")
 
 

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from keyfilters.cli.common import Device, Out, Seed, check_out, folder_at_once
+from keyfilters.cli.common import Out, check_out, folder_at_once
 from keyfilters.errors import KeyFiltersError
 
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.figure import Figure
 
     from keyfilters.receptive_fields import Fit
@@ -38,17 +39,13 @@ def fit(
         ),
     ] = None,
     out: Out = None,
-    seed: Seed = 0,
-    device: Device = "cpu",
+    seed: Annotated[int, typer.Option(hidden=True)] = 0,
+    device: Annotated[str, typer.Option(hidden=True)] = "cpu",
 ) -> None:
     """Fit an idealised receptive field to each of a few filters.
 
     With --out, writes fit.csv (scales and residuals) and fit.png (filters beside their models).
-    Nothing is random and all is computed on the CPU, so --seed and --device change nothing.
     """
-    from rich.console import Console
-    from rich.table import Table
-
     from keyfilters.receptive_fields import PUBLISHED_OPERATORS, fit_idealized, read_filters
 
     check_out(out)
@@ -65,7 +62,19 @@ def fit(
         )
     fitted = fit_idealized(filters, chosen, method)
     rows = fitted.table.assign(name=list(names))
-    table = Table(title=f"{len(rows)} filters of {file.name}, method {method}")
+    _print(rows, f"{len(rows)} filters of {file.name}, method {method}")
+    if out is not None:
+        with folder_at_once(out) as unfinished:
+            rows.to_csv(unfinished / "fit.csv", index=False)
+            _draw(fitted, names).savefig(unfinished / "fit.png", dpi=150)
+        typer.echo(f"The fits: {(out / 'fit.csv').resolve()}")
+
+
+def _print(rows: pd.DataFrame, title: str) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title)
     table.add_column("name", overflow="fold")
     table.add_column("operator")
     for column in ("σx", "σy", "α", "ℓ1", "ℓ2"):
@@ -80,11 +89,6 @@ def fit(
         )
     Console().print(table)
     typer.echo("ℓ1, ℓ2: distance of the model from the normalised filter; σ in taps")
-    if out is not None:
-        with folder_at_once(out) as unfinished:
-            rows.to_csv(unfinished / "fit.csv", index=False)
-            _draw(fitted, names).savefig(unfinished / "fit.png", dpi=150)
-        typer.echo(f"The fits: {(out / 'fit.csv').resolve()}")
 
 
 def _draw(fitted: Fit, names: tuple[str, ...]) -> Figure:

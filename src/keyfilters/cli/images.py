@@ -10,6 +10,8 @@ import typer
 from keyfilters.errors import KeyFiltersError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import Tensor, nn
 
 __all__ = ["Images", "halves", "labelled"]
@@ -18,47 +20,37 @@ Images = Annotated[
     str | None,
     typer.Option(
         help="Folder of unlabelled images, or photos for those that scikit-image and scikit-learn "
-        "bring. Half of them choose, the other half measure. For timm: models only.",
+        "bring. Half of them choose, the other half measure.",
         show_default=False,
     ),
 ]
 
 
 def halves(images: str, model: nn.Module, count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Images to choose with and images to measure on, which share no pixel."""
-    from timm.data import resolve_model_data_config
+    """Return images to choose with and images to measure on, which share no pixel."""
+    from keyfilters.training import photographs, random_crops
 
-    from keyfilters.training.data import image_folder, normalise, photographs, random_crops
-
-    config: dict[str, Any] = resolve_model_data_config(model)
-    size = config["input_size"][-1]
+    size, normalised = _as_taken_by(model)
     if images == "photos":
         known = photographs()
-        parts = [
+        left, right = (
             random_crops(known, count, size, region=region, seed=seed)
             for region in ("left", "right")
-        ]
-    else:
-        found, skipped = image_folder(Path(images), size=size)
-        for name, reason in skipped:
-            typer.echo(f"left out {name}: {reason}", err=True)
-        if len(found) < 2:
-            raise KeyFiltersError(f"{images} holds one image; at least two are needed")
-        parts = [found[::2], found[1::2]]
-    own, others = (normalise(part, config["mean"], config["std"]) for part in parts)
-    return own, others
+        )
+        return normalised(left), normalised(right)
+    found = normalised(_folder(Path(images), size, ""))
+    if len(found) < 2:
+        raise KeyFiltersError(f"{images} holds one image; at least two are needed")
+    return found[::2], found[1::2]
 
 
 def labelled(images: str, model: nn.Module) -> tuple[Tensor, Tensor]:
-    """All images of a folder of class folders, as a model takes them, and their classes.
+    """Return all images of a folder of class folders, as a model takes them, and their classes.
 
     Raises:
         KeyFiltersError: no such folders, or their names say no class of the model.
     """
     import torch
-    from timm.data import resolve_model_data_config
-
-    from keyfilters.training.data import image_folder, normalise
 
     root = Path(images)
     folders = sorted(x for x in root.iterdir() if x.is_dir()) if root.is_dir() else []
@@ -76,12 +68,27 @@ def labelled(images: str, model: nn.Module) -> tuple[Tensor, Tensor]:
             f"{images} has {len(folders)} folders, the model {classes} classes; name each folder "
             "by the number of its class"
         )
-    config: dict[str, Any] = resolve_model_data_config(model)
-    parts, labels = [], []
-    for folder, number in zip(folders, numbers, strict=True):
-        found, skipped = image_folder(folder, size=config["input_size"][-1])
-        for name, reason in skipped:
-            typer.echo(f"left out {folder.name}/{name}: {reason}", err=True)
-        parts.append(normalise(found, config["mean"], config["std"]))
-        labels += [number] * len(found)
+    size, normalised = _as_taken_by(model)
+    parts = [normalised(_folder(folder, size, f"{folder.name}/")) for folder in folders]
+    labels = [n for n, part in zip(numbers, parts, strict=True) for _ in range(len(part))]
     return torch.cat(parts), torch.tensor(labels)
+
+
+def _as_taken_by(model: nn.Module) -> tuple[int, Callable[[Tensor], Tensor]]:
+    """Return the side of a model's images in pixels, and what normalises them."""
+    from timm.data import resolve_model_data_config
+
+    from keyfilters.training import normalise
+
+    config: dict[str, Any] = resolve_model_data_config(model)
+    mean, std = config["mean"], config["std"]
+    return config["input_size"][-1], lambda images: normalise(images, mean, std)
+
+
+def _folder(folder: Path, size: int, prefix: str) -> Tensor:
+    from keyfilters.training import image_folder
+
+    found, skipped = image_folder(folder, size=size)
+    for name, reason in skipped:
+        typer.echo(f"left out {prefix}{name}: {reason}", err=True)
+    return found

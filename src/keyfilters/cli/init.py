@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from keyfilters.cli.common import Device, Out, Seed, check_device, check_out, folder_at_once
+from keyfilters.cli.common import (
+    Layers,
+    Out,
+    Seed,
+    check_out,
+    folder_at_once,
+    layer_names,
+)
 from keyfilters.cli.tables import show
 from keyfilters.errors import KeyFiltersError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    import keyfilters as kf
 
 
 def init(
@@ -39,43 +51,33 @@ def init(
         list[str] | None,
         typer.Option(help="For idealized: a SOURCE of trained filters.", show_default=False),
     ] = None,
-    layers: Annotated[
-        str | None,
-        typer.Option(help="Names or patterns, with commas; default all.", show_default=False),
-    ] = None,
+    layers: Layers = None,
     out: Out = None,
     seed: Seed = 0,
-    device: Device = "cpu",
+    device: Annotated[str, typer.Option(hidden=True)] = "cpu",
 ) -> None:
     """Initialise the depthwise filters of a model.
 
-    With --out, writes model.safetensors, which timm loads by checkpoint_path, and init.csv. Filters
-    are drawn on the CPU whatever the device, so that a seed gives the same bits everywhere.
+    With --out, writes model.safetensors, which timm loads by checkpoint_path, and init.csv. All is
+    computed on the CPU, so that a seed gives the same bits everywhere.
     """
     from safetensors.torch import save_model
 
     import keyfilters as kf
-    from keyfilters.cli.keys import keys_of
     from keyfilters.sources.timm_models import load_timm
     from keyfilters.surgery.treated import initialize_by_name_
 
     check_out(out)
-    check_device(device)
     options: dict[str, Any] = {}
     if std is not None:
         options["std"] = _scale(std)
     name = model.removeprefix("timm:").split("?")[0]
     module, label = load_timm(f"{name}?pretrained=false", seed)
     if keys is not None:
-        named = keys_of(keys, kf.read(module), seed)
-        if isinstance(named, list) and len(named) == 1:
-            named = named[0]
-        if not isinstance(named, kf.KeySet):
-            raise KeyFiltersError(f"--keys {keys} is no single key set of the model's kernel size")
-        options["keys"] = named
+        options["keys"] = _one_key_set(keys, module, seed)
     if bank:
         options["bank"] = kf.read(*bank)
-    chosen = None if layers is None else [part.strip() for part in layers.split(",")]
+    chosen = layer_names(layers)
     report = initialize_by_name_(module, scheme, seed, layers=chosen, **options)
     show(report, f"{label}, {scheme}")
     if out is not None:
@@ -83,6 +85,18 @@ def init(
             save_model(module, str(unfinished / "model.safetensors"), metadata={"format": "pt"})
             report.to_csv(unfinished / "init.csv", index=False)
         typer.echo(f"The model: {(out / 'model.safetensors').resolve()}")
+
+
+def _one_key_set(keys: str, module: nn.Module, seed: int) -> kf.KeySet:
+    import keyfilters as kf
+    from keyfilters.cli.keys import keys_of
+
+    named = keys_of(keys, kf.read(module), seed)
+    if isinstance(named, list) and len(named) == 1:
+        named = named[0]
+    if not isinstance(named, kf.KeySet):
+        raise KeyFiltersError(f"--keys {keys} is no single key set of the model's kernel size")
+    return named
 
 
 def _scale(text: str) -> float | str:

@@ -11,7 +11,7 @@ from keyfilters.errors import KeyFiltersError
 
 if TYPE_CHECKING:
     from keyfilters.bank import FilterBank
-    from keyfilters.surgery.offers import Keys
+    from keyfilters.surgery.key_choice import Keys
 
 __all__ = ["KeysOption", "keys_of"]
 

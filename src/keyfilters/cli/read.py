@@ -46,13 +46,16 @@ def read(
             "filters": len(layer.weight),
             "stride": "×".join(map(str, layer.stride)) if layer.stride else "",
             "dilation": "×".join(map(str, layer.dilation)) if layer.dilation else "",
+            "padding": _padding(layer.padding),
+            "multiplier": layer.multiplier or "",
+            "groups": layer.groups or "",
             "depth": round(layer.depth, 4),
             "note": layer.note,
         }
         for layer in bank.layers
     ]
     table = Table(title=repr(bank))
-    columns = ("model", "layer", "kernel", "filters", "stride", "dilation", "depth")
+    columns = ("model", "layer", "kernel", "filters", "stride", "dilation", "padding", "depth")
     for column in columns:
         table.add_column(column, overflow="fold")
     for row in rows:
@@ -69,6 +72,10 @@ def read(
             skipped = pd.DataFrame(bank.skipped, columns=["name", "reason"])
             skipped.to_csv(unfinished / "skipped.csv", index=False)
         typer.echo(f"The filters: {(out / 'bank.safetensors').resolve()}")
+
+
+def _padding(padding: tuple[int, ...] | str | None) -> str:
+    return "×".join(map(str, padding)) if isinstance(padding, tuple) else padding or ""
 
 
 def _print_counts(what: str, counts: Counter[str]) -> None:

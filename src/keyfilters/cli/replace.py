@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from keyfilters.cli.common import (
     Device,
+    Layers,
     Out,
     Seed,
     check_device,
     check_out,
     folder_at_once,
+    layer_names,
     progress_bar,
 )
 from keyfilters.cli.images import Images, halves
 from keyfilters.cli.keys import KeysOption, keys_of
 from keyfilters.cli.tables import show
 from keyfilters.errors import KeyFiltersError
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from torch import nn
+
+    # The report, what was measured on images, and the report of one layer at a time.
+    Done = tuple[pd.DataFrame, dict[str, Any], pd.DataFrame | None]
 
 SHOWN = ("layer", "size", "filters", "keys", "used", "explained", "chance", "output_error", "left")
 
@@ -35,12 +46,16 @@ def replace(
         ),
     ],
     keys: KeysOption = "lindeberg2026-B",
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="timm:NAME, the architecture to load a checkpoint SOURCE into, for --images.",
+            show_default=False,
+        ),
+    ] = None,
     images: Images = None,
     count: Annotated[int, typer.Option(help="Crops to take from photos.", min=2)] = 128,
-    layers: Annotated[
-        str | None,
-        typer.Option(help="Names or patterns, with commas; default all.", show_default=False),
-    ] = None,
+    layers: Layers = None,
     sensitivity: Annotated[
         bool, typer.Option(help="Also replace one layer at a time and measure (needs --images).")
     ] = False,
@@ -50,18 +65,39 @@ def replace(
 ) -> None:
     """Replace the depthwise filters of a model by the keys nearest to them.
 
-    With --out, writes the model (model.safetensors for timm: models, otherwise the format of
-    SOURCE), replace.csv and, with --images, agreement.json and sensitivity.csv.
+    With --out, writes the model (model.safetensors for timm: models and with --model, otherwise the
+    format of SOURCE), replace.csv and, with --images, agreement.json and sensitivity.csv.
     """
     check_out(out)
     check_device(device)
-    chosen = None if layers is None else [name.strip() for name in layers.split(",")]
-    if source.startswith("timm:"):
-        _replace_module(source, keys, images, count, chosen, sensitivity, out, seed, device)
-    elif images is not None or sensitivity:
-        raise KeyFiltersError("--images and --sensitivity need a model that runs: timm:NAME")
-    else:
+    if sensitivity and images is None:
+        raise KeyFiltersError("--sensitivity needs --images")
+    chosen, network = layer_names(layers), _network(source, model, seed)
+    if network is None:
+        if images is not None:
+            raise KeyFiltersError("--images needs a model that runs; type --model timm:NAME too")
         _replace_file(_file(source), keys, chosen, out, seed)
+        return
+    net, label = network[0].to(device).eval(), network[1]
+    with progress_bar() as step:
+        options = {"layers": chosen, "progress": step}
+        how = None if images is None else (images, count, device, sensitivity)
+        report, measured, table = _replace_network(net, keys, seed, how, options)
+    if measured:
+        measured |= {"source": label, "keys": keys, "images": images, "seed": seed}
+    _conclude(net, (report, measured, table), f"{label}, keys {keys}", out)
+
+
+def _network(source: str, model: str | None, seed: int) -> tuple[nn.Module, str] | None:
+    """Return the network that runs and a name for it; None if SOURCE is only a file."""
+    from keyfilters.sources.timm_models import load_timm
+    from keyfilters.surgery.files import load_into
+
+    if source.startswith("timm:"):
+        if model is not None:
+            raise KeyFiltersError(f"--model is for a checkpoint file; {source} is a model itself")
+        return load_timm(source.removeprefix("timm:"), seed)
+    return None if model is None else (load_into(_file(source), model), f"{source} in {model}")
 
 
 def _file(source: str) -> Path:
@@ -81,9 +117,6 @@ def _file(source: str) -> Path:
 def _replace_file(
     source: Path, keys: str, layers: list[str] | None, out: Path | None, seed: int
 ) -> None:
-    import shutil
-    import tempfile
-
     import keyfilters as kf
     from keyfilters.surgery.files import replace_in_file
 
@@ -100,63 +133,48 @@ def _replace_file(
             typer.echo(f"The model: {(out / source.name).resolve()}")
 
 
-def _replace_module(
-    source: str,
+def _replace_network(
+    net: nn.Module,
     keys: str,
-    images: str | None,
-    count: int,
-    layers: list[str] | None,
-    sensitivity: bool,
-    out: Path | None,
     seed: int,
-    device: str,
-) -> None:
+    how: tuple[str, int, str, bool] | None,
+    options: dict[str, Any],
+) -> Done:
+    """Replace the filters of a network; with images, measure on the other half of them."""
     import copy
+
+    import keyfilters as kf
+    from keyfilters.surgery import layer_sensitivity
+    from keyfilters.training.evaluate import agreement, logits
+
+    named = keys_of(keys, kf.read(net), seed)
+    if how is None:
+        return kf.replace_filters_(net, named, **options), {}, None
+    images, count, device, sensitivity = how
+    own, others = (x.to(device) for x in halves(images, net, count, seed))
+    original, reference = copy.deepcopy(net), logits(net, others, device)
+    report = kf.replace_filters_(net, named, images=own, seed=seed, **options)
+    found = agreement(net, reference, others, device=device)
+    measured = {
+        "chosen on": len(own),
+        "measured on": found.count,
+        "top1 agreement": found.top1,
+        "interval": found.interval,
+        "kl": found.kl,
+        "logit_error": found.logit_error,
+    }
+    if not sensitivity:
+        return report, measured, None
+    return report, measured, layer_sensitivity(original, named, others, device=device, **options)
+
+
+def _conclude(net: nn.Module, done: Done, title: str, out: Path | None) -> None:
     import json
 
     from safetensors.torch import save_model
 
-    import keyfilters as kf
-    from keyfilters.sources.timm_models import load_timm
-    from keyfilters.surgery import layer_sensitivity, replace_filters_
-    from keyfilters.training.evaluate import agreement, logits
-
-    if sensitivity and images is None:
-        raise KeyFiltersError("--sensitivity needs --images")
-    model, label = load_timm(source.removeprefix("timm:"), seed)
-    model = model.to(device).eval()
-    named = keys_of(keys, kf.read(model), seed)
-    table = None
-    measured: dict[str, Any] = {}
-    with progress_bar() as step:
-        if images is None:
-            report = replace_filters_(model, named, layers=layers, progress=step)
-        else:
-            own, others = (x.to(device) for x in halves(images, model, count, seed))
-            step("the model as it is")
-            original, reference = copy.deepcopy(model), logits(model, others, device)
-            report = replace_filters_(
-                model, named, layers=layers, images=own, seed=seed, progress=step
-            )
-            step("the model after surgery")
-            found = agreement(model, reference, others, device=device)
-            measured = {
-                "source": label,
-                "keys": keys,
-                "images": images,
-                "chosen on": len(own),
-                "measured on": found.count,
-                "top1 agreement": found.top1,
-                "interval": found.interval,
-                "kl": found.kl,
-                "logit_error": found.logit_error,
-                "seed": seed,
-            }
-            if sensitivity:
-                table = layer_sensitivity(
-                    original, named, others, layers=layers, device=device, progress=step
-                )
-    show(report, f"{label}, keys {keys}", SHOWN)
+    report, measured, table = done
+    show(report, title, SHOWN)
     if measured:
         low, high = measured["interval"]
         typer.echo(
@@ -166,15 +184,15 @@ def _replace_module(
         )
     if table is not None:
         show(table, "One layer at a time", ("layer", "size", "filters", "top1", "kl"))
-    if out is not None:
-        with folder_at_once(out) as unfinished:
-            save_model(
-                model.cpu(), str(unfinished / "model.safetensors"), metadata={"format": "pt"}
-            )
-            report.to_csv(unfinished / "replace.csv", index=False)
-            if measured:
-                text = json.dumps(measured, indent=1)
-                (unfinished / "agreement.json").write_text(text, encoding="utf-8")
-            if table is not None:
-                table.to_csv(unfinished / "sensitivity.csv", index=False)
-        typer.echo(f"The model: {(out / 'model.safetensors').resolve()}")
+    if out is None:
+        return
+    with folder_at_once(out) as unfinished:
+        path = str(unfinished / "model.safetensors")
+        save_model(net.cpu(), path, metadata={"format": "pt"})
+        report.to_csv(unfinished / "replace.csv", index=False)
+        if measured:
+            text = json.dumps(measured, indent=1)
+            (unfinished / "agreement.json").write_text(text, encoding="utf-8")
+        if table is not None:
+            table.to_csv(unfinished / "sensitivity.csv", index=False)
+    typer.echo(f"The model: {(out / 'model.safetensors').resolve()}")

@@ -3,18 +3,10 @@
 from __future__ import annotations
 
 import json
-from importlib.util import find_spec
 
 import typer
 
 from keyfilters.cli.common import Device, Out, Seed, check_out, folder_at_once, progress_bar
-
-FORMATS = {
-    ".safetensors": "",
-    ".pth .pt .ckpt .bin": "",
-    ".onnx": "onnx",
-    ".tflite": "tflite",
-}
 
 
 def sources(out: Out = None, seed: Seed = 0, device: Device = "cpu") -> None:
@@ -29,12 +21,7 @@ def sources(out: Out = None, seed: Seed = 0, device: Device = "cpu") -> None:
         packages = _packages()
         step("looking through the downloaded models")
         cached = _cached_models()
-    formats = {name: not extra or find_spec(extra) is not None for name, extra in FORMATS.items()}
-
-    typer.echo("File formats")
-    for name, ready in formats.items():
-        hint = "" if ready else f"   needs: pip install 'keyfilters[{FORMATS[name]}]'"
-        typer.echo(f"  {'yes' if ready else 'no ':3}  {name}{hint}")
+    formats = _print_formats()
     typer.echo("\nModels inside installed packages")
     for name, files in packages.items():
         typer.echo(f"  package:{name}")
@@ -52,11 +39,29 @@ def sources(out: Out = None, seed: Seed = 0, device: Device = "cpu") -> None:
             (unfinished / "sources.json").write_text(json.dumps(found, indent=1) + "\n")
 
 
+def _print_formats() -> list[dict[str, str]]:
+    from rich.console import Console
+    from rich.table import Table
+
+    from keyfilters.sources import format_table
+
+    rows = format_table()
+    table = Table(title="File formats, recognised by their bytes")
+    columns = ("format", "files", "read", "written", "extra", "library")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        install = f"pip install 'keyfilters[{row['extra']}]'"
+        read = row["read"] if row["ready"] == "yes" else install
+        table.add_row(*(read if x == "read" else row[x] for x in columns))
+    Console().print(table)
+    return rows
+
+
 def _packages() -> dict[str, list[str]]:
-    from keyfilters.sources import READERS
     from keyfilters.sources.packages import installed_model_files
 
-    found = installed_model_files(frozenset(READERS))
+    found = installed_model_files()
     return {name: [path.name for path in files] for name, files in found.items()}
 
 

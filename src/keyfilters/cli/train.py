@@ -55,11 +55,12 @@ def train(
 ) -> None:
     """Train a model on labelled images by a recipe.
 
-    Says first what will run. With --out, writes checkpoint.pt now and then, from which the same
-    command goes on; recipe.toml (all that counts), metrics.jsonl (one line an epoch), and at the
+    Says first what will run. With --out, writes checkpoint-N/ now and then, from which the same
+    command continues; recipe.toml (all that counts), metrics.jsonl (one line an epoch), and at the
     end model.safetensors, ema.safetensors, summary.json and curves.png, and filters.csv where a
-    recipe has a section [filters]. On several devices: torchrun --nproc-per-node 2 -m keyfilters
-    train …
+    recipe has a section [filters]. The weights are those of the epoch that is best on validation
+    images; the test images are looked at once. On several devices: torchrun --nproc-per-node 2 -m
+    keyfilters train …
     """
     from keyfilters.surgery.filter_recipe import FilterRecipe
     from keyfilters.training import load_data, make_model, plan
@@ -112,8 +113,11 @@ def _run(
         if net is not None:
             treated.finish(net)
     name = f"{asked.model.name} on {trained.summary['data']['name']}"
-    columns = [x for x in trained.history if x != "step" and x != "lr"]
+    tests = ("test_loss", "test_top1", "ema_loss", "ema_top1")
+    columns = [x for x in trained.history if x not in ("step", "lr", *tests)]
     show(trained.history[columns].tail(SHOWN), name)
+    tested = ", ".join(f"{x} {trained.summary[x]:.3f}" for x in tests if x in trained.summary)
+    typer.echo(f"on test images, of epoch {trained.summary['best_epoch']}: {tested}")
     for image, reason in trained.summary["data"]["skipped"]:
         typer.echo(f"left out {image}: {reason}", err=True)
     if out is not None:
@@ -122,7 +126,7 @@ def _run(
 
 def _write(out: Path, trained: Trained, treated: Treated, name: str) -> None:
     from keyfilters.report.training_figure import training_figure
-    from keyfilters.training.results import write_results
+    from keyfilters.training import write_results
 
     if treated.constants:
         write_results(out, trained)  # anew, under the names that plain filters have

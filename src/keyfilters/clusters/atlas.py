@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +20,16 @@ from keyfilters.claims import FILTERS, Claim, claims_table, halves
 from keyfilters.clusters.agreement import pattern_agreement
 from keyfilters.clusters.config import AtlasConfig
 from keyfilters.clusters.evidence import STEPS, Evidence, gather_evidence
-from keyfilters.clusters.explained import NULL_SAMPLE, Explained, explain
-from keyfilters.clusters.key_use import KeyUse, explained_by_keys, known_keys
+from keyfilters.clusters.key_use import KeyUse, known_keys, measure_keys
+from keyfilters.clusters.matched import NULL_SAMPLE, Matched, match_filters
 from keyfilters.clusters.methods import ONE_DIMENSION, Fitted
 from keyfilters.clusters.patterns import Patterns, find_patterns
 from keyfilters.clusters.prototypes import PrototypeSet
-from keyfilters.clusters.squares import square_report
+from keyfilters.clusters.sentences import in_words
+from keyfilters.clusters.square_or_shifted import square_report
 from keyfilters.clusters.summary import summarise
-from keyfilters.clusters.words import in_words
 from keyfilters.errors import KeyFiltersError, NoFiltersError
+from keyfilters.files import write_whole
 from keyfilters.nulls import NULLS, null_units
 from keyfilters.scalespace import centred_unit
 from keyfilters.seeds import child_seed
@@ -37,18 +39,8 @@ __all__ = ["Atlas", "SizeAtlas"]
 
 Progress = Callable[[str], None]
 
-MODEL_COLUMNS = (
-    "family",
-    "sigma_x",
-    "sigma_y",
-    "second",
-    "angle",
-    "amplitude",
-    "offset",
-    "r2",
-    "p",
-    "q",
-)
+MODEL_COLUMNS = ("family", "sigma_x", "sigma_y", "second", "angle", "amplitude", "offset", "r2",
+                 "p", "q")  # fmt: skip
 KEY_COLUMNS = ("published_key", "published_r2", "consensus_key", "consensus_r2")
 
 
@@ -66,7 +58,7 @@ class SizeAtlas:
         evidence: see `Evidence`.
         agreement: one row a data set (the filters, then each null), see `pattern_agreement`.
         squares: see `square_report`.
-        explained: see `Explained`; None for windows with an even side or a single row or column.
+        matched: see `Matched`; None for windows with an even side or a single row or column.
         keys: how the published and the consensus keys explain the filters, where there are such.
         claims: all claims, each beside its nulls.
     """
@@ -80,7 +72,7 @@ class SizeAtlas:
     evidence: Evidence
     agreement: pd.DataFrame
     squares: dict[str, Any]
-    explained: Explained | None
+    matched: Matched | None
     keys: dict[str, KeyUse]
     claims: list[Claim]
 
@@ -108,12 +100,12 @@ class Atlas:
             filters are classified by a code fitted to them.
         claims_: one row a claim of a kernel size, see `keyfilters.claims.claims_table`, and q, its
             false-discovery rate over all claims of the atlas.
-        words_: the claims in sentences, by kernel size, see `keyfilters.clusters.words`.
+        words_: the claims in sentences, by kernel size, see `keyfilters.clusters.sentences`.
         summary_: all figures as plain data, as they are saved.
 
     >>> import keyfilters as kf, torch
     >>> bank = kf.read(torch.nn.Conv2d(256, 256, 5, groups=256))
-    >>> atlas = kf.Atlas(seed=0, seeds=2).fit(bank)
+    >>> atlas = kf.Atlas(seed=0, seeds=1).fit(bank)
     >>> list(atlas.sizes_)
     [(5, 5)]
     """
@@ -160,17 +152,43 @@ class Atlas:
         self.summary_ = summarise(self, time.perf_counter() - started)
         return self
 
+    def __repr__(self) -> str:
+        if not hasattr(self, "table_"):
+            return f"Atlas({self.config})"
+        sizes = ", ".join(
+            f"{_label(size)}: {len(a.patterns.table)} patterns" for size, a in self.sizes_.items()
+        )
+        return f"Atlas({len(self.table_):,} filters; {sizes})"
+
+    def _repr_html_(self) -> str:
+        """Show the patterns and every claim beside its strictest null, for a notebook."""
+        from html import escape
+
+        from keyfilters.thumbnails import contact_sheet
+
+        if not hasattr(self, "table_"):
+            return f"<p>{escape(repr(self))}; not fitted yet: fit(bank)</p>"
+        parts = [f"<p>{escape(repr(self))}</p>"]
+        for size, one in self.sizes_.items():
+            prototypes = one.patterns.prototypes.reshape(-1, *size)
+            parts.append(f"<p>{_label(size)}</p>{contact_sheet(prototypes, 16, 36)}")
+        return "".join(parts) + self.claims_.to_html(index=False, float_format="{:.3f}".format)
+
     def steps(self, bank: FilterBank) -> int:
         """Number of times that `fit` will call its progress function for a bank, at most."""
         return (STEPS + 4) * len(bank.sizes)
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write ``filters.parquet``, ``summary.json`` and ``bank.safetensors`` into a folder."""
+        """Write ``filters.parquet``, ``summary.json`` and ``bank.safetensors`` into a folder.
+
+        Every file is at any moment the old or the new one.
+        """
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        self.table_.to_parquet(folder / "filters.parquet", index=False)
+        table = BytesIO()
+        self.table_.to_parquet(table, index=False)
+        write_whole(folder / "filters.parquet", table.getvalue())
         text = json.dumps(self.summary_, indent=1, ensure_ascii=False, allow_nan=False)
-        (folder / "summary.json").write_text(text + "\n", encoding="utf-8")
+        write_whole(folder / "summary.json", text + "\n")
         self.bank_.save(folder / "bank.safetensors")
 
     @one_thread()
@@ -180,125 +198,117 @@ class Atlas:
         if len(rows) < self.config.fewest:
             self.unclustered_[size] = f"{len(rows)} usable filters, fewer than {self.config.fewest}"
             return
-        kernel = _label(size)
-        threshold = self.config.threshold_of(size)
-        seeds = range(self.config.seed, self.config.seed + self.config.seeds)
+        kernel, threshold = _label(size), self.config.threshold_of(size)
         filters, table = self.bank_.stack(size)
         usable = (table["flaw"] == "").to_numpy()
-        unit = centred_unit(filters[usable])
-        chosen = self._sample(len(unit))
+        filters, table = filters[usable], table[usable]
+        unit = centred_unit(filters)
         progress(f"{kernel}: null filters")
         nulls = {kind: null_units(unit, size, kind, self.config.seed) for kind in NULLS}
-        data = {FILTERS: unit[chosen]} | {kind: null[chosen] for kind, null in nulls.items()}
+        evidence, agreement = self._gather(unit, nulls, size, halves(table), progress)
+        codes = {key: _prototypes(found) for key, found in evidence.fits[ONE_DIMENSION].items()}
+        progress(f"{kernel}: patterns")
+        decoded = codes[FILTERS][0].prototypes
+        patterns = find_patterns(decoded, unit, size, threshold)
+        keys = {
+            name: measure_keys(name, known, {FILTERS: unit} | nulls)
+            for name, known in known_keys(size).items()
+        }
+        progress(f"{kernel}: idealised receptive field of every filter")
+        matched = self._match(filters, nulls, threshold)
+        self.sizes_[size] = SizeAtlas(
+            size, threshold, rows, unit, decoded, patterns, evidence, agreement,
+            square_report(unit, self.table_.iloc[rows], size, threshold), matched, keys,
+            [
+                *evidence.claims,
+                *([matched.claim] if matched is not None else []),
+                *(use.claim for use in keys.values()),
+            ],
+        )  # fmt: skip
+        self._nulls[size] = {
+            kind: codes[kind][0].dissimilarity(null) < threshold for kind, null in nulls.items()
+        }
+        self._enter(self.sizes_[size])
+
+    def _gather(
+        self,
+        unit: NDArray[np.float32],
+        nulls: dict[str, NDArray[np.float32]],
+        size: tuple[int, int],
+        half: NDArray[np.bool_],
+        progress: Progress,
+    ) -> tuple[Evidence, pd.DataFrame]:
+        """Coverage of all methods, and agreement of their patterns, on a sample if it is large."""
+        kernel, threshold = _label(size), self.config.threshold_of(size)
+        seeds = range(self.config.seed, self.config.seed + self.config.seeds)
+        chosen = self._sample(len(unit), self.config.sample, "sample")
+        data = {key: part[chosen] for key, part in ({FILTERS: unit} | nulls).items()}
         evidence = gather_evidence(
             data,
             size,
             threshold,
             seeds,
             [count for count in self.config.counts if count <= len(chosen) // 4],
-            halves(table[usable].iloc[chosen]),
+            half[chosen],
             feed_forward=self.config.feed_forward,
             device=self.config.device,
             progress=lambda step: progress(f"{kernel}: {step}"),
         )
         progress(f"{kernel}: agreement")
         codes = {key: _prototypes(found) for key, found in evidence.fits[ONE_DIMENSION].items()}
-        agreement = pd.DataFrame(
-            {
-                key: pattern_agreement(codes[key], seeds[: len(codes[key])], part, threshold)
-                for key, part in data.items()
-            }
-        ).T
-        progress(f"{kernel}: patterns")
-        decoded = codes[FILTERS][0].prototypes
-        patterns = find_patterns(decoded, unit, size, threshold)
-        keys = {
-            name: explained_by_keys(name, known, {FILTERS: unit} | nulls)
-            for name, known in known_keys(size).items()
+        agreement = {
+            key: pattern_agreement(codes[key], seeds[: len(codes[key])], part, threshold)
+            for key, part in data.items()
         }
-        progress(f"{kernel}: idealised receptive field of every filter")
-        explained = self._explain(filters[usable], nulls, threshold)
-        self.sizes_[size] = SizeAtlas(
-            size=size,
-            threshold=threshold,
-            rows=rows,
-            unit=unit,
-            decoded=decoded,
-            patterns=patterns,
-            evidence=evidence,
-            agreement=agreement,
-            squares=square_report(unit, self.table_.iloc[rows], size, threshold),
-            explained=explained,
-            keys=keys,
-            claims=[
-                *evidence.claims,
-                *([explained.claim] if explained is not None else []),
-                *(use.claim for use in keys.values()),
-            ],
-        )
-        self._nulls[size] = {
-            kind: codes[kind][0].dissimilarity(null) < threshold for kind, null in nulls.items()
-        }
-        self._enter(rows, patterns, threshold, explained, keys)
+        return evidence, pd.DataFrame(agreement).T
 
-    def _explain(
+    def _match(
         self,
         filters: NDArray[np.float32],
         nulls: dict[str, NDArray[np.float32]],
         threshold: float,
-    ) -> Explained | None:
+    ) -> Matched | None:
         """Match the filters and some of each null, where the window has a centre tap."""
         if min(filters.shape[1:]) < 3 or any(side % 2 == 0 for side in filters.shape[1:]):
             return None
-        generator = np.random.default_rng(child_seed(self.config.seed, "matched"))
-        some = np.sort(generator.permutation(len(filters))[:NULL_SAMPLE])
+        some = self._sample(len(filters), NULL_SAMPLE, "matched")
         samples = {kind: null[some] for kind, null in nulls.items()}
-        return explain(filters, samples, threshold, self.config.device)
+        return match_filters(filters, samples, threshold, self.config.device)
 
-    def _sample(self, count: int) -> NDArray[np.int64]:
-        if count <= self.config.sample:
+    def _sample(self, count: int, most: int, purpose: str) -> NDArray[np.int64]:
+        if count <= most:
             return np.arange(count)
-        generator = np.random.default_rng(child_seed(self.config.seed, "sample"))
-        return np.sort(generator.choice(count, self.config.sample, replace=False))
+        generator = np.random.default_rng(child_seed(self.config.seed, purpose))
+        return np.sort(generator.choice(count, most, replace=False))
 
-    def _enter(
-        self,
-        rows: NDArray[np.int64],
-        patterns: Patterns,
-        threshold: float,
-        explained: Explained | None,
-        keys: dict[str, KeyUse],
-    ) -> None:
+    def _enter(self, atlas: SizeAtlas) -> None:
+        """Write what was found for one kernel size into the table of all filters."""
+        patterns = atlas.patterns
         columns: dict[str, Any] = {
-            "pattern": patterns.table["pattern"].to_numpy()[patterns.index],
-            "name": patterns.table["name"].to_numpy()[patterns.index],
-            "kind": patterns.table["kind"].to_numpy()[patterns.index],
+            name: patterns.table[name].to_numpy()[patterns.index]
+            for name in ("pattern", "name", "kind")
+        } | {
             "code": patterns.code,
             "dissimilarity": patterns.dissimilarity,
-            "classified": patterns.dissimilarity < threshold,
+            "classified": patterns.dissimilarity < atlas.threshold,
         }
-        if explained is not None:
-            columns |= {name: explained.table[name].to_numpy() for name in MODEL_COLUMNS}
-        for name, use in keys.items():
+        if atlas.matched is not None:
+            columns |= {name: atlas.matched.table[name].to_numpy() for name in MODEL_COLUMNS}
+        for name, use in atlas.keys.items():
             columns[f"{name}_key"] = np.array(use.keys.names, dtype=object)[use.index]
             columns[f"{name}_r2"] = use.r2
         for column, values in columns.items():
-            self.table_.iloc[rows, self.table_.columns.get_loc(column)] = values
+            self.table_.iloc[atlas.rows, self.table_.columns.get_loc(column)] = values
 
     def _coverage(self) -> pd.DataFrame:
         parts = []
         for size, atlas in self.sizes_.items():
-            table = self.table_.iloc[atlas.rows][["model", "layer", "depth", "classified"]].copy()
-            table = table.assign(**self._nulls[size])
-            for level, keys in (
-                ("bank", []),
-                ("model", ["model"]),
-                ("layer", ["model", "layer", "depth"]),
-            ):
+            table = self.table_.iloc[atlas.rows][["model", "layer", "depth", "classified"]]
+            table = table.assign(**self._nulls[size]).rename(columns={"classified": "coverage"})
+            levels = {"bank": [], "model": ["model"], "layer": ["model", "layer", "depth"]}
+            for level, keys in levels.items():
                 groups = table.groupby(keys or (lambda _: 0), sort=False)
-                part = (
-                    groups[["classified", *NULLS]].mean().rename(columns={"classified": "coverage"})
-                )
+                part = groups[["coverage", *NULLS]].mean()
                 part.insert(0, "filters", groups.size())
                 part = part.reset_index(drop=not keys)
                 parts.append(part.assign(level=level, size=_label(size)))

@@ -13,7 +13,7 @@ from keyfilters.claims import FILTERS, Claim
 from keyfilters.errors import KeyFiltersError
 from keyfilters.keyset import KeySet
 
-__all__ = ["KeyUse", "explained_by_keys", "known_keys"]
+__all__ = ["KeyUse", "known_keys", "measure_keys"]
 
 Array = NDArray[np.float32]
 
@@ -58,7 +58,7 @@ def known_keys(size: tuple[int, int]) -> dict[str, KeySet]:
     return found
 
 
-def explained_by_keys(name: str, keys: KeySet, data: Mapping[str, Array]) -> KeyUse:
+def measure_keys(name: str, keys: KeySet, data: Mapping[str, Array]) -> KeyUse:
     """Measure one key set on filters and on their nulls.
 
     Args:

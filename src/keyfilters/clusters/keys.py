@@ -7,10 +7,11 @@ from collections.abc import Hashable
 import numpy as np
 from numpy.typing import NDArray
 
-from keyfilters.bank import FilterBank, Layer, flaws
+from keyfilters.bank import FilterBank, Layer
 from keyfilters.errors import KeyFiltersError
 from keyfilters.keyset import KeySet
 from keyfilters.learned_filters import METHODS, RESTARTS, learn_filters
+from keyfilters.scalespace import why_unusable
 from keyfilters.threads import one_thread
 
 __all__ = ["learn_keys", "learn_keys_by_layer"]
@@ -52,7 +53,7 @@ def learn_keys(
     """
     if method not in METHODS:
         raise KeyFiltersError(f"method must be 'lines' or 'kmeans', got {method!r}")
-    usable = filters[flaws(np.asarray(filters)) == ""]
+    usable = filters[why_unusable(np.asarray(filters)) == ""]
     if not 1 <= count <= len(usable):
         raise KeyFiltersError(f"cannot learn {count} keys from {len(usable)} filters with a shape")
     found = learn_filters(usable, count, method, seed, restarts)
@@ -90,7 +91,7 @@ def learn_keys_by_layer(
         raise KeyFiltersError(f"groups must be at least 1, got {groups}")
     members: dict[Hashable, list[Layer]] = {}
     for layer in bank.layers:
-        usable = (flaws(layer.weight) == "").any()
+        usable = (why_unusable(layer.weight) == "").any()
         if layer.size[0] == layer.size[1] and usable:
             place = layer.name if groups is None else min(int(layer.depth * groups), groups - 1)
             members.setdefault((layer.size, place), []).append(layer)
@@ -99,7 +100,7 @@ def learn_keys_by_layer(
     sets: dict[str, KeySet] = {}
     for layers in members.values():
         filters = np.concatenate([layer.weight for layer in layers])
-        usable = filters[flaws(filters) == ""]
+        usable = filters[why_unusable(filters) == ""]
         keys = learn_keys(usable, min(count, len(usable)), method=method, seed=seed)
         sets |= {layer.name: keys for layer in layers}
     return sets

@@ -8,7 +8,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from keyfilters.clusters.autoencoder import CodeAutoencoder, FeedForwardAutoencoder, fit_together
+from keyfilters.clusters.feed_forward import FeedForwardAutoencoder
+from keyfilters.clusters.principal_curve import PrincipalCurve, fit_together
 from keyfilters.clusters.prototypes import PrototypeSet, kmeans_prototypes
 from keyfilters.receptive_fields import build_dictionary
 
@@ -58,9 +59,9 @@ def idealised(size: tuple[int, int]) -> PrototypeSet:
 
 def _code(dimensions: int, device: str) -> Method:
     def fit(problems: Sequence[tuple[Array, int]]) -> list[Fitted]:
-        autoencoders = [CodeAutoencoder(dimensions, seed, device=device) for _, seed in problems]
-        fit_together(autoencoders, [unit for unit, _ in problems])
-        return [auto.as_prototypes() for auto in autoencoders]
+        curves = [PrincipalCurve(dimensions, seed, device=device) for _, seed in problems]
+        fit_together(curves, [unit for unit, _ in problems])
+        return [curve.as_prototypes() for curve in curves]
 
     return fit
 

@@ -71,7 +71,7 @@ def name_filters(
         sigma, second = dictionary.parameters[atom]
         name = family.positive if sign > 0 else family.negative
         kind = family.kind
-        if family.name == "x:0 y:0" and (bar := _bar(sigma, second, sign)):
+        if family.separable == ("0", "0") and (bar := _bar(sigma, second, sign)):
             name, kind = bar, "second derivative"
         elif kind == "centre":
             # A centre's name tells its sign: smoothing and on-centre are bright in the middle.

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from keyfilters.clusters.autoencoder import distinct_prototypes
-from keyfilters.clusters.explained import Explained
 from keyfilters.clusters.key_use import KeyUse
+from keyfilters.clusters.matched import Matched
 from keyfilters.clusters.naming import chance_similarity
+from keyfilters.clusters.principal_curve import distinct_prototypes
 from keyfilters.environment import environment
 
 if TYPE_CHECKING:
@@ -56,21 +56,19 @@ def _summary_of(atlas: SizeAtlas, words: dict[str, str]) -> dict[str, Any]:
         "agreement": atlas.agreement.to_dict("index"),
         "squares": atlas.squares,
         "patterns": atlas.patterns.table.drop(columns="atom").to_dict("records"),
-        "explained": None if atlas.explained is None else _summary_of_models(atlas.explained),
+        "explained": None if atlas.matched is None else _summary_of_models(atlas.matched),
         "keys": {name: _summary_of_keys(use) for name, use in atlas.keys.items()},
     }
 
 
-def _summary_of_models(explained: Explained) -> dict[str, Any]:
+def _summary_of_models(matched: Matched) -> dict[str, Any]:
     return {
-        "bar": explained.bar,
-        "share": float((explained.table["r2"] >= explained.bar).mean()),
-        "significant": explained.significant,
-        "nulls": {
-            name: float((r2 >= explained.bar).mean()) for name, r2 in explained.nulls.items()
-        },
-        "kinds": explained.shares.to_dict("records"),
-        "left_over": explained.component_shares.tolist(),
+        "bar": matched.bar,
+        "share": float((matched.table["r2"] >= matched.bar).mean()),
+        "significant": matched.significant,
+        "nulls": {name: float((r2 >= matched.bar).mean()) for name, r2 in matched.nulls.items()},
+        "kinds": matched.shares.to_dict("records"),
+        "left_over": matched.component_shares.tolist(),
     }
 
 

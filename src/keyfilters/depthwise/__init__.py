@@ -6,18 +6,19 @@ is written back.
 """
 
 from keyfilters.depthwise.branches import fused
-from keyfilters.depthwise.forms import Form
+from keyfilters.depthwise.forms import Form, Held
 from keyfilters.depthwise.kernels import Kernel, depthwise_layers, kernels
-from keyfilters.depthwise.names import clean_name, unwrapped
-from keyfilters.depthwise.shapes import ConvShape, why_not_depthwise
-from keyfilters.depthwise.storage import why_not_held
+from keyfilters.depthwise.shapes import ConvShape, extent, why_not_depthwise, why_not_held
+from keyfilters.passes import clean_name, unwrapped
 
 __all__ = [
     "ConvShape",
     "Form",
+    "Held",
     "Kernel",
     "clean_name",
     "depthwise_layers",
+    "extent",
     "fused",
     "kernels",
     "unwrapped",

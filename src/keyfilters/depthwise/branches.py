@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
-from keyfilters.depthwise.names import unwrapped
 from keyfilters.errors import KeyFiltersError
-from keyfilters.passes import first_line, quiet
+from keyfilters.passes import copied, first_line, quiet, unwrapped
 
-__all__ = ["branch_notes", "fused"]
+__all__ = ["METHODS", "branch_notes", "fused"]
 
 METHODS = ("fuse", "reparameterize", "switch_to_deploy")  # in the order that timm tries them
 
@@ -31,7 +29,7 @@ def fused(module: nn.Module) -> nn.Module:
     """
     try:
         with quiet():
-            root = copy.deepcopy(unwrapped(module)).eval()
+            root = copied(unwrapped(module)).eval()
             _fuse_(root)
     except Exception as error:  # of any kind: this is the network's own code
         raise KeyFiltersError(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from keyfilters.depthwise.probing import probe
-from keyfilters.depthwise.storage import QUANTISED, why_not_held
+from keyfilters.depthwise.shapes import QUANTISED, why_not_held
 from keyfilters.errors import KeyFiltersError
 from keyfilters.passes import evaluating, first_line, quiet
 
@@ -26,8 +26,7 @@ class Form:
     """A plain kernel: the one stored tensor is what is convolved with.
 
     Attributes:
-        conv: the module.
-        how: how the stored tensors make the kernel, in words; empty where they are it.
+        how: how the stored tensors make the kernel, in words; empty for a plain kernel.
         undo: what to type to make the kernel plain.
         moves: whether training changes the kernel though all its parameters are frozen.
         fixed: why no other kernel can be written; empty where one can.
@@ -61,11 +60,7 @@ class Form:
         """Bring up to date what the convolution keeps of the kernel."""
 
     def plan(self, kernel: Tensor) -> Tensors:
-        """Return what to store so that exactly this kernel is convolved with, up to rounding.
-
-        Raises:
-            KeyFiltersError: the stored tensors cannot make it, or cannot hold it.
-        """
+        """Return what to store so that this kernel is used, up to rounding, or raise."""
         if self.fixed:
             raise KeyFiltersError(self.fixed)
         stored = self.stored()
@@ -76,7 +71,10 @@ class Form:
         }
         for value in new.values():
             if not torch.isfinite(value.float()).all():
-                raise KeyFiltersError(f"{dtype} cannot hold the new filters: {_range(dtype)}")
+                raise KeyFiltersError(
+                    f"{dtype} cannot hold the new filters: its largest number is "
+                    f"{torch.finfo(dtype).max:g}"
+                )
         if self.how:
             made = self.decode({**stored, **new}).double().cpu()
             wide = kernel.double().cpu()
@@ -103,9 +101,7 @@ class Parametrised(Form):
             self.fixed = "its weight is parametrised; bake it first: kf.bake_filters_(model)"
 
     def stored(self) -> Tensors:
-        prefix = "parametrizations.weight."
-        tensors = dict(self.drawing.named_parameters()) | dict(self.drawing.named_buffers())
-        return {prefix + name: x for name, x in tensors.items()}
+        return self._tensors(self.drawing)
 
     def read(self) -> Tensor:
         with evaluating(self.drawing), quiet():
@@ -122,17 +118,19 @@ class Parametrised(Form):
             raise KeyFiltersError(
                 f"its kernel is {self.how}, which cannot make these filters ({first_line(error)})"
             ) from error
-        tensors = dict(twin.named_parameters()) | dict(twin.named_buffers())
-        return {"parametrizations.weight." + name: x for name, x in tensors.items()}
+        return self._tensors(twin)
 
     def decode(self, stored: Tensors) -> Tensor:
         twin = copy.deepcopy(self.drawing).eval()
-        own = dict(twin.named_parameters()) | dict(twin.named_buffers())
         with quiet():
-            for name, tensor in own.items():
-                tensor.copy_(stored["parametrizations.weight." + name])
+            for name, tensor in self._tensors(twin).items():
+                tensor.copy_(stored[name])
             kernel: Tensor = twin()
         return kernel.detach()
+
+    def _tensors(self, drawing: nn.Module) -> Tensors:
+        tensors = dict(drawing.named_parameters()) | dict(drawing.named_buffers())
+        return {f"parametrizations.weight.{name}": x for name, x in tensors.items()}
 
 
 class Hooked(Form):
@@ -147,6 +145,13 @@ class Hooked(Form):
     def stored(self) -> Tensors:
         return {name: getattr(self.conv, name) for name in self.names}
 
+    def decode(self, stored: Tensors) -> Tensor:
+        return self.made(*(stored[name].detach() for name in self.names))
+
+    def made(self, *stored: Tensor) -> Tensor:
+        """Return the kernel that the tensors of `names` make."""
+        raise NotImplementedError
+
     def refresh(self) -> None:
         self.conv.weight = self.read()
 
@@ -158,8 +163,8 @@ class WeightNorm(Hooked):
     undo = "torch.nn.utils.remove_weight_norm(conv)"
     names = ("weight_g", "weight_v")
 
-    def decode(self, stored: Tensors) -> Tensor:
-        g, v = (stored[name].detach() for name in self.names)
+    def made(self, *stored: Tensor) -> Tensor:
+        g, v = stored
         return torch._weight_norm(v, g, self.hook.dim)
 
     def encode(self, kernel: Tensor) -> Tensors:
@@ -177,10 +182,9 @@ class SpectralNorm(Hooked):
     names = ("weight_orig", "weight_u", "weight_v")
     fixed = f"its kernel is {how}, so its scale is not free; type {undo} first"
 
-    def decode(self, stored: Tensors) -> Tensor:
-        weight, u, v = (stored[name].detach() for name in self.names)
-        sigma = u.dot(self.hook.reshape_weight_to_matrix(weight) @ v)
-        return weight / sigma
+    def made(self, *stored: Tensor) -> Tensor:
+        weight, u, v = stored
+        return weight / u.dot(self.hook.reshape_weight_to_matrix(weight) @ v)
 
 
 class Pruned(Hooked):
@@ -190,8 +194,8 @@ class Pruned(Hooked):
     undo = 'torch.nn.utils.prune.remove(conv, "weight")'
     names = ("weight_orig", "weight_mask")
 
-    def decode(self, stored: Tensors) -> Tensor:
-        weight, mask = (stored[name].detach() for name in self.names)
+    def made(self, *stored: Tensor) -> Tensor:
+        weight, mask = stored
         return weight * mask
 
     def encode(self, kernel: Tensor) -> Tensors:
@@ -240,10 +244,9 @@ class Quantised(Form):
 
 
 class Held(Form):
-    """A plain tensor that a scripted or exported program holds."""
+    """A plain tensor that a program, a state dict or a file holds."""
 
-    def __init__(self, conv: nn.Module, tensor: Tensor) -> None:
-        super().__init__(conv)
+    def __init__(self, tensor: Tensor) -> None:
         self.tensor = tensor
 
     def stored(self) -> Tensors:
@@ -279,10 +282,4 @@ def form_of(conv: nn.Module) -> Form:
 
 def why_not_writable(form: Form) -> str:
     """Return why no kernel can be written to a convolution; empty where one can."""
-    if form.fixed:
-        return form.fixed
-    return next(filter(None, map(why_not_held, form.stored().values())), "")
-
-
-def _range(dtype: torch.dtype) -> str:
-    return f"its largest number is {torch.finfo(dtype).max:g}"
+    return form.fixed or next(filter(None, map(why_not_held, form.stored().values())), "")

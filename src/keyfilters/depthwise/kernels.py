@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import is_lazy
 
-from keyfilters.depthwise.branches import branch_notes
+from keyfilters.depthwise.branches import METHODS, branch_notes
 from keyfilters.depthwise.forms import Form, Quantised, form_of, why_not_writable
-from keyfilters.depthwise.names import clean_name, unwrapped
 from keyfilters.depthwise.programs import program_kernels
-from keyfilters.depthwise.shapes import ConvShape, why_not_depthwise
-from keyfilters.depthwise.storage import NO_DATA
+from keyfilters.depthwise.shapes import NO_DATA, ConvShape, why_not_depthwise
 from keyfilters.errors import KeyFiltersError
-from keyfilters.passes import call_order
+from keyfilters.passes import call_order, clean_name, unwrapped
 
 __all__ = ["Kernel", "depthwise_layers", "kernels"]
 
@@ -31,7 +30,7 @@ class Kernel:
 
     Attributes:
         name: dotted, without the prefixes of wrappers.
-        module: the convolution, or the module that holds its weight.
+        module: the convolution, or the module that holds its weight; None for a tensor alone.
         shape: its geometry; None where it cannot be told.
         form: how its kernel is stored; None where it is not depthwise or cannot be read.
         stride: ``(y, x)``.
@@ -45,7 +44,7 @@ class Kernel:
     """
 
     name: str
-    module: nn.Module
+    module: nn.Module | None
     shape: ConvShape | None = None
     form: Form | None = None
     stride: tuple[int, int] | None = None
@@ -78,8 +77,8 @@ class Kernel:
             raise KeyFiltersError(f"{self.name}: {self.unreadable or self.not_depthwise}")
         return self.form.read()
 
-    def plan(self, kernel: Tensor) -> dict[str, Tensor]:
-        """Return what to store so that a kernel is convolved with; nothing is changed.
+    def plan(self, kernel: Tensor) -> Callable[[], None]:
+        """Check that a kernel can be stored here and return what writes it, in place.
 
         Raises:
             KeyFiltersError: this cannot be stored here.
@@ -87,13 +86,12 @@ class Kernel:
         if self.form is None or self.unwritable:
             raise KeyFiltersError(f"{self.name}: {self.unwritable or self.unreadable}")
         try:
-            return self.form.plan(kernel)
+            return partial(self._store_, self.form.plan(kernel))
         except KeyFiltersError as error:
             hint = f"; type {self.form.undo} first" if self.form.undo else ""
             raise KeyFiltersError(f"{self.name}: {error}{hint}") from error
 
-    def write_(self, planned: dict[str, Tensor]) -> None:
-        """Store what `plan` returned, in place."""
+    def _store_(self, planned: dict[str, Tensor]) -> None:
         assert self.form is not None
         own = self.stored
         for name, value in planned.items():
@@ -116,10 +114,12 @@ def kernels(module: nn.Module, *, order: bool = True) -> list[Kernel]:
     [('0', 'pointwise (1×1) convolution'), ('1', '')]
     """
     root = unwrapped(module)
-    found = program_kernels(root)
-    listed = [_of_program(x) for x in found] if found is not None else _in_modules(root)
-    if order and found is None and sum(kernel.depthwise for kernel in listed) > 1:
-        listed = _by_calls(root, listed)
+    program = isinstance(root, (torch.jit.ScriptModule, fx.GraphModule))
+    listed = [_of_program(fields) for fields in program_kernels(root)] if program else []
+    if not listed:
+        listed = _in_modules(root)
+        if order and sum(kernel.depthwise for kernel in listed) > 1:
+            listed = _by_calls(root, listed)
     return _placed(_owned(listed))
 
 
@@ -145,7 +145,8 @@ def _of_program(fields: dict[str, Any]) -> Kernel:
 
 
 def _in_modules(root: nn.Module) -> list[Kernel]:
-    notes = branch_notes(root)
+    fuses = any(callable(getattr(m, x, None)) for m in root.modules() for x in METHODS)
+    notes = branch_notes(root) if fuses else {}
     found = []
     for path, module in root.named_modules():
         if ".parametrizations." in f".{path}.":
@@ -231,7 +232,7 @@ def _pair(value: Any) -> tuple[int, int]:
 
 def _by_calls(root: nn.Module, listed: list[Kernel]) -> list[Kernel]:
     """Put kernels in the order of the forward pass; what it does not call follows its neighbour."""
-    wanted = [kernel.module for kernel in listed if kernel.depthwise]
+    wanted = [x.module for x in listed if x.depthwise and x.module is not None]
     calls = call_order(root, wanted)
     if isinstance(calls, str):
         note = f"depth follows the order of registration: {calls}"
@@ -241,7 +242,8 @@ def _by_calls(root: nn.Module, listed: list[Kernel]) -> list[Kernel]:
         ]
     keys, last = [], -1
     for i, kernel in enumerate(listed):
-        last = calls.get(kernel.module, last) if kernel.depthwise else last
+        if kernel.depthwise and kernel.module is not None:
+            last = calls.get(kernel.module, last)
         keys.append((last, i))
     return [kernel for _, kernel in sorted(zip(keys, listed, strict=True), key=lambda x: x[0])]
 

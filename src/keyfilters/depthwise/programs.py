@@ -4,29 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, fx, nn
 
 from keyfilters.depthwise.forms import Held
-from keyfilters.depthwise.names import clean_name
 from keyfilters.depthwise.shapes import ConvShape
+from keyfilters.passes import clean_name
 
 __all__ = ["program_kernels"]
 
 ATEN = ("conv2d", "convolution", "_convolution", "conv1d", "conv3d")
 
 
-def program_kernels(root: nn.Module) -> list[dict[str, Any]] | None:
-    """Return the fields of `Kernel` of every convolution of a program; None if it is none.
-
-    The order is that in which an exported graph calls them, else that of registration.
-    """
-    if isinstance(root, torch.jit.ScriptModule):
-        return _scripted(root)
-    if isinstance(root, fx.GraphModule):
-        found = _exported(root)
-        return found or None
-    return None
+def program_kernels(root: nn.Module) -> list[dict[str, Any]]:
+    """Return the fields of `Kernel` of every convolution, in the order of an exported graph."""
+    return _exported(root) if isinstance(root, fx.GraphModule) else _scripted(root)
 
 
 def _scripted(root: nn.Module) -> list[dict[str, Any]]:
@@ -119,7 +110,7 @@ def _fields(
         "name": name,
         "module": module,
         "shape": ConvShape(tuple(kernel), inputs, outputs, each, transposed),
-        "form": Held(module, weight),
+        "form": Held(weight),
         "stride": (stride[0], stride[-1]),
         "dilation": (dilation[0], dilation[-1]),
     }

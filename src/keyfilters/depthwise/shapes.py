@@ -1,4 +1,4 @@
-"""The one definition of a depthwise convolution, whatever format it comes from.
+"""The one definition of a depthwise convolution, and whether a tensor can take its filters.
 
 A convolution is depthwise when every input channel has filters of its own, that is
 ``groups == in_channels > 1``; a channel multiplier (several filters an input channel) is allowed.
@@ -8,10 +8,26 @@ the same weight shape ``(C, 1, k_y, k_x)`` and is *not* depthwise.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 
-__all__ = ["ConvShape", "why_not_depthwise"]
+import torch
+from torch import Tensor
+
+__all__ = ["NO_DATA", "QUANTISED", "ConvShape", "extent", "why_not_depthwise", "why_not_held"]
+
+NO_DATA = "it has no data (meta device); type model.to_empty(device=...) and load the weights first"
+QUANTISED = "its weights are quantised; write the filters of the model before quantisation"
+
+
+def extent(size: Sequence[int]) -> str:
+    """Return a kernel size in words.
+
+    >>> extent((1, 7))
+    '1×7'
+    """
+    return "×".join(map(str, size))
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,17 +70,17 @@ def why_not_depthwise(conv: ConvShape) -> str | None:
     >>> why_not_depthwise(ConvShape((3,), in_channels=64, out_channels=64, channels_per_group=1))
     '1-D depthwise convolution'
     """
-    extent = "×".join(map(str, conv.kernel))
+    size = extent(conv.kernel)
     kind = "transposed convolution" if conv.transposed else "convolution"
     single_tap = prod(conv.kernel) == 1
     if conv.channels_per_group > 1:
         if conv.groups is not None and conv.groups > 1:
-            return f"grouped {extent} {kind} ({conv.groups} groups of {conv.channels_per_group})"
+            return f"grouped {size} {kind} ({conv.groups} groups of {conv.channels_per_group})"
         if single_tap:
-            return f"pointwise ({extent}) {kind}"
-        return f"dense {extent} {kind} of {conv.channels_per_group} channels"
+            return f"pointwise ({size}) {kind}"
+        return f"dense {size} {kind} of {conv.channels_per_group} channels"
     if (conv.in_channels if conv.in_channels is not None else conv.out_channels) == 1:
-        return f"{extent} {kind} of a one-channel input"
+        return f"{size} {kind} of a one-channel input"
     dimensions = "" if len(conv.kernel) == 2 else f"{len(conv.kernel)}-D "
     if conv.transposed:
         return f"{dimensions}transposed depthwise convolution"
@@ -73,3 +89,31 @@ def why_not_depthwise(conv: ConvShape) -> str | None:
     if single_tap:
         return "depthwise convolution of a single tap, which has no spatial shape"
     return None
+
+
+def why_not_held(tensor: Tensor) -> str:
+    """Return why filters cannot be written to a tensor in place; empty where they can.
+
+    >>> why_not_held(torch.ones(1, 1, 3, 3).expand(8, 1, 3, 3))[:24]
+    'its filters share memory'
+    """
+    if tensor.is_meta:
+        return NO_DATA
+    if tensor.is_quantized:
+        return QUANTISED
+    if _overlaps(tensor):
+        return (
+            "its filters share memory (an expanded tensor); type "
+            "conv.weight = torch.nn.Parameter(conv.weight.detach().clone()) first"
+        )
+    return ""
+
+
+def _overlaps(tensor: Tensor) -> bool:
+    """Whether two elements of a tensor are one number in memory."""
+    if tensor.is_contiguous() or not tensor.numel():
+        return False
+    places = torch.zeros((), dtype=torch.int64)
+    for size, stride in zip(tensor.shape, tensor.stride(), strict=True):
+        places = places[..., None] + torch.arange(size) * stride
+    return len(places.unique()) < tensor.numel()

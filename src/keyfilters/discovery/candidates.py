@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from keyfilters.clusters.autoencoder import CodeAutoencoder
 from keyfilters.clusters.keys import learn_keys
+from keyfilters.clusters.principal_curve import PrincipalCurve
 from keyfilters.discovery.elimination import select
 from keyfilters.errors import KeyFiltersError, nearest
 from keyfilters.keyset import KeySet
@@ -128,7 +128,7 @@ def different(filters: NDArray[np.floating], alike: float = ALIKE) -> NDArray[np
 
 
 def _code(unit: NDArray[np.float32], size: int, count: int, seed: int) -> NDArray[np.float64]:
-    decoded = CodeAutoencoder(seed=seed).fit(unit).decoded_
+    decoded = PrincipalCurve(seed=seed).fit(unit).decoded_
     # In the middle of `count` equal parts of [0, 1].
     where = ((np.arange(count) + 0.5) / count * len(decoded)).astype(int)
     return decoded[where].astype(np.float64)

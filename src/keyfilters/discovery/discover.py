@@ -3,43 +3,27 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
 
-import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from keyfilters.bank import FilterBank
 from keyfilters.claims import halves
-from keyfilters.discovery.candidates import candidates, check_kinds, resampled
-from keyfilters.discovery.elimination import Elimination, eliminate, exchange
-from keyfilters.discovery.functional import eliminate_by_answers
-from keyfilters.discovery.gains import OutputGains, explained
+from keyfilters.discovery.candidates import check_kinds
+from keyfilters.discovery.criteria import CRITERIA, make_criterion
 from keyfilters.discovery.number import number_of_keys
-from keyfilters.discovery.result import Discovery, curve_of, models_of, served_by, weights
+from keyfilters.discovery.result import Discovery, models_of, served_by, weights
+from keyfilters.discovery.search import Found, Search
 from keyfilters.errors import KeyFiltersError, nearest
 from keyfilters.keyset import KeySet
-from keyfilters.nulls import NULLS, null_units
+from keyfilters.nulls import NULLS
 from keyfilters.scalespace import centred_unit
-from keyfilters.seeds import child_integer, child_seed
-from keyfilters.surgery.outputs import Settings
+from keyfilters.seeds import child_seed
 
 __all__ = ["Discovery", "discover_keys"]
 
-CRITERIA = {
-    "variance": (),
-    "outputs": ("model", "images"),
-    "agreement": ("model", "images"),
-    "accuracy": ("model", "images", "labels"),
-}
-SURVIVORS = 10  # around which a further round looks for candidates
 PUBLISHED_NUMBER = 8  # babaiee2025quest
-
-Measure = Callable[[KeySet], NDArray[np.floating]]
-Dropped = tuple[Elimination, pd.DataFrame]
 
 
 def discover_keys(
@@ -67,7 +51,7 @@ def discover_keys(
 
     - ``"variance"``: what lowers the explained variance of the bank least.
     - ``"outputs"``: what lowers least the share that is kept of the variance of what each filter of
-      a network gives, see `keyfilters.discovery.gains.OutputGains`.
+      a network gives, see `keyfilters.discovery.shares.OutputShares`.
     - ``"agreement"``, ``"accuracy"``: what changes a network's answers least, or costs least
       accuracy, see `keyfilters.discovery.functional.eliminate_by_answers`.
 
@@ -103,17 +87,18 @@ def discover_keys(
             or labels without them; before any work starts.
 
     >>> from keyfilters.bank import Layer
-    >>> planted = KeySet.random(4, size=5).filters.astype(np.float32).repeat(40, 0)
+    >>> planted = KeySet.random(4, size=5).filters.repeat(40, 0)
     >>> bank = FilterBank([Layer("net", "conv", planted, None, None, 0.0)])
     >>> len(discover_keys(bank, kinds=["lines", "idealized"], count=16).keys)
     4
     """
     tell = progress or (lambda name: None)
     size = _size(bank, size)
-    _check(keys, count, rounds, criterion, {"model": model, "images": images, "labels": labels})
+    needs = {"model": model, "images": images, "labels": labels}
+    _check(keys, count, rounds, criterion, needs)
     filters, table = bank.stack(size)
-    table = table.assign(row=np.arange(len(table)))[table["flaw"] == ""]
-    unit = centred_unit(filters[table["row"].to_numpy()])
+    usable = (table["flaw"] == "").to_numpy()
+    table, unit = table[usable], centred_unit(filters[usable])
     check_kinds(kinds, count, len(unit))
     number = None
     if keys is None:
@@ -121,48 +106,15 @@ def discover_keys(
         number = number_of_keys(unit, size, halves(table), seed=seed)
     wanted = keys or min(count, (number and number.number) or PUBLISHED_NUMBER)
     weight = weights(table["model"], balance)
-    outputs = None
-    if criterion == "outputs":
-        assert model is not None and images is not None
-        tell("what the filters give")
-        outputs = OutputGains(model, size, Settings(images, seed=seed))
-
-    def by_gains(pool: KeySet, gains: NDArray[np.floating], place: int) -> Dropped:
-        eliminated = eliminate(gains)
-        return eliminated, curve_of(place, pool, eliminated.order, gains)
-
-    def by_answers(pool: KeySet, gains: NDArray[np.floating], place: int) -> Dropped:
-        assert model is not None and images is not None
-        asked = labels if criterion == "accuracy" else None
-        eliminated, answers = eliminate_by_answers(
-            model, pool, images, asked, folder=folder, progress=progress
-        )
-        return eliminated, curve_of(place, pool, eliminated.order, gains).merge(answers, on="keys")
-
-    search = partial(
-        _search, size=size, count=count, kinds=kinds, rounds=rounds, wanted=wanted, seed=seed
+    judge = make_criterion(
+        criterion, unit, size, weight, needs, folder=folder, seed=seed, progress=tell
     )
-    asks = criterion in ("agreement", "accuracy")
-    measure = _by_variance(unit, weight) if outputs is None else _by_outputs(outputs)
-    found = search(
-        unit, measure=measure, drop=by_answers if asks else by_gains, exchanges=not asks, tell=tell
-    )
-    if keys is not None and keys > len(found.keys):
-        raise KeyFiltersError(
-            f"only {len(found.keys)} candidates differ; {keys} keys were asked for"
-        )
-    on_null = _search_nulls(
-        nulls, unit, size, weight, outputs, partial(search, drop=by_gains), seed, tell
-    )
-    curve = found.curve
-    for kind, by_chance in on_null.items():
-        part = by_chance.curve[["round", "keys", "value"]].rename(columns={"value": kind})
-        curve = curve.merge(part, on=["round", "keys"], how="left")
-    names = ", ".join(bank.models[:4]) + (" and others" if len(bank.models) > 4 else "")
-    told = f"discovered in {names}: {len(unit):,} filters, {', '.join(kinds)}, seed {seed}"
-    told += "" if criterion == "variance" else f", criterion {criterion}"
-    chosen = KeySet.from_filters(found.keys.filters, found.keys.names, provenance=told)
-    served = served_by(table, unit, chosen)
+    search = Search(size, count, tuple(kinds), rounds, wanted, seed)
+    found = search.run(judge, fewest=keys or 1, tell=tell)
+    on_null = {}
+    for kind in nulls:
+        tell(f"the same search on the {kind} null")
+        on_null[kind] = search.run(judge.on_null(kind, child_seed(seed, "discovery")))
     options = {
         "filters": len(unit),
         "size": size,
@@ -174,9 +126,11 @@ def discover_keys(
         "images": 0 if images is None else len(images),
         "seed": seed,
     }
+    chosen = _described(found.keys, bank, options)
+    served = served_by(table, unit, chosen)
     return Discovery(
         keys=chosen,
-        curve=curve,
+        curve=_beside_nulls(found.curve, on_null),
         pools=found.pools,
         models=models_of(chosen, served, balance),
         served=served,
@@ -188,88 +142,27 @@ def discover_keys(
     )
 
 
-@dataclass(frozen=True, eq=False)
-class _Found:
-    keys: KeySet
-    value: float
-    r2: NDArray[np.float32]  # of every filter, by its best key
-    pools: list[KeySet]
-    curve: pd.DataFrame
+def _beside_nulls(curve: pd.DataFrame, nulls: dict[str, Found]) -> pd.DataFrame:
+    """Add the value of the same search on each null to the curve, one column a null."""
+    for kind, found in nulls.items():
+        part = found.curve[["round", "keys", "value"]].rename(columns={"value": kind})
+        curve = curve.merge(part, on=["round", "keys"], how="left")
+    return curve
 
 
-def _search(
-    unit: NDArray[np.float32],
-    *,
-    measure: Measure,
-    drop: Callable[[KeySet, NDArray[np.floating], int], Dropped],
-    size: int,
-    count: int,
-    kinds: Sequence[str],
-    rounds: int,
-    wanted: int,
-    seed: int,
-    exchanges: bool = True,
-    tell: Callable[[str], None] = lambda name: None,
-) -> _Found:
-    """Candidates, elimination, further rounds around survivors, exchange: of filters or a null."""
-    tell("candidates")
-    pool = candidates(unit, size, count, kinds=kinds, seed=seed)
-    pools, curves = [], []
-    for place in range(1, rounds + 1):
-        tell(f"elimination, round {place}")
-        gains = measure(pool)
-        eliminated, curve = drop(pool, gains, place)
-        pools.append(pool)
-        curves.append(curve)
-        if place < rounds:
-            survivors = pool[eliminated.survivors(max(SURVIVORS, wanted + 2))]
-            stream = child_integer(seed, "round", place)
-            pool = resampled(unit, survivors, count, seed=stream)
-    kept = eliminated.survivors(wanted)
-    if exchanges:
-        tell("exchange")
-        kept = exchange(gains, kept)
-    keys = pools[-1][kept]
-    return _Found(
-        keys=keys,
-        value=_value(gains, kept),
-        r2=explained(unit, keys).max(1),
-        pools=pools,
-        curve=pd.concat(curves, ignore_index=True),
-    )
-
-
-def _search_nulls(
-    kinds: Sequence[str],
-    unit: NDArray[np.float32],
-    size: int,
-    weight: NDArray[np.float32],
-    outputs: OutputGains | None,
-    search: Callable[..., _Found],
-    seed: int,
-    tell: Callable[[str], None],
-) -> dict[str, _Found]:
-    """Repeat the search on null filters, or on the network with null filters."""
-    found = {}
-    for kind in kinds:
-        tell(f"the same search on the {kind} null")
-        stream = child_seed(seed, "discovery")
-        drawn = null_units(unit, (size, size), kind, stream)
-        measure = (
-            _by_variance(drawn, weight)
-            if outputs is None
-            else _by_outputs(outputs.on_null(kind, stream))
-        )
-        found[kind] = search(drawn, measure=measure)
-    return found
-
-
-def _value(gains: NDArray[np.floating], kept: NDArray[np.integer]) -> float:
-    return float(gains[:, kept].max(1).sum(dtype=np.float64))
+def _described(keys: KeySet, bank: FilterBank, options: dict[str, object]) -> KeySet:
+    """Return the keys with where they come from as provenance."""
+    models = ", ".join(bank.models[:4]) + (" and others" if len(bank.models) > 4 else "")
+    kinds, criterion = options["kinds"], options["criterion"]
+    assert isinstance(kinds, list)
+    text = f"discovered in {models}: {options['filters']:,} filters, {', '.join(kinds)}"
+    text += f", seed {options['seed']}"
+    text += "" if criterion == "variance" else f", criterion {criterion}"
+    return KeySet.from_filters(keys.filters, keys.names, provenance=text)
 
 
 def _check(
-    keys: int | None, count: int, rounds: int, criterion: str, given: dict[str, object]
+    keys: int | None, count: int, rounds: int, criterion: str, given: Mapping[str, object]
 ) -> None:
     if rounds < 1:
         raise KeyFiltersError(f"rounds must be at least 1, got {rounds}")
@@ -283,18 +176,6 @@ def _check(
     if any(given[name] is None for name in CRITERIA[criterion]):
         needs = " and ".join(f"{name}=" for name in CRITERIA[criterion])
         raise KeyFiltersError(f"the criterion {criterion!r} needs {needs}")
-
-
-def _by_variance(unit: NDArray[np.float32], weight: NDArray[np.float32]) -> Measure:
-    return lambda keys: explained(unit, keys) * weight
-
-
-def _by_outputs(gains: OutputGains) -> Measure:
-    def measure(keys: KeySet) -> NDArray[np.float64]:
-        found = gains(keys)
-        return found / len(found)
-
-    return measure
 
 
 def _size(bank: FilterBank, size: int | None) -> int:

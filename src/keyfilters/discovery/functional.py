@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from keyfilters.discovery.elimination import Elimination, two_best
-from keyfilters.discovery.gains import sites_of_size
-from keyfilters.discovery.journal import Journal, digest_of
+from keyfilters.discovery.progress_file import ProgressFile, digest_of
+from keyfilters.discovery.shares import sites_of_size
 from keyfilters.errors import KeyFiltersError
 from keyfilters.keyset import KeySet
 from keyfilters.surgery.recalibrate import Recalibration
-from keyfilters.surgery.sites import Site, find_sites
+from keyfilters.surgery.targets import Target, find_targets
 from keyfilters.training.evaluate import accuracy, logits
 
 __all__ = ["eliminate_by_answers"]
@@ -71,8 +71,8 @@ def eliminate_by_answers(
     if tries is not None and tries < 1:
         raise KeyFiltersError(f"tries must be at least 1, got {tries}")
     judge = _Judge(model, pool, images, labels, batch_size)
-    journal = Journal(folder, digest_of([*judge.identity(model), tries, batch_size]))
-    steps = iter(journal.steps)
+    progress_file = ProgressFile(folder, digest_of([*judge.identity(model), tries, batch_size]))
+    steps = iter(progress_file.steps)
     alive = np.ones(len(pool), dtype=bool)
     order: list[int] = []
     rows: list[dict[str, Any]] = []
@@ -83,7 +83,7 @@ def eliminate_by_answers(
                 told = ", ".join(f"{name} {value:.3f}" for name, value in rows[-1]["shown"].items())
                 progress(f"{alive.sum()} candidates, {told}")
             step = _next_drop(judge, alive, rows[-1]["shown"], tries) if rows else judge.all()
-            journal.add(step)
+            progress_file.add(step)
         if step["dropped"] is not None:
             alive[step["dropped"]] = False
             order.append(step["dropped"])
@@ -129,7 +129,9 @@ class _Judge:
         if labels is not None:
             self._accuracy(self.reference)  # refuses labels that do not fit
         self.copy = copy.deepcopy(model)
-        self.sites: list[Site] = [site for site in find_sites(self.copy)[0] if site.name in names]
+        self.sites: list[Target] = [
+            site for site in find_targets(self.copy)[0] if site.name in names
+        ]
         self.filters = [site.filters for site in self.sites]
         self.recalibration = Recalibration(model, images, batch_size=batch_size)
         flat = np.concatenate([w.reshape(len(w), -1) for w in self.filters])
@@ -140,9 +142,8 @@ class _Judge:
 
     def identity(self, model: nn.Module) -> list[object]:
         """All that the answers depend on."""
-        tensors = [x.detach().cpu().numpy() for x in model.state_dict().values()]
-        labels = None if self.labels is None else self.labels.cpu().numpy()
-        return [type(model), *tensors, self.pool.filters, self.images.cpu().numpy(), labels]
+        tensors = list(model.state_dict().values())
+        return [type(model), *tensors, self.pool.filters, self.images, self.labels]
 
     def cost(self, alive: NDArray[np.bool_]) -> NDArray[np.float64]:
         """What the loss of each candidate would take from the explained variance; 0 if nothing."""

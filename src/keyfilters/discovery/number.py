@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from keyfilters.clusters.keys import learn_keys
 from keyfilters.discovery.elimination import eliminate
-from keyfilters.discovery.gains import explained
+from keyfilters.discovery.shares import explained_shares
 from keyfilters.nulls import null_units
 from keyfilters.seeds import child_integer, child_seed
 from keyfilters.threads import one_thread
@@ -108,8 +108,10 @@ def _held_out(unit: Array, size: int, half: NDArray[np.bool_], seed: int) -> NDA
     best = np.empty((len(unit), most), dtype=np.float32)
     for learned, measured in ((half, ~half), (~half, half)):
         lines = learn_keys(unit[learned].reshape(-1, size, size), most, seed=seed, restarts=1)
-        survivors = eliminate(explained(unit[learned], lines)).survivors(len(lines))
-        shares = np.maximum.accumulate(explained(unit[measured], lines)[:, survivors], axis=1)
+        survivors = eliminate(explained_shares(unit[learned], lines)).survivors(len(lines))
+        shares = np.maximum.accumulate(
+            explained_shares(unit[measured], lines)[:, survivors], axis=1
+        )
         best[measured, : len(lines)] = shares
         best[measured, len(lines) :] = shares[:, -1:]
     return best

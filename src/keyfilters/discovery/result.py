@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from keyfilters.discovery.gains import explained
 from keyfilters.discovery.number import KeyNumber
+from keyfilters.discovery.shares import explained_shares
 from keyfilters.keyset import KeySet
 from keyfilters.nulls import NULLS
 from keyfilters.receptive_fields import match
@@ -55,6 +55,20 @@ class Discovery:
     nulls: dict[str, float]
     number: KeyNumber | None
     options: dict[str, Any]
+
+    def __repr__(self) -> str:
+        return f"Discovery({self.words.rstrip('.')})"
+
+    def _repr_html_(self) -> str:
+        """Show the keys and what they explain beside chance, for a notebook."""
+        from html import escape
+
+        number = "" if self.number is None else f" {escape(self.number.words)}"
+        shown = [
+            c for c in ("key", "share", "family", "sigma_x", "sigma_y", "r2") if c in self.models
+        ]
+        table = self.models[shown].to_html(index=False, float_format="{:.3f}".format)
+        return f"<p>{escape(self.words)}{number}</p>{self.keys._repr_html_()}{table}"
 
     @property
     def strictest(self) -> str:
@@ -116,7 +130,7 @@ def served_by(table: pd.DataFrame, unit: NDArray[np.float32], keys: KeySet) -> p
         unit: ``(n, taps)`` the same filters, centred, of unit norm.
         keys: those found.
     """
-    shares = explained(unit, keys)
+    shares = explained_shares(unit, keys)
     return table[["model", "layer", "depth", "channel"]].assign(
         key=np.array(keys.names)[shares.argmax(1)], r2=shares.max(1)
     )

@@ -13,7 +13,7 @@ from keyfilters.bank import FilterBank, Layer
 from keyfilters.claims import halves
 from keyfilters.clusters.keys import learn_keys
 from keyfilters.discovery.discover import discover_keys
-from keyfilters.discovery.gains import explained
+from keyfilters.discovery.shares import explained_shares
 from keyfilters.errors import KeyFiltersError
 from keyfilters.keyset import KeySet
 from keyfilters.receptive_fields import match
@@ -143,4 +143,4 @@ def idealised_twin(keys: KeySet) -> tuple[KeySet, pd.DataFrame]:
 
 
 def _value(unit: NDArray[np.float32], keys: KeySet) -> float:
-    return float(explained(unit, keys).max(1).mean(dtype=np.float64))
+    return float(explained_shares(unit, keys).max(1).mean(dtype=np.float64))

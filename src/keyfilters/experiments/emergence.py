@@ -10,10 +10,10 @@ from __future__ import annotations
 from math import inf
 from typing import Annotated, Any
 
-from keyfilters.asked import parse
 from keyfilters.errors import KeyFiltersError, nearest
 from keyfilters.experiments.experiment import DATA_HELP, Experiment, Panel, Shared
 from keyfilters.experiments.questions import Association, Contrast, Question
+from keyfilters.query_strings import parse
 
 __all__ = ["QUALITIES", "emergence", "kept_steps"]
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Annotated, Any
 
-from keyfilters.asked import parse
 from keyfilters.errors import KeyFiltersError
 from keyfilters.experiments.experiment import DATA_HELP, Experiment, Panel, Shared
 from keyfilters.experiments.questions import Contrast, Question, Trend
+from keyfilters.query_strings import parse
 
 __all__ = ["LEARNED", "TREATMENTS", "WORDS", "frozen_keys", "questions_on_keys"]
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from keyfilters.asked import parse
 from keyfilters.experiments.experiment import DATA_HELP, Experiment, Panel, Shared
 from keyfilters.experiments.questions import Contrast, Question, Trend
+from keyfilters.query_strings import parse
 
 if TYPE_CHECKING:
     import pandas as pd

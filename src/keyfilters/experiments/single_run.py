@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -22,17 +23,24 @@ from safetensors.torch import load_file
 from timm.models.convmixer import ConvMixer
 from torch import Tensor, nn
 
-from keyfilters.asked import parse
 from keyfilters.depthwise import depthwise_layers
 from keyfilters.errors import KeyFiltersError, nearest
 from keyfilters.experiments.run import Run, code_digest
+from keyfilters.query_strings import parse
 from keyfilters.sources import read
 from keyfilters.surgery import initialize_filters_
 from keyfilters.surgery.treatment import Treatment
-from keyfilters.training import Data, Recipe, accuracy, load_data, make_model, normalise, train
-from keyfilters.training.readers import READERS
-from keyfilters.training.results import write_weights
-from keyfilters.training.toml_files import read_toml
+from keyfilters.training import (
+    READERS,
+    Data,
+    Recipe,
+    accuracy,
+    load_data,
+    make_model,
+    normalise,
+    train,
+    write_weights,
+)
 
 with suppress(ModuleNotFoundError):  # loaded here, so that the server of `LocalProcesses` has it
     import accelerate  # noqa: F401
@@ -87,8 +95,9 @@ def single_run(options: dict[str, Any], seed: int, folder: Path) -> dict[str, An
     rms = float(np.median([np.sqrt((x.weight**2).mean()) for x in read(network).layers]))
     counts = [(x.numel(), x.requires_grad) for x in network.parameters()]
     recipe = recipe_of(options, seed, len(data.images))
-    device, seen = options.get("device") or None, watched(data, options)
-    trained = train(recipe, folder, model=network, data=seen, device=device)
+    device, few = options.get("device") or None, watched(data, options)
+    seen = replace(data, validation_images=few.test_images, validation_labels=few.test_labels)
+    trained = train(recipe, folder, model=network, data=seen, device=device)  # keeps the last
     still()
     treated.finish(trained.model)
     write_weights(folder / MODEL, trained.model)  # by the names that plain filters have
@@ -99,9 +108,9 @@ def single_run(options: dict[str, Any], seed: int, folder: Path) -> dict[str, An
         "parameters": sum(count for count, _ in counts),
         "trainable": sum(count for count, free in counts if free),
         "rms": rms,
-        "curve": (100 * trained.history["test_top1"]).tolist(),
+        "curve": (100 * trained.history["val_top1"]).tolist(),
         "seconds_training": float(trained.history["seconds"].iloc[-1]),
-        **_on_the_way(options, trained.model, seen, seed, folder),
+        **_on_the_way(options, trained.model, few, seed, folder),
     }
 
 
@@ -143,7 +152,11 @@ def recipe_of(options: Mapping[str, Any], seed: int, images: int) -> Recipe:
             "lr": options.get("lr", 0.01),
             "weight_decay": options.get("weight_decay", 0.05),
         },
-        "schedule": {"epochs": epochs, "warmup_epochs": min(1.0, epochs / 4, share / 2)},
+        "schedule": {
+            "epochs": epochs,
+            "warmup_epochs": min(1.0, epochs / 4, share / 2),
+            "select": "last",
+        },
         "batch": {"size": options.get("batch", 64)},
         "checkpoint": {"steps": 1000, "keep": list(options.get("keep", ()))},
         "channels_last": True,  # on a CPU twice as fast
@@ -162,7 +175,7 @@ def recipe_sections(path: str) -> dict[str, Any]:
         KeyFiltersError: as `Recipe.load`.
     """
     Recipe.load(path)  # refuses what is wrong
-    given = read_toml(path, ())
+    given = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     return {k: x for k, x in given.items() if k not in ("seed", "model", "data", "filters")}
 
 

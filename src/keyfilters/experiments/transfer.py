@@ -11,10 +11,10 @@ from itertools import pairwise
 from math import inf
 from typing import TYPE_CHECKING, Annotated, Any
 
-from keyfilters.asked import parse
 from keyfilters.errors import KeyFiltersError
 from keyfilters.experiments.experiment import DATA_HELP, Experiment, Panel, Shared
 from keyfilters.experiments.questions import Contrast, Question
+from keyfilters.query_strings import parse
 
 if TYPE_CHECKING:
     from keyfilters.experiments.run import Run

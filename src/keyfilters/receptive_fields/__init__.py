@@ -1,8 +1,8 @@
 """Idealised receptive fields: what a filter would be if it were exactly of one kind."""
 
+from keyfilters.filter_files import read_filters
 from keyfilters.receptive_fields.dictionary import Dictionary, build_dictionary
-from keyfilters.receptive_fields.families import FAMILIES, KINDS, Family
-from keyfilters.receptive_fields.filter_files import read_filters
+from keyfilters.receptive_fields.families import FAMILIES, KINDS, Family, family
 from keyfilters.receptive_fields.fitting import METHODS, Fit, fit_idealized
 from keyfilters.receptive_fields.matching import match
 from keyfilters.receptive_fields.operators import OPERATORS, Operator, operator
@@ -25,6 +25,7 @@ __all__ = [
     "Fit",
     "Operator",
     "build_dictionary",
+    "family",
     "fit_idealized",
     "match",
     "operator",

@@ -10,34 +10,40 @@ where a difference operator is a factor: i sin u for δx, −2 (1 − cos u) for
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-__all__ = ["rotated_edge", "rotated_second", "rotated_smoothing"]
+if TYPE_CHECKING:
+    from keyfilters.receptive_fields.forms import Term
+
+__all__ = ["draw_rotated"]
 
 
-def rotated_smoothing(
-    sigma: Tensor, across: Tensor, angle: Tensor, size: tuple[int, int]
+def draw_rotated(
+    terms: Sequence[Term], parameters: Mapping[str, Tensor], size: tuple[int, int]
 ) -> Tensor:
-    """Draw ``T(C)`` with the scale σ along φ and σ⊥ across; all ``(n,)``, φ from x, y upwards."""
-    return _draw(_spectrum(sigma, across, angle, size), "0", size)
+    """Draw a sum of differences of ``T(C)`` with the scale σ along φ and σ⊥ across.
 
+    Args:
+        terms: operators along x and y and their weights; the operators are 0, d and dd.
+        parameters: ``(n,)`` values of sigma, sigma_across and angle, φ from x, y upwards.
+        size: window ``(k_y, k_x)`` in taps.
 
-def rotated_edge(sigma: Tensor, across: Tensor, angle: Tensor, size: tuple[int, int]) -> Tensor:
-    """Draw ``(cos φ δx + sin φ δy) T(C)``; parameters as in `rotated_smoothing`."""
-    spectrum = _spectrum(sigma, across, angle, size)
-    cos, sin = angle.cos()[:, None, None], angle.sin()[:, None, None]
-    return cos * _draw(spectrum, "x", size) + sin * _draw(spectrum, "y", size)
-
-
-def rotated_second(sigma: Tensor, across: Tensor, angle: Tensor, size: tuple[int, int]) -> Tensor:
-    """Draw ``(cos² φ δxx + 2 cos φ sin φ δxδy + sin² φ δyy) T(C)``; as in `rotated_smoothing`."""
-    spectrum = _spectrum(sigma, across, angle, size)
-    cos, sin = angle.cos()[:, None, None], angle.sin()[:, None, None]
-    xx, xy, yy = (_draw(spectrum, operator, size) for operator in ("xx", "xy", "yy"))
-    return cos**2 * xx + 2 * cos * sin * xy + sin**2 * yy
+    Returns:
+        ``(n, k_y, k_x)``, row 0 on top.
+    """
+    spectrum = _spectrum(parameters["sigma"], parameters["sigma_across"], parameters["angle"], size)
+    drawn = spectrum.new_zeros(len(spectrum), *size)
+    for x, y, weight, _ in terms:
+        factor = weight(parameters)[:, None, None] if callable(weight) else weight
+        # Sum over the frequencies, along one axis after the other.
+        for along_u, along_v in zip(*(t.to(spectrum) for t in _tables(x, y, size)), strict=True):
+            drawn += factor * ((spectrum @ along_v).mT @ along_u)
+    return drawn
 
 
 def _spectrum(sigma: Tensor, across: Tensor, angle: Tensor, size: tuple[int, int]) -> Tensor:
@@ -51,14 +57,6 @@ def _spectrum(sigma: Tensor, across: Tensor, angle: Tensor, size: tuple[int, int
     u, v, _ = (x.to(sigma) for x in _nodes(size))
     exponent = xx * (1 - u.cos())[:, None] + yy * (1 - v.cos())
     return exponent.addcmul_(xy, u.sin()[:, None] * v.sin()).neg_().exp_()
-
-
-def _draw(spectrum: Tensor, operator: str, size: tuple[int, int]) -> Tensor:
-    """Sum over the frequencies, along one axis after the other: ``(n, k_y, k_x)``, row 0 on top."""
-    drawn = spectrum.new_zeros(len(spectrum), *size)
-    for along_u, along_v in zip(*(x.to(spectrum) for x in _tables(operator, size)), strict=True):
-        drawn += (spectrum @ along_v).mT @ along_u
-    return drawn
 
 
 @lru_cache(maxsize=16)
@@ -75,7 +73,7 @@ def _nodes(size: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
 
 
 @lru_cache(maxsize=96)
-def _tables(operator: str, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+def _tables(x: str, y: str, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """What nodes add to taps, ``(2, nodes of u, k_x)`` and ``(2, nodes of v, k_y)``.
 
     Of the two terms the first is of cosines, the second of sines:
@@ -84,19 +82,20 @@ def _tables(operator: str, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
     half-way between those of the kernel, as elsewhere.
     """
     u, v, weight = _nodes(size)
-    y, x = ((torch.arange(k, dtype=torch.float64) - (k - 1) / 2) for k in size)
-    along_u = {"x": weight * u.sin(), "xx": -2 * weight * (1 - u.cos()), "xy": weight * u.sin()}
-    along_v = {"y": v.sin(), "yy": -2 * (1 - v.cos()), "xy": -v.sin()}
-    lift_u, lift_v = along_u.get(operator, weight), along_v.get(operator, torch.ones_like(v))
+    first = (x, y).count("d") == 1  # i times a real factor
+
+    def lift(operator: str, w: Tensor) -> Tensor:
+        return {"0": torch.ones_like(w), "d": w.sin(), "dd": -2 * (1 - w.cos())}[operator]
+
+    lift_u, lift_v = weight * lift(x, u), lift(y, v) * (-1 if x == y == "d" else 1)
     if size[1] % 2 == 0:  # the mean of two neighbours
         lift_u = lift_u * (u / 2).cos()
     if size[0] % 2 == 0:
         lift_v = lift_v * (v / 2).cos()
-    phase_u, phase_v = u[:, None] * x, v[:, None] * -y
-    terms_u = [phase_u.cos(), phase_u.sin()]
-    if operator in ("x", "y"):
-        terms_u = [phase_u.sin(), phase_u.cos()]
+    rows, columns = ((torch.arange(k, dtype=torch.float64) - (k - 1) / 2) for k in size)
+    phase_u, phase_v = u[:, None] * columns, v[:, None] * -rows
+    terms_u = [phase_u.cos(), -phase_u.sin()]
+    if first:
+        terms_u = [-phase_u.sin(), -phase_u.cos()]
     terms_v = [phase_v.cos(), phase_v.sin()]
-    signs = (-1.0 if operator in ("x", "y") else 1.0, -1.0)
-    table_u = torch.stack([sign * term for sign, term in zip(signs, terms_u, strict=True)])
-    return table_u * lift_u[:, None], torch.stack(terms_v) * lift_v[:, None]
+    return torch.stack(terms_u) * lift_u[:, None], torch.stack(terms_v) * lift_v[:, None]

@@ -121,31 +121,12 @@ def fit_normalized(
     size = targets[0].shape[-1]
     parameters = np.full((len(forms), 3), np.nan)
     ended = [""] * len(forms)
-    for members, joint in _groups(forms, method):
-        chosen = [(forms[i], targets[i]) for i in members]
-        unmatched: list[set[str]] = []
-        if chosen[0][0].sharpens:
-            order = 1 if method in ("C2", "C-joint") else 2
-            sigma, alpha = _fit_sharpening(chosen[0][1], order, border)
-            own = np.array([[sigma, sigma, alpha]])
-        elif method[0] == "A":
-            own = np.array([[*_fit_closed_form(*one, border), np.nan] for one in chosen])
-        elif method[0] == "B":
-            fits = [_fit_variance(*one, border) for one in chosen]
-            own = np.array([[*sigmas, np.nan] for sigmas, _ in fits])
-            unmatched = [names for _, names in fits]
-        else:
-            tied = joint or method.endswith("2") or chosen[0][0].isotropic
-            order = 1 if method[0] == "C" else 2
-            best = minimise(_distance(chosen, order, border), [(0.0, size)] * (1 if tied else 2))
-            own = np.tile([best[0], best[-1], np.nan], (len(members), 1))
-        for j, (i, row) in enumerate(zip(members, own, strict=True)):
-            missed = unmatched[j] if unmatched else set()
-            parameters[i], ended[i] = (
-                row,
-                ", ".join(n for n in COLUMNS if n in missed | _ended(row, size)),
-            )
-        if joint and method[0] in "AB":
+    for members in _groups(forms, method):
+        own, missed = _fit_group([(forms[i], targets[i]) for i in members], method, border)
+        for i, row, names in zip(members, own, missed, strict=True):
+            at_ends = names | _ended(row, size)
+            parameters[i], ended[i] = row, ", ".join(name for name in COLUMNS if name in at_ends)
+        if method in ("A-joint", "B-joint") and not forms[members[0]].sharpens:
             parameters[members, :2] = np.sqrt(np.prod(own[:, :2] ** (1 / len(own))))
     models = np.stack([
         _render(form, torch.tensor(row[None]), size, border)[0].numpy()
@@ -166,15 +147,34 @@ def fit_normalized(
     return Fit(table, models, normalized, method, border)
 
 
-def _groups(forms: Sequence[Operator], method: str) -> list[tuple[list[int], bool]]:
-    """Indices of filters that are fitted together, and whether they share their σ."""
-    if not method.endswith("joint"):
-        return [([i], False) for i in range(len(forms))]
+def _groups(forms: Sequence[Operator], method: str) -> list[list[int]]:
+    """Indices of filters that are fitted together."""
     groups: dict[str, list[int]] = {}
     for i, form in enumerate(forms):
-        key = f"{form.group} {i}" if form.sharpens else form.group
-        groups.setdefault(key, []).append(i)
-    return [(members, True) for members in groups.values()]
+        alone = form.sharpens or not method.endswith("joint")
+        groups.setdefault(f"{form.family.group} {i * alone}", []).append(i)
+    return list(groups.values())
+
+
+def _fit_group(
+    chosen: list[tuple[Operator, Tensor]], method: str, border: Border
+) -> tuple[NDArray[np.float64], list[set[str]]]:
+    """Fit filters together: their parameters ``(n, 3)`` as in `COLUMNS`, and those out of reach."""
+    form, target = chosen[0]
+    missed: list[set[str]] = [set() for _ in chosen]
+    if form.sharpens:
+        order = 1 if method in ("C2", "C-joint") else 2
+        sigma, alpha = _fit_sharpening(target, order, border)
+        return np.array([[sigma, sigma, alpha]]), missed
+    if method[0] == "A":
+        return np.array([[*_fit_closed_form(*one, border), np.nan] for one in chosen]), missed
+    if method[0] == "B":
+        fits = [_fit_variance(*one, border) for one in chosen]
+        return np.array([[*sigmas, np.nan] for sigmas, _ in fits]), [names for _, names in fits]
+    tied = method.endswith(("joint", "2")) or form.isotropic
+    ranges = [(0.0, float(target.shape[-1]))] * (1 if tied else 2)
+    best = minimise(_distance(chosen, 1 if method[0] == "C" else 2, border), ranges)
+    return np.tile([best[0], best[-1], np.nan], (len(chosen), 1)), missed
 
 
 def _render(form: Operator, points: Tensor, size: int, border: Border) -> Tensor:

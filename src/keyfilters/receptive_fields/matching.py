@@ -1,10 +1,24 @@
-"""Explaining every filter of a bank by the best idealised receptive field."""
+"""Explaining every filter of a bank by the best idealised receptive field.
+
+Every family is scored on a grid of scales by a product of matrices. For the best few of each filter
+the parameters are refined by damped Newton steps on tabulated forms, and those that can still win
+are drawn exactly, in float64, with amplitude and offset in closed form.
+
+Families differ in freedom, so the winner is chosen by the Bayesian information criterion
+``N ln(1 - r²) + p ln N`` over the N taps, with p parameters (amplitude and offset included): the
+families are not nested, so likelihood ratios do not apply, and the criterion asks a further
+parameter to explain what N taps of noise would not. Among families that differ by less than 2, "not
+worth more than a bare mention", the simplest wins. What a family so chosen reaches by chance is
+measured: null filters are matched in the same way, and the p-value is the share of them that reach
+the same r², see `keyfilters.receptive_fields.significance`. Trained filters are smooth, so that the
+null has their tap covariance where there are filters enough to know it.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from functools import lru_cache
+from collections.abc import Callable, Iterator
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -13,34 +27,30 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from keyfilters.bank import FilterBank, flaws
+from keyfilters.bank import FilterBank
 from keyfilters.errors import KeyFiltersError
 from keyfilters.nulls import null_units
-from keyfilters.receptive_fields.families import FAMILIES, FREE
-from keyfilters.receptive_fields.general_solver import fit_general, parameter_grid
-from keyfilters.receptive_fields.models import COLUMNS
-from keyfilters.receptive_fields.separable_solver import ORDER_2, fit_separable, starts
-from keyfilters.receptive_fields.significance import choose_null, significance
-from keyfilters.scalespace import centred_unit
-from keyfilters.threads import one_thread
+from keyfilters.receptive_fields.coordinates import Grid
+from keyfilters.receptive_fields.families import MATCHED
+from keyfilters.receptive_fields.forms import PARAMETERS, Family
+from keyfilters.receptive_fields.significance import FLOOR, choose_null, significance
+from keyfilters.receptive_fields.solver import climb
+from keyfilters.receptive_fields.tables import atoms_of, jets_of
+from keyfilters.scalespace import centred_unit, why_unusable
+from keyfilters.threads import in_parts
 
 __all__ = ["match"]
 
-SEPARABLE = tuple(f for f in FAMILIES if f.name.startswith("x:"))
-# The free families contain the diagonal ones.
-GENERAL = tuple(
-    f
-    for f in (*FAMILIES, *FREE)
-    if f not in SEPARABLE and not f.name.startswith(("diagonal edge", "diagonal second"))
-)
-REFINED = {"separable": 3, "general": 2}  # candidates per filter that the solvers refine
+SEPARABLE = sum(form.separable is not None for form in MATCHED)  # they come first
+REFINED = (3, 2)  # separable families and others that are refined for every filter
 WORTH_MENTION = 2.0  # difference of the criterion below which the simpler family is preferred
+SLACK = 0.5  # by which the criterion of a local expansion may be wrong
 NULL_DRAWS = 1000
-ENTRIES = 2**22  # of a matrix of a chunk of filters, so that large windows fit into memory
-FLOOR = 1e-5  # of the unexplained share; below it lies what rounding in float32 leaves
+BLOCK = 4096  # filters that are matched together, fewer in large windows
+ENTRIES = 2**21  # numbers of a large matrix of a block, about
+_NUMBERS = ("sigma_x", "sigma_y", "second", "angle", "amplitude", "offset", "r2", "parameters")
 
 
-@one_thread()
 def match(
     filters: NDArray[Any] | Tensor,
     *,
@@ -48,23 +58,14 @@ def match(
     null: str | None = "auto",
     bank: FilterBank | None = None,
     device: str = "cpu",
-    chunk: int = 4096,
+    chunk: int = 8192,
     null_draws: int = NULL_DRAWS,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> pd.DataFrame:
     """Find the idealised filter that explains each filter best: ``f ≈ amplitude · model + offset``.
 
-    Every family is scored on a grid of scales by products of matrices; for the best few of each
-    filter the parameters are refined by damped Gauss–Newton steps, amplitude and offset in closed
-    form. Families differ in freedom, so the winner is chosen by the Bayesian information criterion
-    ``N ln(1 - r²) + p ln N`` over the N taps, with p parameters (amplitude and offset included):
-    the families are not nested, so likelihood ratios do not apply, and the criterion asks a further
-    parameter to explain what N taps of noise would not. Among families that differ by less than 2,
-    "not worth more than a bare mention", the simplest wins. What a family so chosen reaches by
-    chance is measured: null filters are matched in the same way, and the p-value is the share of
-    them that reach the same r², see `keyfilters.receptive_fields.significance`. Trained filters are
-    smooth, so that the null has their tap covariance where there are filters enough to know it.
+    The bits of a result depend neither on the chunks nor on the number of threads.
 
     Args:
         filters: ``(n, k_y, k_x)`` of any real type and scale, both sides odd and at least 3.
@@ -73,7 +74,7 @@ def match(
             a bank or at least five filters a tap are given, else white; None leaves p and q out.
         bank: whose filters of this size the null is made from; None for the filters given.
         device: where to compute.
-        chunk: filters at a time, fewer where the window is large.
+        chunk: filters of one thread between two calls of `progress`, about.
         null_draws: number of null filters; 0 leaves p and q out.
         seed: of the null filters.
         progress: called with the number of filters done and in all.
@@ -91,7 +92,7 @@ def match(
         KeyFiltersError: wrong shape, even or too small sides, unknown families or null, a bank
             without filters of this size.
 
-    >>> from keyfilters.receptive_fields.families import family
+    >>> from keyfilters.receptive_fields import family
     >>> edge = family("x:d y:0").render(torch.tensor([[0.8, 1.1]]), (7, 7))
     >>> match(-3 * edge + 0.5)[["family", "sigma_x", "sigma_y", "amplitude", "offset"]].round(2)
         family  sigma_x  sigma_y  amplitude  offset
@@ -100,145 +101,166 @@ def match(
     stack = _checked(filters)
     if families not in ("all", "separable"):
         raise KeyFiltersError(f"families must be 'all' or 'separable', got {families!r}")
-    flaw = flaws(stack, dead_below=0.0)  # whatever the scale
-    usable = np.flatnonzero(flaw == "")
-    columns = {name: np.full(len(stack), np.nan) for name in _NUMBERS}
-    columns["family"] = np.full(len(stack), -1.0)
-    # Rotated forms are drawn from about (4.5 k)² / 2 frequencies.
-    chunk = max(1, min(chunk, ENTRIES // (10 * max(stack.shape[1:]) ** 2)))
-    for start in range(0, len(usable), chunk):
-        rows = usable[start : start + chunk]
-        part, mean, scale = _centred(stack[rows])
-        found = _match_chunk(torch.as_tensor(part, dtype=torch.float32, device=device), families)
-        for name, values in found.items():
-            columns[name][rows] = values.double().cpu().numpy()
-        columns["amplitude"][rows] *= scale
-        columns["offset"][rows] = columns["offset"][rows] * scale + mean
-        if progress is not None:
-            progress(min(start + chunk, len(usable)), len(usable))
-    number = columns.pop("family").astype(int)
-    known = (*SEPARABLE, *GENERAL)
-    table = pd.DataFrame(
-        {
-            "family": [known[i].name if i >= 0 else "" for i in number],
-            "kind": [known[i].kind if i >= 0 else "" for i in number],
-            **columns,
-        }
+    flaw = why_unusable(stack, dead_below=0.0)  # whatever the scale
+    usable = stack[flaw == ""]
+    known = SEPARABLE if families == "separable" else len(MATCHED)
+    found = _match_all(usable, known, torch.device(device), chunk, progress)
+    table = found.reindex(np.where(flaw == "", np.cumsum(flaw == "") - 1, -1)).reset_index(
+        drop=True
     )
+    table = table.fillna({"family": "", "kind": ""})
     if null is not None and null_draws:
-        null_r2, kind = _null_r2(stack[usable], bank, null, families, null_draws, seed, device)
+        null_r2, kind = _null_r2(usable, bank, null, families, null_draws, seed, device)
         table = pd.concat([table, significance(table["r2"].to_numpy(), null_r2, kind)], axis=1)
     return table.assign(flaw=flaw)
 
 
-_NUMBERS = ("sigma_x", "sigma_y", "second", "angle", "amplitude", "offset", "r2", "parameters")
-
-
-def _match_chunk(filters: Tensor, families: str) -> dict[str, Tensor]:
-    """Match filters that have a shape: columns as ``(n,)`` tensors."""
+def _match_all(
+    filters: NDArray[np.float64],
+    families: int,
+    device: torch.device,
+    chunk: int,
+    progress: Callable[[int, int], None] | None,
+) -> pd.DataFrame:
+    """Match filters that have a shape, block by block, several threads at a time."""
     size = (filters.shape[1], filters.shape[2])
-    taps = size[0] * size[1]
-    count = len(filters)
-    shares, start_x, start_y = starts(filters)
-    begin = torch.stack([start_x.sqrt(), start_y.sqrt()], dim=2)  # (n, families, parameters)
-    if families == "all":
-        begin = torch.nn.functional.pad(begin, (0, 1))
-        for atoms, grid in _general_atoms(size, filters.device):
-            best, where = _best_on_grid(filters, atoms)
-            shares = torch.cat([shares, best[:, None]], dim=1)
-            begin = torch.cat([begin, grid[where][:, None]], dim=1)
-    freedom = _freedom(families).to(filters)
-    # Refine what the criterion likes best on the grid.
-    on_grid = _criterion(shares, freedom, taps)
-    groups = [(slice(None, len(SEPARABLE)), "separable"), (slice(len(SEPARABLE), None), "general")]
-    candidates = torch.cat(
-        [
-            on_grid[:, part].topk(REFINED[name], dim=1, largest=False).indices + (part.start or 0)
-            for part, name in groups[: 1 if families == "separable" else 2]
-        ],
-        dim=1,
-    )
-    rows = torch.arange(count, device=filters.device)
-    fits = []
-    for family in candidates.T:
-        fit = _refine(filters, family, begin[rows, family])
-        fits.append(fit | {"family": family.to(filters), "parameters": freedom[family]})
-    stacked = {name: torch.stack([fit[name] for fit in fits], dim=1) for name in fits[0]}
-    criterion = _criterion(stacked["r2"], stacked["parameters"], taps)
-    as_good = criterion <= criterion.min(1, keepdim=True).values + WORTH_MENTION
-    simplicity = torch.where(as_good, _ranks(families).to(filters)[candidates], math.inf)
-    simplest = simplicity == simplicity.min(1, keepdim=True).values
-    chosen = torch.where(simplest, criterion, math.inf).argmin(1)
-    return {name: values[rows, chosen] for name, values in stacked.items()}
+    atoms_of(size, device)  # before several threads want the tables
+    for freedom in {len(form.parameters) for form in MATCHED[:families]}:
+        jets_of(size, freedom, device)
+    columns = {name: np.empty(len(filters)) for name in ("family", *_NUMBERS)}
+    block = max(8, min(BLOCK, ENTRIES // (10 * max(size) ** 2)))
+    lock, done = Lock(), 0
+
+    def work(part: slice) -> None:
+        nonlocal done
+        for start in range(part.start, part.stop, block):
+            rows = slice(start, min(start + block, part.stop))
+            unit, mean, norm = _centred(filters[rows])
+            found = _match_block(torch.from_numpy(unit).to(device), size, families)
+            for name, values in found.items():
+                columns[name][rows] = values.cpu().numpy()
+            columns["amplitude"][rows] *= norm
+            columns["offset"][rows] = columns["offset"][rows] * norm + mean
+        with lock:
+            done += part.stop - part.start
+            if progress is not None:
+                progress(done, len(filters))
+
+    in_parts(work, len(filters), max(1, round(chunk / block)) * block)
+    forms = [MATCHED[int(i)] for i in columns.pop("family")]
+    names = {"family": [form.name for form in forms], "kind": [form.kind for form in forms]}
+    return pd.DataFrame(names | columns)
+
+
+def _match_block(filters: Tensor, size: tuple[int, int], families: int) -> dict[str, Tensor]:
+    """Match ``(n, taps)`` centred filters of unit norm: columns as ``(n,)`` tensors."""
+    device, taps = filters.device, filters.shape[1]
+    freedom = torch.tensor([len(form.parameters) for form in MATCHED[:families]], device=device)
+    candidates, points = _candidates(filters.float(), size, freedom)
+    which = candidates.flatten()
+    rows = torch.arange(len(filters), device=device).repeat_interleave(candidates.shape[1])
+    local = _refine(filters.float()[rows], which, points, size)
+    expected = _criterion(local, freedom[which], taps).view_as(candidates)
+    can_win = expected <= expected.amin(1, keepdim=True) + WORTH_MENTION + SLACK
+    found = {name: torch.full_like(which, math.nan, dtype=torch.float64) for name in _NUMBERS}
+    for number, own in _by_family(which, can_win.flatten().nonzero()[:, 0]):
+        measured = _measure(MATCHED[number], points[int(freedom[number])][own],
+                            filters[rows[own]], size)  # fmt: skip
+        for name, values in measured.items():
+            found[name][own] = values
+    found |= {"family": which.double(), "parameters": freedom[which] + 2.0}
+    criterion = _criterion(found["r2"].nan_to_num(-1.0), freedom[which], taps).view_as(candidates)
+    as_good = criterion <= criterion.amin(1, keepdim=True) + WORTH_MENTION
+    ranks = torch.tensor([form.rank for form in MATCHED], device=device)[candidates].double()
+    simplicity = ranks.masked_fill(~as_good, math.inf)
+    simplest = simplicity == simplicity.amin(1, keepdim=True)
+    winner = criterion.masked_fill(~simplest, math.inf).argmin(1)
+    place = torch.arange(len(filters), device=device) * candidates.shape[1] + winner
+    return {name: values[place] for name, values in found.items()}
+
+
+def _candidates(
+    filters: Tensor, size: tuple[int, int], freedom: Tensor
+) -> tuple[Tensor, dict[int, Tensor]]:
+    """Families that the criterion likes best on the grid, and where on it they do best.
+
+    Returns:
+        Numbers of families ``(n, c)``, and for every number of parameters p the coordinates of the
+        candidates with so many, ``(n · c, p)``.
+    """
+    atoms = atoms_of(size, filters.device)
+    sizes = atoms.sizes[: len(freedom)]
+    parts = (atoms.unit[: sum(sizes)] @ filters.T).abs_().split(sizes)
+    best = torch.stack([part.amax(0) for part in parts], dim=1)
+    on_grid = _criterion(best**2, freedom, filters.shape[1])
+    chosen, start = [], 0
+    for part, refined in zip(on_grid.tensor_split([SEPARABLE], dim=1), REFINED, strict=True):
+        count = min(refined, part.shape[1])
+        chosen.append(part.topk(count, dim=1, largest=False).indices + start)
+        start += part.shape[1]
+    numbers = torch.cat(chosen, dim=1)
+    which = numbers.flatten()
+    rows = torch.arange(len(filters), device=which.device).repeat_interleave(numbers.shape[1])
+    points = {p: filters.new_zeros(len(which), p) for p in freedom.unique().tolist()}
+    for number, own in _by_family(which, torch.arange(len(which), device=which.device)):
+        where = parts[number][:, rows[own]].argmax(0)
+        points[int(freedom[number])][own] = atoms.points[number][where]
+    return numbers, points
+
+
+def _refine(
+    filters: Tensor, which: Tensor, points: dict[int, Tensor], size: tuple[int, int]
+) -> Tensor:
+    """Move coordinates to where forms explain most; return the shares, ``(n,)``."""
+    local = torch.zeros_like(filters[:, 0])
+    for p, places in points.items():
+        tops, known = torch.zeros(len(MATCHED), p), torch.zeros(len(MATCHED), dtype=torch.bool)
+        for number, form in enumerate(MATCHED):
+            if len(form.parameters) == p:
+                grid = Grid(form, size)
+                tops[number] = torch.tensor(grid.counts) - 1
+                tops[number, torch.tensor(grid.turns)] = math.inf
+                known[number] = True
+        own = known.to(which.device)[which].nonzero()[:, 0]
+        if len(own):
+            jets, families = jets_of(size, p, filters.device), which[own]
+            places[own], local[own] = climb(
+                filters[own], families, places[own], tops.to(filters)[families], jets
+            )
+    return local
+
+
+def _by_family(families: Tensor, rows: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """Divide rows by the family that they name, ``families[row]``."""
+    counts = torch.bincount(families[rows]).tolist()
+    parts = rows[families[rows].argsort(stable=True)].split(counts)
+    return ((number, part) for number, part in enumerate(parts) if len(part))
+
+
+def _measure(
+    form: Family, points: Tensor, filters: Tensor, size: tuple[int, int]
+) -> dict[str, Tensor]:
+    """Draw models exactly, and fit amplitude and offset: columns as ``(n,)`` float64 tensors."""
+    parameters = Grid(form, size).parameters(points.double())
+    drawn = form.render(parameters, size).flatten(1)
+    level = drawn.mean(1)
+    centred = drawn - level[:, None]
+    power = (centred**2).sum(1)
+    shown = power > 1e-9 * (drawn**2).sum(1)
+    along = (centred * filters).sum(1)
+    amplitude = torch.where(shown, along / power.where(shown, torch.ones_like(power)), 0)
+    columns = {
+        PARAMETERS[name].column: values
+        for name, values in zip(form.parameters, parameters.T, strict=True)
+    }
+    columns.setdefault("sigma_y", columns["sigma_x"])
+    r2 = (amplitude * along).clamp(0.0, 1.0)
+    return columns | {"amplitude": amplitude, "offset": -amplitude * level, "r2": r2}
 
 
 def _criterion(r2: Tensor, freedom: Tensor, taps: int) -> Tensor:
-    """Bayesian information criterion up to a constant; smaller is better."""
-    return taps * torch.log((1 - r2).clamp_min(FLOOR)) + freedom * math.log(taps)
-
-
-def _freedom(families: str) -> Tensor:
-    """Number of parameters of every family, amplitude and offset included."""
-    chosen = SEPARABLE if families == "separable" else (*SEPARABLE, *GENERAL)
-    return torch.tensor([2 + len(family.parameters) for family in chosen])
-
-
-def _ranks(families: str) -> Tensor:
-    """Simplicity of every family, the simplest first."""
-    chosen = SEPARABLE if families == "separable" else (*SEPARABLE, *GENERAL)
-    return torch.tensor([family.rank for family in chosen])
-
-
-def _refine(filters: Tensor, family: Tensor, start: Tensor) -> dict[str, Tensor]:
-    """Fit to each filter the family given for it, from the parameters given."""
-    result = {name: torch.full_like(start[:, 0], math.nan) for name in _NUMBERS[:-1]}
-    rows = (family < len(SEPARABLE)).nonzero()[:, 0]
-    if len(rows):
-        operator_x, operator_y = family[rows] // len(ORDER_2), family[rows] % len(ORDER_2)
-        variances = start[rows, :2] ** 2
-        fit = fit_separable(filters[rows], operator_x, operator_y, variances[:, 0], variances[:, 1])
-        result["sigma_x"][rows], result["sigma_y"][rows] = (
-            fit.variance_x.sqrt(),
-            fit.variance_y.sqrt(),
-        )
-        for name in ("amplitude", "offset", "r2"):
-            result[name][rows] = getattr(fit, name)
-    for number in family[family >= len(SEPARABLE)].unique().tolist():
-        rows = (family == number).nonzero()[:, 0]
-        form = GENERAL[number - len(SEPARABLE)]
-        general = fit_general(form, filters[rows], start[rows, : len(form.parameters)])
-        for name, value in zip(form.parameters, general.parameters.T, strict=True):
-            result[COLUMNS[name]][rows] = value.to(filters)
-        result["sigma_y"][rows] = result["sigma_x"][rows]
-        for name in ("amplitude", "offset", "r2"):
-            result[name][rows] = getattr(general, name).to(filters)
-    return result
-
-
-def _best_on_grid(filters: Tensor, atoms: Tensor) -> tuple[Tensor, Tensor]:
-    """Largest explained share among unit atoms ``(A, taps)``, and which atom reaches it."""
-    flat = filters.flatten(1)
-    flat = flat - flat.mean(1, keepdim=True)
-    cosine, where = (flat @ atoms.T).abs().max(1)
-    return cosine**2 / (flat**2).sum(1).clamp_min(torch.finfo(flat.dtype).tiny), where
-
-
-@lru_cache(maxsize=8)
-def _general_atoms(
-    size: tuple[int, int], device: torch.device
-) -> tuple[tuple[Tensor, Tensor], ...]:
-    """Unit atoms of every general family on its grid, with three parameters, padded by 0."""
-    grids = []
-    for family in GENERAL:
-        parameters = parameter_grid(family, size)
-        flat = family.render(parameters, size).flatten(1)
-        flat = flat - flat.mean(1, keepdim=True)
-        norm = flat.norm(dim=1, keepdim=True)
-        shown = (norm > 1e-6) & (min(size) >= family.smallest)
-        unit = torch.where(shown, flat / norm, torch.zeros_like(flat))
-        padded = torch.nn.functional.pad(parameters, (0, 3 - parameters.shape[1]))
-        grids.append((unit.float().to(device), padded.float().to(device)))
-    return tuple(grids)
+    """Bayesian information criterion up to a constant, for so many parameters; less is better."""
+    return taps * torch.log((1 - r2).clamp_min(FLOOR)) + (2 + freedom) * math.log(taps)
 
 
 def _null_r2(
@@ -266,13 +288,17 @@ def _null_r2(
 def _centred(
     stack: NDArray[np.float64],
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Return filters less their mean, divided by their scale, a power of two; mean and scale."""
+    """Return filters ``(n, taps)`` centred and of unit norm, their means and their norms."""
     scale = 2.0 ** np.clip(np.frexp(np.abs(stack).max((1, 2)))[1], -1000, 1000)
-    unit = stack / scale[:, None, None]  # exactly, so that no square overflows or vanishes
-    mean = unit.mean((1, 2))
-    unit -= mean[:, None, None]
-    spread = 2.0 ** np.frexp(np.abs(unit).max((1, 2)))[1]
-    return unit / spread[:, None, None], mean * scale, spread * scale
+    flat = (stack / scale[:, None, None]).reshape(
+        len(stack), -1
+    )  # exactly; squares do not overflow
+    mean = flat.mean(1)
+    flat = flat - mean[:, None]
+    spread = 2.0 ** np.frexp(np.abs(flat).max(1))[1]
+    flat /= spread[:, None]
+    norm = np.sqrt((flat**2).sum(1))
+    return flat / norm[:, None], mean * scale, norm * spread * scale
 
 
 def _checked(filters: NDArray[Any] | Tensor) -> NDArray[np.float64]:

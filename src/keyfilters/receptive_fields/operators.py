@@ -1,4 +1,4 @@
-"""The operators that a filter is fitted with, by the names that the public surface gives them.
+"""The operators that a filter is fitted with: families under the names of the public surface.
 
 ``"dx"``, ``"dy"`` are centred first differences of the discrete Gaussian T, ``"dx+"``, ``"dx-"``,
 ``"dy+"``, ``"dy-"`` one-sided ones, ``"dxx"``, ``"dyy"``, ``"dxy"`` second ones, ``"laplacian"``
@@ -19,8 +19,9 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from keyfilters.errors import KeyFiltersError, nearest
-from keyfilters.receptive_fields.families import Family, family
-from keyfilters.scalespace import dc_offset, difference, discrete_gaussian, monomial_response
+from keyfilters.receptive_fields.drawing import draw_cut_terms
+from keyfilters.receptive_fields.families import BY_OPERATOR, Family
+from keyfilters.scalespace import dc_offset, monomial_response
 
 __all__ = ["BORDERS", "OPERATORS", "Border", "Operator", "normalized_filters", "operator"]
 
@@ -30,38 +31,35 @@ BORDERS: tuple[str, ...] = get_args(Border)
 
 @dataclass(frozen=True)
 class Operator:
-    """One idealised form with free scales.
+    """A family as `fit_idealized` uses it: with two ways to draw the border, and an amplitude."""
 
-    Attributes:
-        name: as the public surface gives it.
-        family_name: the same form among `FAMILIES`.
-        terms: what is summed, as pairs of operators along x and along y.
-        order: orders of differentiation of the first term along x and along y.
-        group: filters of one group share σ in the joint methods (lindeberg2026modelling has
-            ``"one-sided or smoothing"`` and ``"centred first"``); the sharpening form is always
-            fitted alone.
-    """
-
-    name: str
-    family_name: str
-    terms: tuple[tuple[str, str], ...]
-    order: tuple[int, int]
-    group: str
+    family: Family
 
     @property
-    def family(self) -> Family:
-        """The same form as a named family, which tells its formula and its patterns."""
-        return family(self.family_name)
+    def name(self) -> str:
+        """The name that the public surface gives it."""
+        return self.family.operator
+
+    @property
+    def terms(self) -> tuple[tuple[str, str], ...]:
+        """What is summed, as pairs of operators along x and along y; the impulse is left out."""
+        return tuple((term.x, term.y) for term in self.family.terms if term.scales[0])
+
+    @property
+    def order(self) -> tuple[int, int]:
+        """Orders of differentiation of the first term along x and along y."""
+        first = self.family.terms[0]
+        return first.x.count("d"), first.y.count("d")
 
     @property
     def sharpens(self) -> bool:
         """Whether the parameters are (σ, α) instead of (σx, σy)."""
-        return self.name == "sharpen"
+        return "alpha" in self.family.parameters
 
     @property
     def isotropic(self) -> bool:
         """Whether one σ serves both directions."""
-        return len(self.terms) > 1
+        return self.family.isotropic
 
     def render(
         self,
@@ -106,22 +104,13 @@ class Operator:
         if (alpha is not None) != self.sharpens:
             state = "needs" if self.sharpens else "has no"
             raise KeyFiltersError(f"the operator {self.name!r} {state} alpha")
-        if border == "exact":
-            strength = sigma_y if alpha is None else alpha
-            given = {"sigma": sigma_x, "sigma_x": sigma_x, "sigma_y": sigma_y, "alpha": strength}
-            parameters = [given[name] for name in self.family.parameters]
-            return self.family.render(torch.stack(parameters, dim=1), (size, size))
-        drawn = torch.stack(
-            [
-                _axis(sigma_y, y, size).flip(-1)[:, :, None] * _axis(sigma_x, x, size)[:, None, :]
-                for x, y in self.terms  # y points up, rows run down: hence the flip
-            ]
-        ).sum(0)
-        if alpha is None:
-            return drawn
-        sharpened = -alpha[:, None, None] * drawn
-        sharpened[:, size // 2, size // 2] += 1
-        return sharpened
+        named = {"sigma": sigma_x, "sigma_x": sigma_x, "sigma_y": sigma_y}
+        if alpha is not None:
+            named["alpha"] = alpha
+        if border == "published":
+            return draw_cut_terms(self.family.terms, named, size)
+        parameters = torch.stack([named[name] for name in self.family.parameters], dim=1)
+        return self.family.render(parameters, (size, size))
 
     def normalize(self, filters: Tensor) -> Tensor:
         """Bring filters to the amplitude at which this operator draws (lindeberg2026modelling).
@@ -146,56 +135,24 @@ class Operator:
         >>> operator("smooth").normalize(bump).tolist()
         [[[0.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 0.0]]]
         """
-        if sum(self.order) == 0:
+        p, q = self.order
+        if p + q == 0:
             filters = filters - dc_offset(filters)[:, None, None]
             response, what = filters.sum((1, 2)), "its sum, less the DC offset, is 0"
         elif self.isotropic:
             response = monomial_response(filters, (2, 0)) + monomial_response(filters, (0, 2))
             response, what = response / 2, "its response to (x² + y²)/4 is 0"
         else:
-            response = monomial_response(filters, self.order)
-            p, q = self.order
+            response = monomial_response(filters, (p, q))
             what = f"its response to {('', 'x', 'x²')[p]}{('', 'y', 'y²')[q]} is 0"
         if not bool((response.abs() > 1e-9 * filters.abs().sum((1, 2))).all()):
             raise KeyFiltersError(f"the operator {self.name!r} does not describe it, {what}")
         return filters / response[:, None, None]
 
 
-def _axis(sigma: Tensor, name: str, taps: int) -> Tensor:
-    """Difference of the truncated T along one axis, with the borders of the published analysis."""
-    kernel = discrete_gaussian(sigma**2, taps // 2)
-    if name == "0":
-        return kernel
-    edge = kernel[..., :1]  # T is even, so that both ends are equal
-    outside = torch.zeros_like(edge) if name == "dd" else edge
-    return difference(torch.cat([outside, kernel, outside], dim=-1), name)
-
-
-def _separable(name: str, x: str, y: str, group: str) -> Operator:
-    orders = {"0": 0, "d": 1, "d+": 1, "d-": 1, "dd": 2}
-    return Operator(name, f"x:{x} y:{y}", ((x, y),), (orders[x], orders[y]), group)
-
-
-_HALF, _FIRST, _SECOND = "one-sided or smoothing", "centred first", "second order"
-_LAPLACIAN = (("dd", "0"), ("0", "dd"))
-
-OPERATORS: dict[str, Operator] = {
-    form.name: form
-    for form in (
-        _separable("dx", "d", "0", _FIRST),
-        _separable("dy", "0", "d", _FIRST),
-        _separable("dx+", "d+", "0", _HALF),
-        _separable("dx-", "d-", "0", _HALF),
-        _separable("dy+", "0", "d+", _HALF),
-        _separable("dy-", "0", "d-", _HALF),
-        _separable("dxx", "dd", "0", _SECOND),
-        _separable("dyy", "0", "dd", _SECOND),
-        _separable("dxy", "d", "d", _SECOND),
-        Operator("laplacian", "laplacian", _LAPLACIAN, (2, 0), _SECOND),
-        Operator("sharpen", "sharpen", _LAPLACIAN, (0, 0), "sharpening"),
-        _separable("smooth", "0", "0", _HALF),
-    )
-}
+_ORDER = ("dx", "dy", "dx+", "dx-", "dy+", "dy-", "dxx", "dyy", "dxy", "laplacian", "sharpen",
+          "smooth")  # fmt: skip
+OPERATORS: dict[str, Operator] = {name: Operator(BY_OPERATOR[name]) for name in _ORDER}
 
 
 def operator(name: str) -> Operator:

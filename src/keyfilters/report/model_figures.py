@@ -26,8 +26,8 @@ __all__ = ["explained_depth", "explained_share", "scale_depth"]
 
 def explained_share(atlas: SizeAtlas) -> str:
     """Share of filters explained to at least r², beside the null models."""
-    explained = atlas.explained
-    assert explained is not None
+    matched = atlas.matched
+    assert matched is not None
     figure, axes = single_axes(6.2, 3.6)
     levels = np.linspace(0, 1, 201)
 
@@ -36,10 +36,10 @@ def explained_share(atlas: SizeAtlas) -> str:
         share = 1 - np.searchsorted(values, levels) / len(values)
         axes.plot(levels, share, style, color=colour, label=label)
 
-    draw(explained.table["r2"], "-", "#2f66b0", "trained filters")
+    draw(matched.table["r2"], "-", "#2f66b0", "trained filters")
     for null, style in NULL_STYLES.items():
-        draw(explained.nulls[null], style, NULL_COLOURS[null], NULLS[null])
-    axes.axvline(explained.bar, color=INK, linewidth=0.8)
+        draw(matched.nulls[null], style, NULL_COLOURS[null], NULLS[null])
+    axes.axvline(matched.bar, color=INK, linewidth=0.8)
     axes.set_xlim(0, 1)
     axes.set_ylim(0, 1)
     percent(axes, "x")
@@ -53,23 +53,23 @@ def explained_share(atlas: SizeAtlas) -> str:
 def explained_depth(atlas: Atlas, size: tuple[int, int], models: Sequence[str]) -> str:
     """Share of filters explained in every layer over depth."""
     chosen = atlas.sizes_[size]
-    explained = chosen.explained
-    assert explained is not None
-    table = atlas.table_.iloc[chosen.rows].assign(good=lambda t: t["r2"] >= explained.bar)
+    matched = chosen.matched
+    assert matched is not None
+    table = atlas.table_.iloc[chosen.rows].assign(good=lambda t: t["r2"] >= matched.bar)
     figure, axes = single_axes(6.2, 3.6)
     palette = list(KIND_COLOURS.values())
     for i, model in enumerate(models):
         part = table[table["model"] == model].groupby("depth")["good"].mean()
         axes.plot(part.index, part, "o-", markersize=4, color=palette[i % len(palette)],
                   label=shorten(model))  # fmt: skip
-    for null, level in explained.claim.nulls.items():
+    for null, level in matched.claim.nulls.items():
         axes.axhline(
             level, linestyle=NULL_STYLES[null], color=NULL_COLOURS[null], label=NULLS[null]
         )
     axes.set_ylim(0, 1)
     percent(axes, "y")
     axes.set_xlabel("relative depth of the layer")
-    axes.set_ylabel(f"explained to at least {explained.bar:.0%}")
+    axes.set_ylabel(f"explained to at least {matched.bar:.0%}")
     legend_below(figure, axes, columns=2)
     return to_svg(figure)
 
@@ -77,14 +77,14 @@ def explained_depth(atlas: Atlas, size: tuple[int, int], models: Sequence[str]) 
 def scale_depth(atlas: Atlas, size: tuple[int, int]) -> str:
     """Scale σ of the explained filters over depth, by kind: medians and quartiles of layers."""
     chosen = atlas.sizes_[size]
-    explained = chosen.explained
-    assert explained is not None
+    matched = chosen.matched
+    assert matched is not None
     table = atlas.table_.iloc[chosen.rows][["depth"]].reset_index(drop=True)
-    table = table.join(explained.table[["kind", "sigma_x", "sigma_y", "r2"]])
-    table = table[table["r2"] >= explained.bar]
+    table = table.join(matched.table[["kind", "sigma_x", "sigma_y", "r2"]])
+    table = table[table["r2"] >= matched.bar]
     table = table.assign(sigma=np.sqrt(table["sigma_x"] * table["sigma_y"]))
     figure, axes = single_axes(6.2, 3.6)
-    for kind in explained.shares["kind"].head(5):
+    for kind in matched.shares["kind"].head(5):
         groups = table[table["kind"] == kind].groupby("depth")["sigma"]
         enough = groups.size() >= 8
         middle = groups.median()[enough]

@@ -9,8 +9,8 @@ from typing import Any
 
 from keyfilters.claims import LEVEL
 from keyfilters.clusters import Atlas, SizeAtlas
-from keyfilters.clusters.autoencoder import distinct_prototypes
 from keyfilters.clusters.methods import ONE_DIMENSION
+from keyfilters.clusters.principal_curve import distinct_prototypes
 from keyfilters.nulls import NULLS
 from keyfilters.report import figures, model_figures
 from keyfilters.report.drawing import KIND_COLOURS
@@ -130,13 +130,13 @@ def _claim_rows(atlas: Atlas, size: SizeAtlas) -> list[dict[str, Any]]:
 
 
 def _explained_context(atlas: Atlas, size: SizeAtlas, models: list[str]) -> dict[str, Any] | None:
-    if size.explained is None:
+    if size.matched is None:
         return None
     return {
-        "bar": size.explained.bar,
-        "significant": size.explained.significant,
-        "kinds": size.explained.shares.to_dict("records"),
-        "left": size.explained.component_shares.tolist(),
+        "bar": size.matched.bar,
+        "significant": size.matched.significant,
+        "kinds": size.matched.shares.to_dict("records"),
+        "left": size.matched.component_shares.tolist(),
         "share": model_figures.explained_share(size),
         "depth": model_figures.explained_depth(atlas, size.size, models),
         "scale": model_figures.scale_depth(atlas, size.size),

@@ -10,8 +10,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from keyfilters.clusters import Atlas, SizeAtlas
-from keyfilters.clusters.explained import Explained
 from keyfilters.clusters.key_use import KeyUse
+from keyfilters.clusters.matched import Matched
 from keyfilters.nulls import NULLS
 from keyfilters.receptive_fields import build_dictionary
 from keyfilters.receptive_fields.families import family
@@ -185,15 +185,15 @@ def _pack_size(
         "stripUsage": usage.tolist(),
         "stripPattern": [int(i) for i in at],
         "keys": {name: _pack_keys(use, atlas.rows, position) for name, use in atlas.keys.items()},
-        "models": None if atlas.explained is None else _pack_models(atlas.explained, atlas),
+        "models": None if atlas.matched is None else _pack_models(atlas.matched, atlas),
     }
 
 
-def _pack_models(explained: Explained, atlas: SizeAtlas) -> dict[str, Any]:
+def _pack_models(matched: Matched, atlas: SizeAtlas) -> dict[str, Any]:
     """Examples of every kind of model, learned filter beside model, and what is left over."""
-    table = explained.table
+    table = matched.table
     examples = []
-    for kind in explained.shares["kind"]:
+    for kind in matched.shares["kind"]:
         ranked = table[table["kind"] == kind].sort_values("r2", ascending=False).index
         for label, rows in (("best", ranked[:EXAMPLES]), ("worst", ranked[::-1][:EXAMPLES])):
             chosen = table.loc[rows]
@@ -212,7 +212,7 @@ def _pack_models(explained: Explained, atlas: SizeAtlas) -> dict[str, Any]:
                     ],
                 }
             )
-    left = np.concatenate([explained.residual[None], explained.components])
+    left = np.concatenate([matched.residual[None], matched.components])
     return {"examples": examples, "left": _bytes(_scale(left.reshape(len(left), -1)))}
 
 

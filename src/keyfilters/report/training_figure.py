@@ -12,11 +12,13 @@ if TYPE_CHECKING:
 
 __all__ = ["training_figure"]
 
-TRAINING, TEST, MEAN = "#2f66b0", "#c44536", "#e0a021"
+TRAINING, VALIDATION, MEAN, TEST = "#2f66b0", "#c44536", "#e0a021", "#222222"
 
 
 def training_figure(history: pd.DataFrame, title: str = "") -> Figure:
-    """Draw the loss in nats and the share of correct answers, with that of the running mean.
+    """Draw the loss in nats and the share of correct answers, with those of the running mean.
+
+    The test images are looked at once, so they give a single point.
 
     Args:
         history: of `keyfilters.training.Trained`, one row an epoch.
@@ -29,10 +31,12 @@ def training_figure(history: pd.DataFrame, title: str = "") -> Figure:
     axes: Any = figure.subplots(1, 2)
     curves = (
         (0, "train_loss", "training, as augmented", TRAINING),
+        (0, "val_loss", "validation", VALIDATION),
+        (0, "ema_val_loss", "validation, mean weights", MEAN),
         (0, "test_loss", "test", TEST),
-        (0, "ema_loss", "test, mean weights", MEAN),
+        (1, "val_top1", "validation", VALIDATION),
+        (1, "ema_val_top1", "validation, mean weights", MEAN),
         (1, "test_top1", "test", TEST),
-        (1, "ema_top1", "test, mean weights", MEAN),
     )
     for side, column, label, colour in curves:
         if column in history:

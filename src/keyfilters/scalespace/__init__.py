@@ -9,7 +9,7 @@ from keyfilters.scalespace.moments import (
     separability_index,
     spread,
 )
-from keyfilters.scalespace.unit import centred_unit
+from keyfilters.scalespace.unit import centred_unit, why_unusable
 
 __all__ = [
     "centred_unit",
@@ -20,4 +20,5 @@ __all__ = [
     "monomial_response",
     "separability_index",
     "spread",
+    "why_unusable",
 ]

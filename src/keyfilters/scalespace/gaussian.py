@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 __all__ = ["discrete_gaussian", "node_count"]
 
+LARGEST = 25.0  # variance
 NODES = 64  # enough for variances up to 25 at any radius up to 16; see node_count
 
 
@@ -19,7 +23,9 @@ def discrete_gaussian(variance: Tensor | float, radius: int) -> Tensor:
     to 1 and has variance s over all integers; here it is cut to the window and **not**
     renormalised. It is computed without Bessel functions, by the trapezoidal rule on
     ``T(n; s) = 1/pi ∫ exp(s (cos θ - 1)) cos(n θ) dθ`` over [0, π], which converges geometrically
-    and is differentiable everywhere, also at s = 0, where T is the unit impulse.
+    and is differentiable everywhere, also at s = 0, where T is the unit impulse. Inside
+    `torch.compile` and `torch.func.vmap`, where values cannot be seen, variances are not checked
+    and those up to 25 are exact.
 
     Args:
         variance: ``(...)`` tensor or number, ``s = sigma**2`` in taps squared, not negative.
@@ -43,25 +49,50 @@ def discrete_gaussian(variance: Tensor | float, radius: int) -> Tensor:
     s = torch.as_tensor(variance, dtype=None if torch.is_tensor(variance) else torch.float64)
     if not s.is_floating_point():
         s = s.to(torch.float64)
-    known = s.detach()
-    if known.numel() and not (bool(torch.isfinite(known).all()) and bool((known >= 0).all())):
-        raise ValueError("variance must be finite and at least 0")
-    largest = float(known.max()) if known.numel() else 0.0
-    half = node_count(largest, radius) // 2
-    # By symmetry the nodes of [0, pi] are enough, those inside counted twice. The table is made in
-    # float64, so that only the last product is rounded to the variance's own precision.
-    theta = torch.arange(half + 1, dtype=torch.float64) * (math.pi / half)
-    weight = torch.full_like(theta, 1 / half)
-    weight[0] = weight[-1] = 0.5 / half
-    offsets = torch.arange(-radius, radius + 1, dtype=torch.float64)
-    table = weight[:, None] * torch.cos(theta[:, None] * offsets)
-    decay = torch.cos(theta) - 1
+    half = node_count(_largest(s.detach()), radius) // 2
+    if torch.compiler.is_compiling():  # which traces through no cache
+        decay, table = _quadrature(half, radius)
+    else:
+        decay, table = map(torch.from_numpy, _kept_quadrature(half, radius))
     wide = s.to(torch.promote_types(s.dtype, torch.float32))  # half precision has too few digits
     with torch.autocast(s.device.type, enabled=False):
         kernel = (torch.exp(wide[..., None] * decay.to(wide)) @ table.to(wide)).to(s.dtype)
     # Rounding leaves 1e-17 where the impulse has an exact 0; its gradient is kept.
-    impulse = (offsets == 0).to(s)
+    impulse = kernel.new_zeros(2 * radius + 1)
+    impulse[radius] = 1
     return torch.where((s == 0)[..., None], kernel - kernel.detach() + impulse, kernel)
+
+
+def _largest(variance: Tensor) -> float:
+    """Return the largest variance; the largest that `NODES` allow where no value can be seen."""
+    if torch.compiler.is_compiling():
+        return LARGEST
+    try:
+        valid = bool((torch.isfinite(variance) & (variance >= 0)).all())
+    except RuntimeError:  # inside torch.func.vmap
+        return LARGEST
+    if not valid:
+        raise ValueError("variance must be finite and at least 0")
+    return float(variance.max()) if variance.numel() else 0.0
+
+
+def _quadrature(half: int, radius: int) -> tuple[Tensor, Tensor]:
+    """Exponents ``(half + 1,)`` of the nodes in [0, π], and what each adds to the taps.
+
+    By symmetry these nodes are enough, those inside counted twice. The table is in float64, so that
+    only the last product is rounded to the variance's own precision.
+    """
+    theta = torch.arange(half + 1, dtype=torch.float64, device="cpu") * (math.pi / half)
+    weight = torch.full_like(theta, 1 / half)
+    weight[0] = weight[-1] = 0.5 / half
+    offsets = torch.arange(-radius, radius + 1, dtype=torch.float64, device="cpu")
+    return torch.cos(theta) - 1, weight[:, None] * torch.cos(theta[:, None] * offsets)
+
+
+@lru_cache(maxsize=64)
+def _kept_quadrature(half: int, radius: int) -> tuple[NDArray[np.float64], ...]:
+    """Arrays and not tensors, which would keep the mode (such as inference) of the first call."""
+    return tuple(x.numpy() for x in _quadrature(half, radius))
 
 
 def node_count(variance: float, radius: int) -> int:

@@ -1,14 +1,15 @@
-"""Reading checkpoint files: safetensors, and pickles that are refused if they would run code."""
+"""Reading checkpoint files: safetensors, and all that PyTorch writes."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import pathlib
 import re
 import warnings
-import zipfile
 from collections.abc import Sequence
 from dataclasses import replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,17 @@ from numpy._core.multiarray import _reconstruct, scalar
 
 from keyfilters.bank import FORMAT, FilterBank
 from keyfilters.errors import SourceError
-from keyfilters.sources.statedicts import read_state_dict
+from keyfilters.sources.content import what_it_is
+from keyfilters.sources.statedicts import read_state_dict, unwrap
+from keyfilters.sources.torch_files import aligned, load_torch
+from keyfilters.sources.torch_tensors import Storage, StoredTensor
 
 __all__ = ["load_pickle", "read_pickle", "read_safetensors", "read_shards"]
 
+SAFETENSORS = {
+    "F64": "Double", "F32": "Float", "F16": "Half", "BF16": "BFloat16", "I64": "Long", "I32": "Int",
+    "I16": "Short", "I8": "Char", "U8": "Byte", "BOOL": "Bool",
+}  # fmt: skip
 BY_NAME = "depth by the order of names, not of execution: the format does not keep the order"
 # What stands in many checkpoints and is harmless: arguments of the command line, paths, and NumPy's
 # scalars and arrays (metrics, states of random generators), under their names of both versions.
@@ -40,8 +48,13 @@ HARMLESS: list[Any] = [
 ]
 
 
-def read_safetensors(path: Path, model: str) -> FilterBank:
+def read_safetensors(path: Path, model: str, chosen: str = "") -> FilterBank:
     """Read a ``.safetensors`` file: a checkpoint, or a bank that keyfilters saved.
+
+    Args:
+        path: the file.
+        model: name of the model in the bank's tables.
+        chosen: which of several sets of weights; see `keyfilters.sources.weight_sets`.
 
     Raises:
         SourceError: the file is damaged or holds no weights.
@@ -49,22 +62,35 @@ def read_safetensors(path: Path, model: str) -> FilterBank:
     metadata, tensors = _load_safetensors(path)
     if metadata.get("format") == FORMAT:
         return FilterBank.load(path)
-    return _read(tensors, path, model, in_model_order=False)  # the format sorts its tensors
+    return _read(tensors, path, model, chosen, in_model_order=False)  # the format sorts its tensors
 
 
 def _load_safetensors(path: Path) -> tuple[dict[str, str], dict[str, Any]]:
+    """Return the metadata and the tensors of a file, which stay in the file."""
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            return metadata, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        with safe_open(path, framework="pt") as file:  # checks every length
+            metadata, names = file.metadata() or {}, list(file.keys())
     except (SafetensorError, OSError) as error:
-        reason = f"{_what_it_is(path)}: {error}"
+        reason = f"{what_it_is(path)}: {error}"
         raise SourceError(f"{path} is not a readable safetensors file: {reason}") from error
+    data = np.memmap(path, np.uint8, "c")
+    start = 8 + int.from_bytes(data[:8].tobytes(), "little")
+    header = json.loads(data[8:start].tobytes())
+    return metadata, {name: _stored(data[start:], header[name]) for name in names}
 
 
-def read_shards(paths: Sequence[Path], model: str) -> FilterBank:
+def _stored(data: Any, entry: dict[str, Any]) -> StoredTensor:
+    shape, (begin, end) = tuple(entry["shape"]), entry["data_offsets"]
+    stride = tuple(prod(shape[i + 1 :]) for i in range(len(shape)))
+    storage = Storage(f"torch.{SAFETENSORS.get(entry['dtype'], 'Byte')}Storage", lambda: None)
+    storage.load = lambda: aligned(data, begin, end)
+    dtype = {"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2}.get(entry["dtype"])
+    return StoredTensor(storage, 0, shape, stride, dtype=dtype)
+
+
+def read_shards(paths: Sequence[Path], model: str, chosen: str = "") -> FilterBank:
     """Read a model that lies in several safetensors files or pickles.
 
     Raises:
@@ -74,25 +100,43 @@ def read_shards(paths: Sequence[Path], model: str) -> FilterBank:
     tensors: dict[Any, Any] = {}
     sorts = False
     for path in paths:
-        sorts = path.suffix.lower() == ".safetensors"
-        part = _load_safetensors(path)[1] if sorts else load_pickle(path)
+        with path.open("rb") as file:
+            sorts = file.read(9)[8:] == b"{"
+        part = _load_safetensors(path)[1] if sorts else unwrap(_load(path))[0]
         if both := tensors.keys() & part.keys():
             raise SourceError(f"{path} and another part of its model both hold {min(both)!r}")
         tensors |= part
-    return _read(tensors, paths[0], model, in_model_order=not sorts)
+    return _read(tensors, paths[0], model, chosen, in_model_order=not sorts)
 
 
-def read_pickle(path: Path, model: str) -> FilterBank:
-    """Read a ``.pth``, ``.pt``, ``.ckpt`` or ``.bin`` file that `torch.save` wrote.
+def read_pickle(path: Path, model: str, chosen: str = "") -> FilterBank:
+    """Read a file of PyTorch without running code: checkpoint, module, TorchScript or export.
+
+    Args:
+        path: the file.
+        model: name of the model in the bank's tables.
+        chosen: which of several sets of weights; see `keyfilters.sources.weight_sets`.
 
     Raises:
-        SourceError: as `load_pickle`, or the file holds no weights.
+        SourceError: the file is damaged or holds no weights.
     """
-    return _read(load_pickle(path), path, model, in_model_order=True)
+    return _read(_load(path), path, model, chosen, in_model_order=True)
+
+
+def _load(path: Path) -> Any:
+    try:
+        return load_torch(path)
+    except SourceError:
+        raise
+    except Exception as error:  # what a damaged file raises may be anything
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise SourceError(
+            f"{path} is not a readable PyTorch checkpoint: {what_it_is(path)}: {reason:.200}"
+        ) from error
 
 
 def load_pickle(path: Path) -> dict[Any, Any]:
-    """Load what `torch.save` wrote, on the CPU, without running code.
+    """Load what `torch.save` wrote, on the CPU, without running code, to write it back.
 
     Only tensors and plain containers are unpickled (``weights_only=True``); a file that needs more
     is refused before any of its code runs.
@@ -100,11 +144,6 @@ def load_pickle(path: Path) -> dict[Any, Any]:
     Raises:
         SourceError: the file is damaged, refused, or holds no mapping.
     """
-    if _is_torchscript(path):
-        raise SourceError(
-            f"{path} is a TorchScript archive, which holds code; load it where you trust it and "
-            "pass its weights: kf.read(torch.jit.load(path).state_dict())"
-        )
     try:
         with torch.serialization.safe_globals(HARMLESS), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # an unusual pickle protocol, or NumPy's old names
@@ -121,7 +160,7 @@ def load_pickle(path: Path) -> dict[Any, Any]:
             ) from error
         reason = text.strip().split("\n")[0] or type(error).__name__
         raise SourceError(
-            f"{path} is not a readable PyTorch checkpoint: {_what_it_is(path)}: {reason}"
+            f"{path} is not a readable PyTorch checkpoint: {what_it_is(path)}: {reason}"
         ) from error
     if not isinstance(checkpoint, dict):
         raise SourceError(
@@ -132,42 +171,14 @@ def load_pickle(path: Path) -> dict[Any, Any]:
 
 
 def _read(
-    checkpoint: dict[Any, Any], path: Path, model: str, *, in_model_order: bool
+    checkpoint: Any, path: Path, model: str, chosen: str, *, in_model_order: bool
 ) -> FilterBank:
     try:
-        bank = read_state_dict(checkpoint, model, in_model_order=in_model_order)
-    except SourceError as error:
+        bank = read_state_dict(checkpoint, model, in_model_order=in_model_order, chosen=chosen)
+    except ValueError as error:
         raise SourceError(f"{path}: {error}") from error
     if not in_model_order and len(bank.layers) > 1:
         notes = ["; ".join(filter(None, [layer.note, BY_NAME])) for layer in bank.layers]
         pairs = zip(bank.layers, notes, strict=True)
         bank.layers = [replace(layer, note=note) for layer, note in pairs]
     return bank
-
-
-def _what_it_is(path: Path) -> str:
-    """Say what a file that cannot be read seems to be, and what to do."""
-    try:
-        with path.open("rb") as file:
-            start = file.read(300)
-            file.seek(0, 2)
-            size = file.tell()
-    except OSError as error:
-        return f"it cannot be opened ({error.strerror})"
-    if not size:
-        return "it is empty; fetch it again"
-    if start.startswith(b"version https://git-lfs"):
-        return "it is a pointer of Git LFS and not the weights; type: git lfs pull"
-    if start.lstrip().lower().startswith((b"<!doctype", b"<html")):
-        return "it is a web page; fetch the file itself"
-    if start[257:262] == b"ustar":
-        return "it is a tar archive; unpack it and read what is inside"
-    return f"of {size} bytes it is damaged or cut short; fetch or write it again"
-
-
-def _is_torchscript(path: Path) -> bool:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return any(name.endswith("/constants.pkl") for name in archive.namelist())
-    except (zipfile.BadZipFile, OSError, ValueError):
-        return False

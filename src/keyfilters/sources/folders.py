@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,11 +13,23 @@ import numpy as np
 
 from keyfilters.bank import FilterBank
 from keyfilters.errors import SourceError
+from keyfilters.sources.archives import is_archive, looks_worth
+from keyfilters.sources.content import Content, load_json
+from keyfilters.sources.formats import (
+    FORMATS,
+    READERS,
+    Format,
+    companions,
+    folder_format,
+    recognise,
+    suffix_format,
+)
 
 __all__ = [
     "ModelFiles",
     "format_of",
     "group_files",
+    "is_index",
     "model_files_in",
     "model_name",
     "repeated",
@@ -31,24 +42,30 @@ SHARD = re.compile(r"(?P<stem>.+?)[-_.](?P<part>\d{3,6})-of-(?P<count>\d{3,6})(?
 # Names that say nothing of the model, as libraries give them.
 UNNAMED = (
     *("model", "pytorch_model", "diffusion_pytorch_model", "weights", "best", "last"),
-    *("checkpoint", "model_best", "open_clip_model", "open_clip_pytorch_model"),
+    *("checkpoint", "model_best", "open_clip_model", "open_clip_pytorch_model", "saved_model"),
+    *("inference", "variables", "tf_model", "flax_model", "openvino_model", "model.weights"),
 )
+# Endings of many other files: what bears them is a model only if its bytes say so.
+WEAK = (".json", ".index", ".pkl", ".xml", ".npz", ".npy", ".pb", ".weights", ".param", ".msgpack")
+STRONG = tuple(x for x in READERS if x not in WEAK)
+ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".task")
+KNOWN = f"the formats known are {', '.join(dict.fromkeys(x.suffixes[0] for x in FORMATS))}"
 VARIANT = re.compile(r"[._-](fp16|fp32|bf16|float16|non_ema|quantized|int8|uint8|q4|bnb4)$")
 
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """The file of one model, or its shards in order.
+    """The file of one model, its shards in order, or the folder that is one model.
 
     Attributes:
         label: name of the file, or of the set of shards, as it is shown.
-        format: its suffix in lower case.
+        format: its format; None of an archive, and of what is none that is read.
         paths: the files.
         missing: names of shards that are not there.
     """
 
     label: str
-    format: str
+    format: Format | None
     paths: tuple[Path, ...]
     missing: tuple[str, ...] = ()
 
@@ -60,14 +77,24 @@ class ModelFiles:
     @property
     def is_variant(self) -> bool:
         """Whether its name says that it is a rounded or otherwise changed copy of another."""
-        return VARIANT.search(self.label.removesuffix(self.format)) is not None
+        return VARIANT.search(self._without_ending) is not None
 
     @property
     def stem(self) -> str:
         """The name without suffix, number of shards and variant, equal for formats of one model."""
-        stem = self.label[: -len(self.format)] if self.label.endswith(self.format) else self.label
-        stem = VARIANT.sub("", stem)
+        stem = VARIANT.sub("", self._without_ending)
         return "model" if stem in UNNAMED else stem
+
+    @property
+    def _without_ending(self) -> str:
+        return self.label.removesuffix(format_of(Path(self.label), READERS) or "")
+
+    @property
+    def rank(self) -> tuple[int, int]:
+        """How late its format comes where one model lies in several."""
+        place = FORMATS.index(self.format) if self.format else len(FORMATS)
+        ending = format_of(self.paths[0], READERS)
+        return place, list(READERS).index(ending) if ending else len(READERS)
 
 
 def format_of(path: Path, formats: Iterable[str]) -> str | None:
@@ -76,73 +103,104 @@ def format_of(path: Path, formats: Iterable[str]) -> str | None:
     return max((x for x in formats if name.endswith(x)), key=len, default=None)
 
 
-def model_files_in(folder: Path, formats: Sequence[str]) -> list[ModelFiles]:
+def model_files_in(folder: Path) -> list[ModelFiles]:
     """Return the models in a folder and in those inside it, folder by folder, best format first.
+
+    Files are recognised by their bytes. A file whose name is that of a model, but whose bytes are
+    not, is returned with the format None, so that reading it says what is wrong.
 
     Raises:
         SourceError: it holds none, a download is not complete, or an index is damaged.
     """
-    roots = snapshots(folder)
-    files = [p for root in roots for p in sorted(root.rglob("*")) if format_of(p, formats)]
-    if lost := [p for p in files if p.is_symlink() and not p.exists()]:
-        raise SourceError(
-            f"{lost[0]} is a link to a file that is not there: its download is not complete; fetch "
-            "it again"
-        )
-    files = [p for p in files if p.is_file()]
-    if not files:
-        raise SourceError(f"no model file in {folder}; the formats known are {', '.join(formats)}")
-    return group_files(files, formats)
+    files = [p for root in snapshots(folder) for p in _walk(root)]
+    models = group_files(files)
+    if not models:
+        raise SourceError(f"no model file in {folder}; {KNOWN}")
+    return models
 
 
-def group_files(files: Sequence[Path], formats: Sequence[str]) -> list[ModelFiles]:
-    """Join the shards of models, which an index or their names tell; see `model_files_in`."""
+def _walk(root: Path) -> Iterator[Path]:
+    """Yield the files of a folder and of those inside it; a folder that is one model as itself."""
+    if folder_format(root):
+        yield root
+        return
+    for path in sorted(root.iterdir()):
+        if path.is_symlink() and not path.exists():
+            if format_of(path, READERS):
+                raise SourceError(
+                    f"{path} is a link to a file that is not there: its download is not complete; "
+                    "fetch it again"
+                )
+        elif path.is_dir():
+            if not path.is_symlink():
+                yield from _walk(path)
+        elif path.is_file():
+            yield path
+
+
+def group_files(files: Sequence[Path]) -> list[ModelFiles]:
+    """Recognise files and join the shards of models; see `model_files_in`."""
     groups: dict[tuple[Path, str], ModelFiles] = {}
     taken: set[Path] = set()
     for folder in dict.fromkeys(p.parent for p in files):
         for index in sorted(folder.glob(f"*{INDEX}")):
-            one = read_index(index, formats)
+            one = read_index(index)
             groups[folder, one.label] = one
             taken |= set(one.paths)
-    for path in files:
+    found = {path: folder_format(path) or recognise(path) for path in files if path not in taken}
+    for path, kind in found.items():
+        taken |= set(companions(path, kind)) if kind else set()
+    for path, kind in found.items():
+        ending = format_of(path, READERS)
+        if path in taken or not (kind or _is_named_as_model(path, ending)):
+            continue
         shard = SHARD.fullmatch(path.name)
         label = f"{shard['stem']}{shard['suffix']}" if shard else path.name
-        if path in taken or (path.parent, f"{label} in {shard and shard['count']}") in groups:
+        if (path.parent, f"{label} in {shard and shard['count']}") in groups:
             continue
-        kind = format_of(path, formats) or ""
         if shard is None:
             groups[path.parent, label] = ModelFiles(label, kind, (path,))
         else:
             groups[path.parent, f"{label} in {shard['count']}"] = _shards(path, shard, kind)
-    return sorted(
-        groups.values(),
-        key=lambda x: (x.folder, list(formats).index(x.format), x.is_variant, x.label),
-    )
+    return sorted(groups.values(), key=lambda x: (x.folder, x.rank, x.is_variant, x.label))
 
 
-def _shards(path: Path, shard: re.Match[str], kind: str) -> ModelFiles:
+def _is_named_as_model(path: Path, ending: str | None) -> bool:
+    if ending:
+        return ending not in WEAK
+    return path.suffix.lower() in ARCHIVES and is_archive(path) and looks_worth(path, STRONG)
+
+
+def _shards(path: Path, shard: re.Match[str], kind: Format | None) -> ModelFiles:
     width, before = len(shard["part"]), path.name[: shard.start("part")]
     after = path.name[shard.end("part") :]
-    names = [f"{before}{i:0{width}d}{after}" for i in range(1, int(shard["count"]) + 1)]
+    names = [f"{before}{i:0{width}d}{after}" for i in range(1, min(int(shard["count"]), 9999) + 1)]
     there = tuple(path.parent / name for name in names if (path.parent / name).is_file())
     missing = tuple(name for name in names if path.parent / name not in there)
-    return ModelFiles(f"{shard['stem']}{shard['suffix']}", kind, there, missing)
+    return ModelFiles(f"{shard['stem']}{shard['suffix']}", kind, there or (path,), missing)
 
 
-def read_index(path: Path, formats: Sequence[str]) -> ModelFiles:
+def is_index(path: Path) -> bool:
+    """Whether a file is an index of shards, by its name or its content."""
+    if path.name.endswith(INDEX):
+        return True
+    content = Content(path)
+    return content.is_json and content.holds(b'"weight_map"')
+
+
+def read_index(path: Path) -> ModelFiles:
     """Return the shards that an index such as ``model.safetensors.index.json`` names.
 
     Raises:
         SourceError: it is damaged, or names no file of a known format in its own folder.
     """
     try:
-        named = json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()
+        named = load_json(path)["weight_map"].values()
         names = list(dict.fromkeys(map(str, named)))
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise SourceError(f"{path} is not a readable index of shards: {error!r}") from error
-    label = path.name[: -len(INDEX)]
-    kinds = {format_of(Path(name), formats) for name in names}
-    if len(kinds) != 1 or None in kinds or any(Path(name).name != name for name in names):
+    label = path.name[: -len(INDEX)] if path.name.endswith(INDEX) else path.name
+    if any(Path(name).name != name for name in names) or not names:
         raise SourceError(
             f"{path} is not a readable index of shards: expected names of files in its own folder, "
             f"got {', '.join(names[:4]) or 'none'}"
@@ -151,7 +209,10 @@ def read_index(path: Path, formats: Sequence[str]) -> ModelFiles:
     missing = tuple(name for name in names if path.parent / name not in there)
     if not there:
         raise SourceError(f"{path} names {', '.join(missing[:4])}, none of which is beside it")
-    return ModelFiles(label, kinds.pop() or "", there, missing)
+    kinds = {recognise(x) or suffix_format(x) for x in there}
+    if len(kinds) != 1 or None in kinds:
+        raise SourceError(f"{path} is not a readable index of shards: its files have no one format")
+    return ModelFiles(label, kinds.pop(), there, missing)
 
 
 def model_name(path: Path) -> str:

@@ -10,7 +10,10 @@ from keyfilters.sources.folders import INDEX, model_files_in
 __all__ = ["download"]
 
 # One copy of the weights is enough; the formats are tried in this order.
-FORMATS = (".safetensors", ".bin", ".pth", ".pt", ".onnx", ".tflite")
+FORMATS = (
+    *(".safetensors", ".bin", ".pth", ".pt", ".ckpt", ".onnx", ".tflite", ".keras", ".h5"),
+    *(".msgpack", ".npz", ".mlmodel", ".pkl"),
+)
 
 
 def download(repo: str) -> Path:
@@ -47,7 +50,7 @@ def download(repo: str) -> Path:
         if held is None:
             raise SourceError(f"hf-hub:{repo} cannot be fetched: {reason}") from error
         try:
-            found = model_files_in(held, FORMATS)
+            found = model_files_in(held)
         except SourceError as lack:
             raise SourceError(f"hf-hub:{repo} cannot be fetched: {reason}; {lack}") from error
         if missing := [name for x in found for name in x.missing]:

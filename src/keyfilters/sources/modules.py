@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -47,9 +48,14 @@ def read_module(
     if isinstance(module, torch.export.ExportedProgram):
         module = module.module()
     collector = Collector(model or type(unwrapped(module)).__name__)
-    depths = []
+    depths: list[float] = []
+    one_dimensional = False
     for kernel in kernels(fuse(module) if fused else module):
-        if kernel.not_depthwise or kernel.unreadable:
+        if weight := _one_dimensional(kernel):
+            weight(collector)
+            one_dimensional = True
+            depths.append(0.0)
+        elif kernel.not_depthwise or kernel.unreadable:
             collector.skip(kernel.name, kernel.not_depthwise or kernel.unreadable)
         elif kernel.owner:
             reason = f"shares its weights with {kernel.owner}, counted once"
@@ -57,8 +63,42 @@ def read_module(
         elif _offer(collector, kernel, fused):
             depths.append(kernel.depth)
     bank = collector.bank()
+    if one_dimensional or len(depths) != len(bank.layers):
+        return bank
     layers = [replace(x, depth=depth) for x, depth in zip(bank.layers, depths, strict=True)]
     return FilterBank(layers, bank.skipped)
+
+
+def _one_dimensional(kernel: Kernel) -> Callable[[Collector], None] | None:
+    """Return what offers a one-dimensional depthwise convolution; None for any other."""
+    conv, shape = kernel.module, kernel.shape
+    if shape is None or len(shape.kernel) != 1 or shape.channels_per_group != 1 or shape.transposed:
+        return None
+    if not isinstance(conv, nn.Conv1d) or type(conv).forward is not nn.Conv1d.forward:
+        return None
+    weight = conv.weight.detach()
+    if weight.is_meta or why_too_large(weight):
+        return None
+    return lambda collector: collector.offer(
+        kernel.name,
+        shape,
+        lambda: to_array(weight),
+        stride=conv.stride,
+        dilation=conv.dilation,
+        padding=_padding(conv),
+        identity=(weight.data_ptr(), weight.shape),
+    )
+
+
+def _padding(conv: Any) -> tuple[int, ...] | str | None:
+    value = getattr(conv, "padding", None)
+    if "Same" in type(conv).__name__ or value == "same":
+        return "same"
+    if value == "valid":
+        return (0,) * len(conv.kernel_size)
+    if isinstance(value, int):
+        return (value,) * len(conv.kernel_size)
+    return tuple(value) if isinstance(value, (tuple, list)) else None
 
 
 def _offer(collector: Collector, kernel: Kernel, fused: bool) -> bool:
@@ -77,6 +117,7 @@ def _offer(collector: Collector, kernel: Kernel, fused: bool) -> bool:
         lambda: filters,
         stride=kernel.stride,
         dilation=kernel.dilation,
+        padding=_padding(kernel.module) if hasattr(kernel.module, "kernel_size") else None,
         note="; ".join(filter(None, notes)),
     )
     return True

@@ -9,7 +9,7 @@ import numpy as np
 from keyfilters.bank import FilterBank
 from keyfilters.depthwise import ConvShape
 from keyfilters.errors import MissingExtraError
-from keyfilters.sources.collect import Collector
+from keyfilters.sources.collect import Collector, symmetric
 from keyfilters.sources.onnx_constants import (
     Array,
     NotConstantError,
@@ -24,8 +24,11 @@ from keyfilters.sources.onnx_constants import (
 __all__ = ["read_onnx"]
 
 # Convolutions with the position of the weight among their inputs; FusedConv is onnxruntime's.
-WEIGHT = {"Conv": 1, "ConvTranspose": 1, "FusedConv": 1, "ConvInteger": 1, "QLinearConv": 3}
-DOMAINS = ("", "ai.onnx", "com.microsoft")
+WEIGHT = {
+    "Conv": 1, "ConvTranspose": 1, "FusedConv": 1, "NhwcConv": 1, "NhwcFusedConv": 1,
+    "ConvInteger": 1, "QLinearConv": 3,
+}  # fmt: skip
+DOMAINS = ("", "ai.onnx", "com.microsoft", "com.ms.internal.nhwc")
 UNSCALED = "integers without their scale: shapes are right, norms mean nothing"
 
 
@@ -114,13 +117,17 @@ def _offer(name: str, node: Proto, weight: str, scope: Scope, collector: Collect
     out_channels, in_channels = shape[0], shape[1] * group
     if transposed:
         out_channels, in_channels = in_channels, out_channels
+    kernel = shape[2:]
+    if node.op_type.startswith("Nhwc") and shape[-1] == 1 < shape[1]:  # channels last
+        kernel, out_channels, in_channels = shape[1:-1], shape[0], group
     scale = _scale(node, scope)
     collector.offer(
         name,
-        ConvShape(shape[2:], in_channels, out_channels, in_channels // group, transposed),
+        ConvShape(kernel, in_channels, out_channels, in_channels // group, transposed),
         lambda: _weights(node, weight, scale, scope),
-        stride=_pair(node, "strides"),
-        dilation=_pair(node, "dilations"),
+        stride=tuple(attribute(node, "strides", "ints") or [1] * len(kernel)),
+        dilation=tuple(attribute(node, "dilations", "ints") or [1] * len(kernel)),
+        padding=_padding(node, len(kernel)),
         identity=scope.parameter(weight),
         note=UNSCALED if node.op_type == "ConvInteger" and scale is None else "",
     )
@@ -162,7 +169,8 @@ def _scale(node: Proto, scope: Scope) -> str | None:
     return None
 
 
-def _pair(node: Proto, name: str) -> tuple[int, int] | None:
-    """Return an attribute of two dimensions as (y, x); None in one and three dimensions."""
-    values = attribute(node, name, "ints") or (1, 1)
-    return (values[0], values[1]) if len(values) == 2 else None
+def _padding(node: Proto, axes: int) -> tuple[int, ...] | str | None:
+    said = (attribute(node, "auto_pad", "s") or b"").decode("ascii", "replace")
+    if said.startswith("SAME"):
+        return "same"
+    return symmetric(attribute(node, "pads", "ints") or [0] * 2 * axes)

@@ -7,8 +7,14 @@ from importlib import metadata
 from pathlib import Path
 
 from keyfilters.errors import SourceError, nearest
+from keyfilters.sources.content import Content
+from keyfilters.sources.folders import STRONG
+from keyfilters.sources.formats import recognise
 
 __all__ = ["find_distribution", "installed_model_files", "model_files"]
+
+# Endings that other files bear too, so that the bytes decide.
+CONTENT = (".pb", ".weights", ".param", ".xml", ".bin")
 
 
 def find_distribution(name: str) -> metadata.Distribution:
@@ -32,21 +38,30 @@ def find_distribution(name: str) -> metadata.Distribution:
     )
 
 
-def model_files(distribution: metadata.Distribution, suffixes: frozenset[str]) -> list[Path]:
-    """List the model files of a distribution, sorted by path.
-
-    Args:
-        distribution: an installed distribution.
-        suffixes: file endings that count, with the dot.
-    """
+def model_files(distribution: metadata.Distribution) -> list[Path]:
+    """List the model files of a distribution, sorted by path."""
     listed = distribution.files or []
-    paths = {Path(str(distribution.locate_file(file))) for file in listed}
-    return sorted(p for p in paths if p.suffix in suffixes and not _is_path_file(p) and p.is_file())
+    named = [x for x in listed if str(x).lower().endswith(STRONG + CONTENT)]
+    paths = {Path(str(distribution.locate_file(file))) for file in named}
+    return sorted(p for p in paths if p.is_file() and not _is_path_file(p) and _is_model(p))
 
 
-def installed_model_files(suffixes: frozenset[str]) -> dict[str, list[Path]]:
+def _is_model(path: Path) -> bool:
+    """Whether a file is a model: of some endings every file, of others by its bytes."""
+    kind = recognise(path)
+    if kind is not None and kind.name == "Keras":  # HDF5 holds all sorts of data
+        content = Content(path)
+        return any(content.holds(x) for x in (b"layer_names", b"model_config", b"vars")) or bool(
+            content.names
+        )
+    if path.suffix.lower() in CONTENT:
+        return kind is not None
+    return kind is not None or not path.name.lower().endswith((".bin", ".index"))
+
+
+def installed_model_files() -> dict[str, list[Path]]:
     """List the model files of every installed distribution that has some."""
-    found = {d.metadata["Name"]: model_files(d, suffixes) for d in metadata.distributions()}
+    found = {d.metadata["Name"]: model_files(d) for d in metadata.distributions()}
     return {name: files for name, files in sorted(found.items()) if name and files}
 
 

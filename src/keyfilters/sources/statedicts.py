@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,16 +18,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from keyfilters.bank import FilterBank
-from keyfilters.depthwise import ConvShape
 from keyfilters.errors import SourceError
-from keyfilters.sources.collect import Collector
+from keyfilters.sources.collect import Collector, Geometry
 from keyfilters.sources.parametrised import made_kernels
+from keyfilters.sources.torch_tensors import as_tensor
+from keyfilters.sources.weight_sets import WRAPPERS, choose_set, weight_sets
 
-__all__ = ["FIRST", "read_state_dict", "to_array", "unwrap", "why_too_large"]
+__all__ = ["FIRST", "WRAPPERS", "read_state_dict", "to_array", "unwrap", "why_too_large"]
 
-# Under these keys training scripts keep the weights. An average over training comes first, since
-# it is what such scripts evaluate and publish (timm's order).
-WRAPPERS = ("state_dict_ema", "model_ema", "ema", "state_dict", "model", "module", "net", "weights")
+LONGEST = 1000  # characters of a name
 PREFIXES = ("module.", "_orig_mod.")  # DistributedDataParallel, torch.compile
 
 SHAPE_ONLY = "known by its shape only: could also be a convolution of a one-channel image"
@@ -40,43 +40,62 @@ BUFFERS = re.compile(
 FIRST = "the file's first convolution, so probably one of a one-channel image and not depthwise"
 
 
-def unwrap(checkpoint: Mapping[str, Any]) -> tuple[dict[str, Tensor], list[tuple[str, str]]]:
+def unwrap(checkpoint: Any, chosen: str = "") -> tuple[dict[str, Tensor], list[tuple[str, str]]]:
     """Find the state dict inside a checkpoint and clean its names.
 
     Args:
-        checkpoint: a state dict, or a mapping that holds one under a usual key such as
-            ``"state_dict"``, ``"model"`` or ``"model_ema"``, at any depth.
+        checkpoint: a state dict, or what holds one or several at any depth: mappings, lists, what
+            `keyfilters.sources.torch_files.load_torch` returns.
+        chosen: the name of a set of weights; empty for the default of `choose_set`.
 
     Returns:
         The tensors by name without ``module.`` and ``_orig_mod.`` prefixes, and ``(key, reason)``
         of every other set of weights in the checkpoint, which was not read.
 
     Raises:
-        SourceError: there are no tensors.
+        SourceError: there are no tensors, or no such set.
 
     >>> tensors, others = unwrap({"epoch": 3, "state_dict": {"module.conv.weight": torch.ones(2)}})
     >>> list(tensors), others
     (['conv.weight'], [])
     """
-    others: list[tuple[str, str]] = []
-    while True:
-        held = [k for k in WRAPPERS if isinstance(checkpoint.get(k), Mapping)]
-        held = [k for k in held if _holds_tensors(checkpoint[k])]
-        if not held:
-            break
-        others += [(key, f"another set of weights; {held[0]!r} was read") for key in held[1:]]
-        checkpoint = checkpoint[held[0]]
-    tensors = {str(name): x for name, x in checkpoint.items() if isinstance(x, Tensor)}
-    if not tensors:
-        keys = ", ".join(map(str, list(checkpoint)[:8])) or "none"
-        raise SourceError(f"no weights found: expected a state dict, got a mapping of keys {keys}")
-    while prefix := next((p for p in PREFIXES if all(n.startswith(p) for n in tensors)), None):
-        tensors = {name.removeprefix(prefix): x for name, x in tensors.items()}
-    return tensors, others
+    found = _found(checkpoint, chosen)
+    return found.tensors, found.others
+
+
+@dataclass
+class _Found:
+    tensors: dict[str, Tensor]
+    geometry: Mapping[str, Geometry]
+    others: list[tuple[str, str]]
+    note: str
+
+
+def _found(checkpoint: Any, wanted: str) -> _Found:
+    sets, states = weight_sets(checkpoint)
+    if not sets:
+        keys = "no mapping"
+        if isinstance(checkpoint, Mapping):
+            keys = f"keys {', '.join(map(str, list(checkpoint)[:8])) or 'none'}"
+        raise SourceError(f"no weights found: expected a state dict, got a file of {keys}")
+    chosen = choose_set(sets, states, wanted)
+    held = chosen.set
+    names = {name: name for name in held.tensors}
+    while prefix := next((p for p in PREFIXES if all(n.startswith(p) for n in names)), None):
+        names = {name.removeprefix(prefix): old for name, old in names.items()}
+    tensors: dict[str, Tensor] = {}
+    for name, old in names.items():
+        tensor = as_tensor(held.tensors[old])
+        if tensor is not None and len(name) <= LONGEST:
+            tensors[name] = tensor
+    note = ""
+    if len(sets) > 1:
+        note = f"of {len(sets)} sets of weights {held.name or 'the top'!r}: {chosen.why}"
+    return _Found(tensors, held.geometry, chosen.others, note)
 
 
 def read_state_dict(
-    checkpoint: Mapping[str, Any], model: str, *, in_model_order: bool = True
+    checkpoint: Any, model: str, *, in_model_order: bool = True, chosen: str = ""
 ) -> FilterBank:
     """Read the depthwise filters of a plain or wrapped state dict.
 
@@ -85,22 +104,25 @@ def read_state_dict(
         model: name of the model in the bank's tables.
         in_model_order: whether the mapping's order is the model's own. If it is not, the layers are
             put in the natural order of their names (2 before 10).
+        chosen: see `unwrap`.
 
     Raises:
-        SourceError: there are no tensors.
+        SourceError: there are no tensors, or no such set.
 
     >>> bank = read_state_dict({"conv.weight": torch.ones(8, 1, 5, 5)}, "net")
     >>> bank.sizes
     {(5, 5): 8}
     """
-    tensors, others = unwrap(checkpoint)
+    found = _found(checkpoint, chosen)
+    tensors = found.tensors
     collector = Collector(model)
-    for key, reason in others:
+    for key, reason in found.others:
         collector.skip(key, reason)
     first, done = in_model_order, set()
     made, parts = made_kernels(tensors)
     for name in tensors if in_model_order else sorted(tensors, key=_natural):
-        stored, layer, note = tensors[name], name.removesuffix(".weight"), ""
+        stored, layer, note = tensors[name], re.sub(r"(^|\.)weight$", "", name) or name, ""
+        geometry = found.geometry.get(name.removesuffix("weight").removesuffix("."))
         if name in parts:
             layer = parts[name]
             if layer in done:
@@ -110,35 +132,42 @@ def read_state_dict(
             if isinstance(kernel, str):
                 collector.skip(layer, kernel)
                 continue
-            stored = kernel
-        elif not _may_be_convolution(name, stored):
+            stored, geometry = kernel, found.geometry.get(layer)
+        elif geometry is None and not _may_be_convolution(name, stored):
             if _looks_like_filters(stored):
                 collector.skip(name, "has the shape of filters, but the name of a buffer")
             continue
-        shape_note = FIRST if first else SHAPE_ONLY
+        if geometry is not None and stored.ndim < 3:
+            continue
+        shape_note = "" if geometry else FIRST if first else SHAPE_ONLY
         order = "" if in_model_order else BY_NAME
-        notes = "; ".join(filter(None, [shape_note, note, order]))
+        notes = "; ".join(filter(None, [shape_note, note, order, found.note]))
         if reason := _why_unreadable(stored):
             collector.skip(name, reason)
             continue
         first = False
-        _offer(collector, layer, stored, notes)
+        _offer(collector, layer, stored, geometry, notes)
     return collector.bank()
 
 
-def _offer(collector: Collector, name: str, stored: Tensor, note: str) -> None:
+def _offer(
+    collector: Collector, name: str, stored: Tensor, geometry: Geometry | None, note: str
+) -> None:
     tensor = stored.dequantize() if stored.is_quantized else stored
-    out_channels, channels_per_group, *kernel = tensor.shape
-    # What input a weight of one channel a group sees is not told; any other is not depthwise.
-    in_channels = None if channels_per_group == 1 else channels_per_group
     alive = stored is tensor
-    collector.offer(
-        name,
-        ConvShape(tuple(kernel), in_channels, out_channels, channels_per_group),
-        lambda: to_array(tensor),
-        identity=(tensor.data_ptr(), tensor.shape, tensor.stride()) if alive else None,
-        note=note,
-    )
+    layout = "io" if geometry and geometry.transposed else "oi"
+    try:
+        collector.kernel(
+            name,
+            layout + "zyx"[5 - tensor.ndim :],
+            tuple(tensor.shape),
+            lambda: to_array(tensor),
+            geometry,
+            identity=(tensor.data_ptr(), tensor.shape, tensor.stride()) if alive else None,
+            note=note,
+        )
+    except ValueError as error:
+        collector.skip(name, str(error))
 
 
 def _why_unreadable(tensor: Tensor) -> str:

@@ -75,6 +75,8 @@ def read_tflite(path: Path, model: str) -> FilterBank:
         file = File(path.read_bytes())
         for graph in file.tables(file.model, "Subgraphs"):
             _read_graph(Graph(file, graph), collector)
+    except SourceError:
+        raise
     except OSError as error:
         raise SourceError(f"{path} cannot be opened as a .tflite file: {error}") from error
     except BROKEN as error:
@@ -89,6 +91,11 @@ def _read_graph(graph: Graph, collector: Collector) -> None:
     """Offer the convolutions of a subgraph, in order."""
     for operator in range(len(graph.operators)):
         kind = graph.type(operator)
+        if kind == "edgetpu-custom-op":
+            raise SourceError(
+                f"{collector.model} is compiled for the Edge TPU, in whose form the weights are;"
+                " give the .tflite file that it was compiled from"
+            )
         if "CONV" not in kind.upper() or "CONVERT" in kind.upper():
             continue
         made = [graph.tensors[i] for i in graph.outputs[operator][:1]]
@@ -117,28 +124,45 @@ def _offer(name: str, operator: int, weight: int, graph: Graph, collector: Colle
             raise ValueError(f"weights of shape {shape} do not fit {in_channels} input channels")
     kernel = tuple(extent[axis] for axis in "zyx" if axis in extent)
     transposed = "TRANSPOSE" in graph.type(operator)
-    stride, dilation = _geometry(graph.operators[operator], kind)
+    stride, dilation, padding = _geometry(graph.operators[operator], kind)
+    if blocks := _blocks(graph, graph.input(operator, kind.input)):
+        dilation, padding = blocks, None
     collector.offer(
         name,
         ConvShape(kernel, in_channels, out_channels, channels_per_group, transposed),
         lambda: np.moveaxis(graph.values(weight), kind.layout.index("o"), 0),
         stride=stride,
         dilation=dilation,
+        padding=padding,
         identity=graph.tensors[weight].Buffer(),
     )
 
 
+def _blocks(graph: Graph, image: int) -> tuple[int, int] | None:
+    """Return the dilation that converters write as SPACE_TO_BATCH_ND before the convolution."""
+    maker = graph.makers.get(image)
+    if maker is None or graph.type(maker) != "SPACE_TO_BATCH_ND":
+        return None
+    table = graph.tensors[graph.input(maker, 1)]
+    block = np.frombuffer(graph.file.buffers[table.Buffer()], "<i4")
+    return (int(block[0]), int(block[1])) if block.size == 2 else None
+
+
 def _geometry(
     operator: Table, kind: _Kind
-) -> tuple[tuple[int, int] | None, tuple[int, int] | None]:
-    """Return stride and dilation as (y, x), None where the file does not tell."""
+) -> tuple[tuple[int, int] | None, tuple[int, int] | None, tuple[int, int] | str | None]:
+    """Return stride, dilation and padding as (y, x), None where the file does not tell."""
     import tflite
 
     union = operator.BuiltinOptions()
     expected = getattr(tflite.BuiltinOptions, kind.options) if kind.options else None
     if union is None or operator.BuiltinOptionsType() != expected:
-        return None, None
+        return None, None, None
     options = getattr(tflite, kind.options)()
     options.Init(union.Bytes, union.Pos)
     dilation = options.DilationHFactor(), options.DilationWFactor()
-    return (options.StrideH(), options.StrideW()), dilation
+    return (
+        (options.StrideH(), options.StrideW()),
+        dilation,
+        "same" if not options.Padding() else (0, 0),
+    )

@@ -1,7 +1,5 @@
-"""Writing filters into models: replace, initialise, transfer, freeze, constrain."""
+"""Writing filters into models: replace, initialise, transfer, freeze, parametrise."""
 
-from keyfilters.surgery.codebook import Code, Codebook
-from keyfilters.surgery.fold import fold_amplitudes_
 from keyfilters.surgery.freeze import Frozen, freeze_filters_, unfreeze_filters_
 from keyfilters.surgery.initialize import initialize_filters_
 from keyfilters.surgery.parametrize import bake_filters_, parametrize_filters_
@@ -11,11 +9,8 @@ from keyfilters.surgery.sensitivity import layer_sensitivity
 from keyfilters.surgery.transfer import transfer_filters_
 
 __all__ = [
-    "Code",
-    "Codebook",
     "Frozen",
     "bake_filters_",
-    "fold_amplitudes_",
     "freeze_filters_",
     "initialize_filters_",
     "layer_sensitivity",

@@ -9,26 +9,35 @@ import tempfile
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pandas as pd
 import torch
+from torch import Tensor, nn
 
 from keyfilters.bank import FORMAT
-from keyfilters.errors import KeyFiltersError, NoFiltersError, SourceError
+from keyfilters.errors import KeyFiltersError, SourceError
+from keyfilters.passes import first_line
 from keyfilters.sources.checkpoints import load_pickle, read_safetensors
 from keyfilters.sources.folders import format_of
 from keyfilters.sources.statedicts import WRAPPERS, _holds_tensors, unwrap
-from keyfilters.surgery.offers import Keys
+from keyfilters.sources.timm_models import load_timm
+from keyfilters.surgery.key_choice import Keys
 from keyfilters.surgery.onnx_files import Save, open_onnx
-from keyfilters.surgery.replace import replace_sites_
-from keyfilters.surgery.sites import SEVERAL_TENSORS, Site, choose_sites, find_sites
+from keyfilters.surgery.replace import replace_targets_
+from keyfilters.surgery.targets import (
+    SEVERAL_TENSORS,
+    Target,
+    choose_targets,
+    find_targets,
+    stored_target,
+)
 
-__all__ = ["replace_in_file"]
+__all__ = ["load_into", "replace_in_file"]
 
 Layers = Sequence[str] | None
-# The layers, why others are left alone, and what writes the file, told the names of the replaced.
-Opened = tuple[list[Site], dict[str, str], Save]
+# The layers, those left alone, and what writes the file, given the names of the layers replaced.
+Opened = tuple[list[Target], list[Target], Save]
 
 
 def replace_in_file(
@@ -41,18 +50,17 @@ def replace_in_file(
 ) -> pd.DataFrame:
     """Write a copy of a model file whose depthwise filters are their nearest ``a · key + b``.
 
-    All other tensors keep their bits and every weight its dtype. The target, and folders that it
-    lacks, are made in the end only, so that a failure leaves what was there.
+    All other tensors keep their bits and every weight its dtype. The target is written at the end,
+    so that a failure leaves what was there. Missing folders are created.
 
-    - ``.safetensors``: the metadata is kept. The order of the layers is not, so that the first one
-      is taken too; in the other checkpoints, as in a state dict, it is left alone where it could be
-      a convolution of a one-channel image, unless `layers` has its very name.
+    - ``.safetensors``: the metadata is kept.
     - ``.pth``, ``.pt``, ``.ckpt``, ``.bin``, ``.pth.tar``: the whole structure is kept, in
-      PyTorch's zip format with tensors on the CPU. Of several sets of weights that which `kf.read`
-      reads is replaced; the report names the others, which stay as they are even where they
-      share memory with it.
-    - ``.onnx``: what is left alone is said at `keyfilters.surgery.onnx_files.open_onnx`. Data
-      outside the file goes to ``TARGET.data`` beside the target, never to the source's own.
+      PyTorch's zip format with tensors on the CPU. Of several sets of weights the one that
+      `kf.read` reads is replaced; the report names the others, which stay as they are. A first
+      layer that could be a convolution of a one-channel image is left alone, as in a state dict,
+      unless `layers` names it.
+    - ``.onnx``: `keyfilters.surgery.onnx_files.open_onnx` lists what is left alone. External data
+      go to ``TARGET.data`` beside the target.
 
     Args:
         source: the model file.
@@ -70,24 +78,45 @@ def replace_in_file(
             `replace_filters_`; nothing is written.
 
     >>> from keyfilters.keyset import KeySet
-    >>> keys = KeySet.published("lindeberg2026-B", size=3)
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     a, b = Path(folder, "a.pth"), Path(folder, "b.pth")
-    ...     torch.save({"epoch": 3, "model": {"dw.weight": torch.ones(4, 1, 3, 3)}}, a)
-    ...     report = replace_in_file(a, b, keys, layers=["dw"])
-    ...     torch.load(b)["epoch"]
+    ...     model = {"dw.weight": torch.ones(4, 1, 3, 3)}
+    ...     torch.save({"epoch": 3, "model": model}, folder + "/a.pth")
+    ...     keys = KeySet.published("lindeberg2026-B", size=3)
+    ...     report = replace_in_file(folder + "/a.pth", folder + "/b.pth", keys, layers=["dw"])
+    ...     torch.load(folder + "/b.pth")["epoch"]
     3
-    >>> report[["layer", "size", "filters"]].values.tolist()
-    [['dw', '3×3', 4]]
     """
     source, target = Path(source), Path(target)
     opener = _check(source, target, overwrite)
-    sites, left, save = opener(source, [layers] if isinstance(layers, str) else layers)
-    if not sites and not left:
-        raise NoFiltersError(f"{source} has no depthwise convolution, so there is nothing to write")
-    report = replace_sites_(sites, left, keys)
+    targets, left, save = opener(source, [layers] if isinstance(layers, str) else layers)
+    report = replace_targets_(targets, left, keys)
     _write(target, save, set(report["layer"][report["left"] == ""]))
     return report
+
+
+def load_into(path: Path, architecture: str) -> nn.Module:
+    """Build the timm model ``timm:NAME`` and load a checkpoint file into it.
+
+    Raises:
+        KeyFiltersError: no such model or file, or the weights of another architecture.
+    """
+    name = architecture.removeprefix("timm:").partition("?")[0]
+    if name == architecture:
+        raise KeyFiltersError(f"cannot build {architecture!r}; type timm:NAME")
+    suffix = format_of(path, OPENERS)
+    if suffix not in (".safetensors", *PICKLES) or not path.is_file():
+        raise SourceError(f"{path} is no file of {', '.join(['.safetensors', *PICKLES])}")
+    model, _ = load_timm(f"{name}?pretrained=false")
+    tensors, _ = unwrap(load_pickle(path) if suffix in PICKLES else _safetensors(path)[0])
+    head = tensors.get(f"{getattr(model, 'pretrained_cfg', {}).get('classifier')}.weight")
+    if head is not None and len(head) != getattr(model, "num_classes", None):
+        cast(Any, model).reset_classifier(len(head))
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise KeyFiltersError(f"{path} does not fit {architecture}: {reason}") from error
+    return model
 
 
 def _write(target: Path, save: Save, written: Collection[str]) -> None:
@@ -96,62 +125,49 @@ def _write(target: Path, save: Save, written: Collection[str]) -> None:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-            unfinished = Path(folder) / "new" / target.name
-            unfinished.parent.mkdir()
-            save(unfinished, written)
+            new = Path(folder, "new")
+            new.mkdir()
+            save(new / target.name, written)
             # The model comes last: it must never stand beside data that is not its own.
-            files = sorted(unfinished.parent.iterdir(), key=unfinished.__eq__)
+            files = sorted(new.iterdir(), key=lambda file: file.name == target.name)
             _move(files, target.parent, Path(folder))
     except BaseException as error:
-        for new in made:
+        for empty in made:
             with suppress(OSError):  # another process may have written to it
-                new.rmdir()
+                empty.rmdir()
         if isinstance(error, KeyFiltersError) or not isinstance(error, Exception):
             raise
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        reason = getattr(error, "strerror", None) or first_line(error)
         raise KeyFiltersError(
-            f"cannot write {target}: {reason or type(error).__name__}; what was there is unchanged"
+            f"cannot write {target}: {reason}; what was there is unchanged"
         ) from error
 
 
 def _move(files: Sequence[Path], folder: Path, aside: Path) -> None:
-    """Move files into a folder, all or none: what they replace is kept aside until all are there.
-
-    Args:
-        files: on the file system of the folder.
-        folder: where they go.
-        aside: an empty folder there.
-    """
-    moved: list[tuple[Path, Path | None]] = []
+    """Move files into a folder, all or none; what they replace is kept in `aside` until then."""
+    moved: list[Path] = []
     try:
         for file in files:
-            place, kept = folder / file.name, None
+            place = folder / file.name
             if place.exists():
-                kept = aside / f"{file.name}.before"
-                shutil.copy2(place, kept)
+                shutil.copy2(place, aside / f"{file.name}.before")
             file.replace(place)
-            moved.append((place, kept))
+            moved.append(place)
     except BaseException:
-        for place, kept in moved:
-            if kept is None:
-                place.unlink()
-            else:
-                kept.replace(place)
+        for place in moved:
+            before = aside / f"{place.name}.before"
+            before.replace(place) if before.exists() else place.unlink()
         raise
 
 
 def _check(source: Path, target: Path, overwrite: bool) -> Callable[[Path, Layers], Opened]:
     """Return what opens the source, once it is clear that the target may be written."""
     suffix = format_of(source, OPENERS)
-    if source.suffix.lower() == ".tflite":
-        raise KeyFiltersError(
-            f"{source}: TFLite files are read, but cannot be written; export the model to ONNX and "
-            "replace its filters there"
-        )
     if suffix is None:
-        raise KeyFiltersError(
-            f"cannot replace filters in {source}; the formats written are {', '.join(OPENERS)}"
-        )
+        formats = f"the formats written are {', '.join(OPENERS)}"
+        if source.suffix.lower() == ".tflite":
+            formats = "TFLite files are only read; export the model to ONNX and replace there"
+        raise KeyFiltersError(f"cannot replace filters in {source}; {formats}")
     if format_of(target, OPENERS) != suffix:
         raise KeyFiltersError(
             f"the format stays the same, but {target} does not end in {suffix}; "
@@ -169,75 +185,73 @@ def _check(source: Path, target: Path, overwrite: bool) -> Callable[[Path, Layer
 
 
 def _open_safetensors(path: Path, layers: Layers) -> Opened:
-    from safetensors import safe_open
     from safetensors.torch import save_file
 
     bank = read_safetensors(path, path.stem)  # says what is wrong with a damaged file
-    with safe_open(path, framework="pt") as file:
-        metadata = file.metadata()
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    tensors, metadata = _safetensors(path)
     if (metadata or {}).get("format") == FORMAT:
         raise SourceError(
             f"{path} is a filter bank that keyfilters saved, and no model; replace the filters of "
             "the model that it was read from"
         )
     named, _ = unwrap(tensors)
-    sites, left = [], {}
+    found = []
     for layer in bank.layers:
         weight = named.get(f"{layer.name}.weight", named.get(layer.name))
         if weight is None:
-            left[layer.name] = SEVERAL_TENSORS
+            found.append(Target(layer.name, left=SEVERAL_TENSORS))
         else:
-            sites.append(Site(layer.name, weight, layer.depth))
-    sites = choose_sites(sites, left, layers)
+            found.append(stored_target(layer.name, weight, layer.depth))
 
     def save(target: Path, written: Collection[str]) -> None:
         save_file(tensors, target, metadata=metadata)
 
-    return sites, left, save
+    return *choose_targets(found, layers), save
+
+
+def _safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str] | None]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = file.keys()
+            return {name: file.get_tensor(name) for name in names}, file.metadata()
+    except (SafetensorError, OSError) as error:
+        raise SourceError(f"{path} is not a readable safetensors file: {error}") from error
 
 
 def _open_pickle(path: Path, layers: Layers) -> Opened:
     checkpoint = load_pickle(path)
     _part_(checkpoint)
-    sites, left = find_sites(checkpoint, layers)
-    left |= {name: f"not touched: {reason}" for name, reason in unwrap(checkpoint)[1]}
+    targets, left = find_targets(checkpoint, layers)
+    left += [Target(x, left=f"not touched: {reason}") for x, reason in unwrap(checkpoint)[1]]
 
     def save(target: Path, written: Collection[str]) -> None:
         torch.save(checkpoint, target)
 
-    return sites, left, save
+    return targets, left, save
 
 
 def _part_(checkpoint: Any) -> None:
-    """Give the set of weights that `unwrap` reads memory of its own, in place.
-
-    Weights that share memory inside the set go on sharing it.
-    """
+    """Give the set of weights that `unwrap` reads memory of its own, in place."""
     inside = checkpoint
-    while held := [
-        key
-        for key in WRAPPERS
-        if isinstance(inside.get(key), Mapping) and _holds_tensors(inside[key])
-    ]:
-        parent, key = inside, held[0]
-        inside = parent[key]
+    while held := next(
+        (x for x in WRAPPERS if isinstance(inside.get(x), Mapping) and _holds_tensors(inside[x])),
+        None,
+    ):
+        parent, key, inside = inside, held, inside[held]
     if inside is not checkpoint:
-        parent[key] = copy.deepcopy(inside)
+        parent[key] = copy.deepcopy(inside)  # weights shared inside the set stay shared
 
 
 def _open_onnx(path: Path, layers: Layers) -> Opened:
-    sites, left, save = open_onnx(path)
-    return choose_sites(sites, left, layers), left, save
+    found, save = open_onnx(path)
+    return *choose_targets(found, layers), save
 
 
+PICKLES = (".pth", ".pt", ".ckpt", ".bin", ".pth.tar", ".pt.tar")
 OPENERS: dict[str, Callable[[Path, Layers], Opened]] = {
     ".safetensors": _open_safetensors,
-    ".pth": _open_pickle,
-    ".pt": _open_pickle,
-    ".ckpt": _open_pickle,
-    ".bin": _open_pickle,
-    ".pth.tar": _open_pickle,
-    ".pt.tar": _open_pickle,
+    **dict.fromkeys(PICKLES, _open_pickle),
     ".onnx": _open_onnx,
 }

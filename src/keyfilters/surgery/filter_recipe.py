@@ -12,17 +12,22 @@ or, option by option::
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, Self
+from dataclasses import field
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator
 
 from keyfilters.surgery.treatment import Treatment
-from keyfilters.training import Recipe
+from keyfilters.training import Recipe, section
 
 __all__ = ["FilterRecipe"]
 
 
-@dataclass(frozen=True)
+def _parsed(given: Any) -> Any:
+    return Treatment.parse(given) if isinstance(given, str) else given
+
+
+@section
 class FilterRecipe(Recipe):
     """A recipe with a section ``[filters]``; without it, a recipe like any other.
 
@@ -31,16 +36,7 @@ class FilterRecipe(Recipe):
     ('lindeberg2026-B', ('bias',))
     """
 
-    section: ClassVar[str] = "recipe"
-    filters: Treatment = field(default_factory=Treatment)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any], where: str = "") -> Self:
-        """Make a recipe from nested dictionaries, as `Recipe.from_dict`."""
-        given = dict(values)
-        if "filters" in given:
-            given["filters"] = Treatment.of(given["filters"])
-        return super().from_dict(given, where)
+    filters: Annotated[Treatment, BeforeValidator(_parsed)] = field(default_factory=Treatment)
 
     def to_dict(self) -> dict[str, Any]:
         """Return nested dictionaries from which `from_dict` makes an equal recipe."""

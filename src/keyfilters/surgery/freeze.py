@@ -5,30 +5,24 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Any
 
 import pandas as pd
 import torch
-from torch import Tensor, nn
-from torch.nn.utils import parametrize
+from torch import Tensor, fx, nn
 
-from keyfilters.depthwise import Kernel, clean_name, kernels, unwrapped
-from keyfilters.errors import KeyFiltersError, NoFiltersError, nearest
-from keyfilters.surgery.norms import following_batchnorm, join, traced_batchnorms
+from keyfilters.depthwise import Kernel, kernels
+from keyfilters.errors import KeyFiltersError
+from keyfilters.passes import clean_name, unwrapped
+from keyfilters.surgery.graph import batchnorms_behind
+from keyfilters.surgery.targets import Target, choose_targets, layer_table
 
-__all__ = [
-    "POLICIES",
-    "Frozen",
-    "digest_of",
-    "following_batchnorm",
-    "freeze_filters_",
-    "unfreeze_filters_",
-]
+__all__ = ["POLICIES", "Frozen", "digest_of", "freeze_filters_", "unfreeze_filters_"]
 
 POLICIES = ("train", "eval", "frozen")
-COLUMNS = ["layer", "size", "filters", "depth", "sha256", "bias", "batchnorm", "policy"]
+COLUMNS = ["sha256", "bias", "batchnorm", "policy"]
 MARK = "_keyfilters_frozen"  # on every module touched: parameter -> whether it was trainable
+KEPT = "_keyfilters_kept"  # on the model: names of the normalisations that keep their statistics
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,8 +30,9 @@ class Frozen:
     """What was frozen, and the means to show that it has not moved.
 
     Attributes:
-        table: one row a layer: layer, size, filters, depth, sha256 (of the weight, 12 digits), bias
-            (frozen, free or none), batchnorm (that which directly follows, or empty) and policy.
+        table: one row a layer: layer, size, depth, filters, sha256 (of the weight, 12 digits), bias
+            (frozen, free or none), batchnorm (that which directly follows, or empty), policy, and
+            left: why a layer was left alone.
         model: the module that was frozen.
         digests: SHA-256 of every frozen tensor, by its dotted name: weights, and where they are
             frozen biases, running statistics and affine parameters.
@@ -50,7 +45,7 @@ class Frozen:
     def check(self, model: nn.Module | None = None) -> None:
         """Raise if a frozen tensor has changed in a single bit.
 
-        The device and the layout in memory do not count, the type of the numbers does.
+        The device and the layout in memory do not count, the dtype does.
 
         Args:
             model: look at this module instead, such as a copy or one that was loaded from a file.
@@ -62,6 +57,7 @@ class Frozen:
         >>> freeze_filters_(net).check()
         """
         seen = unwrapped(self.model if model is None else model)
+        _adopt_(seen, None)
         tensors: dict[str, Tensor] = dict(seen.named_parameters(remove_duplicate=False))
         tensors |= dict(seen.named_buffers(remove_duplicate=False))
         tensors = {clean_name(name): tensor for name, tensor in tensors.items()}
@@ -84,20 +80,17 @@ def freeze_filters_(
     """Freeze the depthwise filters of a model, in place (babaiee2025masterkey).
 
     The weights get ``requires_grad=False`` and lose their gradient, since an optimiser made before
-    would still apply it, with its weight decay.
-
-    Frozen filters do not freeze what the batch normalisation behind them learns, so say which:
+    would still apply it, with its weight decay. The batch normalisation that directly follows, in
+    a forward pass or else in the order of registration, is treated by a policy; all others train
+    on. Freezing again replaces the policy.
 
     - ``"train"``: statistics and affine parameters go on learning.
     - ``"eval"``: the running statistics are used and kept, whatever ``model.train()`` says; the
-      affine parameters go on learning. A forward pre-hook puts the module into evaluation mode
-      before each of its passes; it is copied and pickled with the model, but lost where the module
-      is replaced (`torch.nn.SyncBatchNorm.convert_sync_batchnorm`: convert first).
+      affine parameters go on learning. Forward pre-hooks of the normalisation and of the model put
+      it into evaluation mode before each pass. They are copied and pickled with the model, and that
+      of the model also holds what replaces the normalisation
+      (`torch.nn.SyncBatchNorm.convert_sync_batchnorm`).
     - ``"frozen"``: as eval, and the affine parameters are frozen too.
-
-    This concerns the batch normalisation that directly follows a frozen layer, in the forward pass
-    of a copy on an example or, where none can be made, in the order of registration
-    (`following_batchnorm`); all others train on. Freezing again replaces the policy.
 
     Args:
         model: a module; its optimiser may be given all parameters or the trainable ones.
@@ -124,98 +117,29 @@ def freeze_filters_(
         raise KeyFiltersError(f"batchnorm is {batchnorm!r}; type one of: {', '.join(POLICIES)}")
     _require_module(model)
     root = unwrapped(model)
-    targets = _targets(root, layers)
-    behind = traced_batchnorms(root)
-    paths = {module: path for path, module in root.named_modules()}
-    norms = {
-        x.name: behind.get(x.module) or following_batchnorm(root, paths[x.module]) for x in targets
-    }
+    targets, left = _targets(root, layers)
+    chosen = [target.known for target in targets]
+    norms = batchnorms_behind(root, chosen)
     for name in filter(None, norms.values()):
         if batchnorm != "train" and root.get_submodule(name).running_mean is None:
             raise KeyFiltersError(f'{name} has no statistics to keep; type batchnorm="train"')
     digests: dict[str, str] = {}
-    rows = []
-    for kernel in targets:
-        conv, norm_name = kernel.module, norms[kernel.name]
-        _release_(conv, root.training)
-        held = [*kernel.stored, "bias"] if bias else [*kernel.stored]
-        _hold_(conv, held)
-        watched = {join(kernel.name, x): _tensor(conv, x) for x in held}
-        if norm_name:
-            watched |= _keep_norm_(root, norm_name, batchnorm)
-        own = {name: digest_of(x) for name, x in watched.items() if x is not None}
-        digests |= own
-        shape, policy = kernel.read().shape, batchnorm if norm_name else ""
-        kept_bias = "none" if conv.bias is None else "frozen" if bias else "free"
-        plain = own.get(join(kernel.name, "weight")) if kernel.plain else None
-        short = (plain or digest_of(kernel.read()))[:12]
-        size = f"{shape[2]}×{shape[3]}"
-        row = (kernel.name, size, shape[0], kernel.depth, short, kept_bias, norm_name, policy)
-        rows.append(row)
-    return Frozen(pd.DataFrame(rows, columns=COLUMNS), model, digests)
-
-
-def _targets(root: nn.Module, layers: Sequence[str] | None) -> list[Kernel]:
-    """Return the layers to freeze.
-
-    Raises:
-        KeyFiltersError: one of them cannot be frozen.
-        NoFiltersError: there is none.
-    """
-    found = [x for x in kernels(root) if x.depthwise or x.unwritable]
-    if not found:
-        raise NoFiltersError("the model has no depthwise convolution, so there is none to freeze")
-    wanted = [layers] if isinstance(layers, str) else layers
-    for pattern in wanted or ():
-        if not any(fnmatchcase(x.name, pattern) for x in found):
-            tail = nearest(pattern, [x.name for x in found])
-            raise KeyFiltersError(f"no depthwise layer is called {pattern!r}{tail}")
-    chosen = [x for x in found if wanted is None or any(fnmatchcase(x.name, p) for p in wanted)]
+    rows = {}
     for kernel in chosen:
-        if kernel.form is None or isinstance(kernel.module, torch.jit.ScriptModule):
-            why = kernel.unreadable or kernel.unwritable or "a scripted module is not frozen here"
-            raise KeyFiltersError(f"{kernel.name} cannot be frozen: {why}")
-        form = kernel.form
-        if parametrize.is_parametrized(kernel.module, "weight") and form.fixed:
-            raise KeyFiltersError(
-                f"the weight of {kernel.name} is parametrised, so there is none to freeze; bake it "
-                f"first: {form.undo}"
-            )
-        if form.moves or "quantised" in form.how:
-            raise KeyFiltersError(
-                f"{kernel.name} cannot be frozen: its kernel is {form.how}, which no frozen "
-                f"parameter holds still; type {form.undo} first"
-            )
-        if not all(_reachable(kernel.module, name) for name in kernel.stored):
-            raise KeyFiltersError(f"{kernel.name} belongs to a program; freeze the module itself")
-    return [kernel for kernel in chosen if not kernel.owner]
-
-
-def _keep_norm_(root: nn.Module, name: str, policy: str) -> dict[str, Tensor]:
-    """Apply the policy to a normalisation; return the tensors that must not move."""
-    norm = root.get_submodule(name)
-    _release_(norm, root.training)
-    if policy == "train":
-        return {}
-    norm.register_forward_pre_hook(_keep_statistics)
-    norm.eval()
-    affine = ["weight", "bias"] if policy == "frozen" else []
-    _hold_(norm, affine)
-    kept = ["running_mean", "running_var", *affine]
-    return {f"{clean_name(name)}.{part}": getattr(norm, part) for part in kept}
-
-
-def _reachable(conv: nn.Module, name: str) -> bool:
-    try:
-        return isinstance(_tensor(conv, name), Tensor)
-    except AttributeError:
-        return False
-
-
-def _tensor(module: nn.Module, name: str) -> Any:
-    """Return an attribute by a dotted name."""
-    holder, _, last = name.rpartition(".")
-    return getattr(module.get_submodule(holder), last)
+        conv, norm = kernel.module, norms[kernel.name]
+        assert conv is not None
+        _release_(conv, root.training)
+        digests |= _hold_(conv, kernel.name, [*kernel.stored, *(["bias"] * bias)])
+        if norm:
+            digests |= _hold_norm_(root, norm, batchnorm)
+        has_bias = getattr(conv, "bias", None) is not None
+        rows[kernel.name] = {
+            "sha256": digest_of(kernel.read())[:12],
+            "bias": "none" if not has_bias else "frozen" if bias else "free",
+            "batchnorm": norm,
+            "policy": batchnorm if norm else "",
+        }
+    return Frozen(layer_table(targets, left, rows, COLUMNS), model, digests)
 
 
 def unfreeze_filters_(model: nn.Module) -> list[str]:
@@ -233,35 +157,112 @@ def unfreeze_filters_(model: nn.Module) -> list[str]:
     (['0'], True)
     """
     _require_module(model)
+    for module in model.modules():
+        _adopt_(module, None)
+        _drop_hooks_(module, _adopt_)
+        vars(module).pop(KEPT, None)
     return [name for name, module in model.named_modules() if _release_(module, model.training)]
 
 
+def _targets(root: nn.Module, layers: Sequence[str] | None) -> tuple[list[Target], list[Target]]:
+    """Return the layers to freeze and those left alone; raise if one cannot be frozen."""
+    found = [
+        Target(x.name, x, f"shares its weights with {x.owner}" if x.owner else "")
+        for x in kernels(root)
+        if x.depthwise or x.unwritable
+    ]
+    targets, left = choose_targets(found, layers)
+    for target in targets:
+        if why := _why_not_frozen(target.known):
+            raise KeyFiltersError(f"{target.name} cannot be frozen: {why}")
+    return targets, left
+
+
+def _why_not_frozen(kernel: Kernel) -> str:
+    form, module = kernel.form, kernel.module
+    if form is None:
+        return kernel.unreadable or kernel.unwritable
+    if isinstance(module, (torch.jit.ScriptModule, fx.GraphModule)):
+        return "it belongs to a program (a scripted module or exported); freeze the module itself"
+    if form.fixed and getattr(form, "on_keys", False):
+        return f"it is parametrised, so there is no weight to freeze; bake it first: {form.undo}"
+    if form.moves or "quantised" in form.how:
+        return f"its kernel is {form.how}, which no frozen parameter holds still; type {form.undo}"
+    return ""
+
+
+def _tensor(module: nn.Module, name: str) -> Any:
+    """Return an attribute by a dotted name."""
+    holder, _, last = name.rpartition(".")
+    return getattr(module.get_submodule(holder), last)
+
+
+def _hold_norm_(root: nn.Module, name: str, policy: str) -> dict[str, str]:
+    """Apply the policy to a normalisation; return the digests of its frozen tensors."""
+    norm = root.get_submodule(name)
+    _release_(norm, root.training)
+    kept = {key: held for key, held in vars(root).get(KEPT, {}).items() if key != name}
+    digests = {}
+    if policy != "train":
+        norm.register_forward_pre_hook(_keep_statistics)
+        norm.eval()
+        parts = ["running_mean", "running_var", *(["weight", "bias"] * (policy == "frozen"))]
+        digests = _hold_(norm, clean_name(name), parts)
+        kept[name] = getattr(norm, MARK)
+    _drop_hooks_(root, _adopt_)
+    setattr(root, KEPT, kept)
+    if kept:
+        root.register_forward_pre_hook(_adopt_)
+    return digests
+
+
 def _keep_statistics(module: nn.Module, _: Any) -> None:
-    """Forward pre-hook; at the module's top level so that it can be pickled."""
+    """Forward pre-hook; at the top level of this file so that it can be pickled."""
     module.eval()
 
 
-def _hold_(module: nn.Module, names: Sequence[str]) -> None:
-    held = {}
+def _adopt_(root: nn.Module, _: Any) -> None:
+    """Forward pre-hook: freeze what has replaced a frozen normalisation, such as SyncBatchNorm."""
+    for name, held in vars(root).get(KEPT, {}).items():
+        norm = root.get_submodule(name)
+        if MARK not in vars(norm):
+            setattr(norm, MARK, held)
+            norm.register_forward_pre_hook(_keep_statistics)
+
+
+def _drop_hooks_(module: nn.Module, hook: Any) -> bool:
+    # Not by the hook's handle: in a copy of the model that would remove the original's.
+    keys = [key for key, known in module._forward_pre_hooks.items() if known is hook]
+    for key in keys:
+        del module._forward_pre_hooks[key]
+    return bool(keys)
+
+
+def _hold_(module: nn.Module, prefix: str, names: Sequence[str]) -> dict[str, str]:
+    held, digests = {}, {}
     for name in names:
-        parameter = _tensor(module, name)
-        if isinstance(parameter, nn.Parameter):
-            held[name] = parameter.requires_grad
-            parameter.requires_grad_(False)
-            parameter.grad = None
+        tensor = _tensor(module, name)
+        if isinstance(tensor, nn.Parameter):
+            held[name] = tensor.requires_grad
+            tensor.requires_grad_(False)
+            tensor.grad = None
+        if tensor is not None:
+            digests[f"{prefix}.{name}" if prefix else name] = digest_of(tensor)
     setattr(module, MARK, held)
+    return digests
 
 
 def _release_(module: nn.Module, training: bool) -> bool:
-    """Undo `_hold_` and the hook; say whether there was anything to undo."""
-    # Not by the hook's handle: in a copy of the model that would remove the original's.
-    for key in [k for k, hook in module._forward_pre_hooks.items() if hook is _keep_statistics]:
-        del module._forward_pre_hooks[key]
+    """Undo `_hold_` and the hook; tell whether there was anything to undo."""
+    if _drop_hooks_(module, _keep_statistics):
         module.train(training)
-    held = module.__dict__.pop(MARK, None)
-    for name, trainable in (held or {}).items():
+    held = vars(module).get(MARK)
+    if held is None:
+        return False
+    for name, trainable in held.items():
         _tensor(module, name).requires_grad_(trainable)
-    return held is not None
+    setattr(module, MARK, None)  # not deleted, so that `_adopt_` does not freeze it again
+    return True
 
 
 def digest_of(tensor: Tensor) -> str:

@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import inspect
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import Any
 
 import pandas as pd
 import torch
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 
+from keyfilters import init
 from keyfilters.bank import FilterBank
+from keyfilters.depthwise import extent
 from keyfilters.errors import KeyFiltersError, nearest
-from keyfilters.surgery.offers import one_key_set
-from keyfilters.surgery.schemes import SCHEMES, Fill
-from keyfilters.surgery.sites import NOT_ASKED, Model, find_sites
+from keyfilters.keyset import KeySet
+from keyfilters.surgery.key_choice import one_key_set
+from keyfilters.surgery.resize import Tables, idealized_near
+from keyfilters.surgery.targets import Model, Target, find_targets, layer_table, write_all_
 
-if TYPE_CHECKING:
-    from keyfilters.keyset import KeySet
-
-__all__ = ["initialize_filters_", "layer_generator", "left_alone", "resolve_seed"]
-
-COLUMNS = ["layer", "size", "filters", "depth", "scheme", "rms_before", "rms_after", "note"]
+__all__ = ["SCHEMES", "initialize_filters_", "layer_generator", "resolve_seed"]
 
 
 def initialize_filters_(
@@ -64,8 +64,8 @@ def initialize_filters_(
     Args:
         model: a module, or a state dict, plain or wrapped, whose tensors are overwritten.
         scheme: one of the above.
-        seed: of all draws. Every layer draws for itself, from the seed and its relative depth, so
-            that `layers` does not change what a layer gets.
+        seed: of all draws. Every layer has its own random stream, from the seed and its relative
+            depth, so that `layers` does not change what a layer gets.
         generator: gives the seed instead.
         layers: names or patterns of those to initialise; None takes all.
         keys: for ``"keys"``, of the layers' size.
@@ -78,8 +78,8 @@ def initialize_filters_(
         **options: of the scheme.
 
     Returns:
-        One row a layer: layer, size, filters, depth, scheme, rms_before and rms_after (over all
-        taps of the layer), and note: for example why the layer was left alone.
+        One row a layer: layer, size, depth, filters, scheme, rms_before and rms_after (over all
+        taps of the layer), and left: why a layer was left alone.
 
     Raises:
         KeyFiltersError: unknown scheme or option, or no layer can be initialised so. The model is
@@ -90,98 +90,176 @@ def initialize_filters_(
     >>> initialize_filters_(net, std=0.02)[["layer", "size", "rms_after"]].round(4).values.tolist()
     [['0', '7×7', 0.02]]
     """
-    keys = None if keys is None else one_key_set(keys)
-    materials = {"keys": keys, "bank": bank}
-    fill = _prepare(scheme, options | {k: v for k, v in materials.items() if v is not None})
+    given = {"keys": keys and one_key_set(keys), "bank": bank}
+    fill = _prepare(scheme, options | {k: v for k, v in given.items() if v is not None})
     if std not in (None, "keep") and (isinstance(std, str) or not 0 < std < math.inf):
         raise KeyFiltersError(f'std is {std!r}; type a number above 0, "keep" or None')
     seed = resolve_seed(seed, generator)
-    sites, left = find_sites(model, layers)
-    reasons = {name: why for name, why in left.items() if why != NOT_ASKED}
-    new: dict[str, Tensor] = {}
-    writes: dict[str, Callable[[], None]] = {}
-    before = {site.name: _rms(torch.from_numpy(site.filters)) for site in sites}
-    for site in sites:  # all are drawn before the first is written
-        try:
-            wanted = _wanted(std, before[site.name])
-            drawn = fill(site, layer_generator(seed, site.depth, "initialize"), wanted)
-            if std == "keep" and scheme != "center-surround":
-                drawn *= before[site.name] / _rms(drawn)
-            if not drawn.isfinite().all():
-                raise KeyFiltersError("its filters would not be finite")
-            new[site.name], writes[site.name] = drawn, site.prepare(drawn)
-        except KeyFiltersError as error:
-            reasons[site.name] = str(error)
-    if not new:
-        why = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
-        raise KeyFiltersError(f"no layer can be initialised by {scheme!r}: {why}")
-    rows = []
-    for site in sites:
-        if site.name in new:
-            writes[site.name]()
-        shape = (f"{site.size[0]}×{site.size[1]}", len(site.weight), site.depth)
-        rms = (before[site.name], _rms(torch.from_numpy(site.filters)))
-        done = scheme if site.name in new else ""
-        rows.append((site.name, *shape, done, *rms, left_alone(reasons.pop(site.name, ""))))
-    rows += [
-        (name, "", 0, math.nan, "", math.nan, math.nan, left_alone(why))
-        for name, why in reasons.items()
-    ]
-    return pd.DataFrame(rows, columns=COLUMNS)
+    targets, left = find_targets(model, layers)
+    before = {target.name: _rms(torch.from_numpy(target.filters)) for target in targets}
+
+    def draw(target: Target) -> tuple[Tensor, None]:
+        present = before[target.name]
+        if std == "keep" and not 0 < present < math.inf:
+            raise KeyFiltersError(f"its root mean square is {present}, which cannot be kept")
+        wanted = present if isinstance(std, str) else std
+        drawn = fill(target, layer_generator(seed, target.depth, "initialize"), wanted)
+        if std == "keep" and scheme != "center-surround":
+            drawn *= present / _rms(drawn)
+        return drawn, None
+
+    done = write_all_(targets, left, draw, f"no layer can be initialised by {scheme!r}")
+    rows = {
+        target.name: {
+            "scheme": scheme if target.name in done else "",
+            "rms_before": before[target.name],
+            "rms_after": _rms(torch.from_numpy(target.filters)),
+        }
+        for target in targets
+    }
+    return layer_table(targets, left, rows, ["scheme", "rms_before", "rms_after"])
 
 
 def layer_generator(seed: int, depth: float, purpose: str) -> Generator:
-    """Return a layer's own generator on the CPU, from a seed, its relative depth and a purpose.
-
-    >>> first, second = (layer_generator(0, depth, "initialize") for depth in (0.0, 0.5))
-    >>> first.initial_seed() == second.initial_seed()
-    False
-    """
+    """Return a layer's own generator on the CPU, from a seed, its relative depth and a purpose."""
     text = f"{seed}/{round(depth * 1e9)}/{purpose}"
     digest = hashlib.sha256(text.encode()).digest()
     return Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 
 def resolve_seed(seed: int, generator: Generator | None) -> int:
-    """Return `seed`, or where there is a generator the next number drawn from it.
-
-    >>> resolve_seed(5, None)
-    5
-    """
+    """Return `seed`, or where there is a generator the next number drawn from it."""
     if generator is None:
         return seed
     return int(torch.randint(2**63 - 1, (), generator=generator, device=generator.device))
 
 
-def _prepare(scheme: str, options: dict[str, Any]) -> Fill:
+def _prepare(scheme: str, options: dict[str, Any]) -> Callable[..., Tensor]:
     if scheme not in SCHEMES:
         tail = nearest(scheme, SCHEMES) or f"; there are: {', '.join(SCHEMES)}"
         raise KeyFiltersError(f"no initialisation is called {scheme!r}{tail}")
-    known = [*inspect.signature(SCHEMES[scheme]).parameters, "std"]
+    accepted = list(inspect.signature(SCHEMES[scheme]).parameters)[3:]
+    known = [name for name in accepted if name != "tables"] + ["std"]
     for option in options:
         if option not in known:
             raise KeyFiltersError(
                 f"the initialisation {scheme!r} has no option {option!r}, only: {', '.join(known)}"
             )
-    return SCHEMES[scheme](**options)
-
-
-def _wanted(std: float | str | None, present: float) -> float | None:
-    if not isinstance(std, str):
-        return std
-    if not 0 < present < math.inf:
-        raise KeyFiltersError(f"its root mean square is {present}, which cannot be kept")
-    return present
+    if "tables" in accepted:
+        options["tables"] = {}  # what is found once for all layers
+    return partial(SCHEMES[scheme], **options)
 
 
 def _rms(filters: Tensor) -> float:
     return float(filters.square().mean().sqrt())
 
 
-def left_alone(reason: str) -> str:
-    """Return the note on a layer that was left alone for a reason; empty where there is none.
+# The schemes: functions of a layer, its random generator, the standard deviation asked for (or
+# None) and options, which return filters ``(C, k_y, k_x)`` in float64.
 
-    >>> left_alone("shares its weights")
-    'left alone: shares its weights'
-    """
-    return f"left alone: {reason}" if reason else ""
+Std = float | None
+
+
+def _center_surround(
+    target: Target,
+    generator: Generator,
+    std: Std,
+    gammas: Sequence[float] = (1 / 3, 1 / 2, 2 / 3),
+    share: float = 1.0,
+    on: float = 0.5,
+) -> Tensor:
+    present = torch.from_numpy(target.filters)
+    return init.center_surround_(present, gammas, share, on, std, generator)
+
+
+def _keys(
+    target: Target,
+    generator: Generator,
+    std: Std,
+    keys: KeySet | None = None,
+    signs: bool = True,
+) -> Tensor:
+    height, width = target.size
+    if keys is None:
+        if height != width or height < 3 or height % 2 == 0:
+            raise KeyFiltersError(f"no published keys are {extent(target.size)}; type keys=")
+        keys = KeySet.published("lindeberg2026-B", size=height)
+    return init.key_(_blank(target), keys.filters, std, signs, generator=generator)
+
+
+def _idealized(
+    target: Target,
+    generator: Generator,
+    std: Std,
+    tables: Tables,
+    bank: FilterBank | None = None,
+    scale_sigma: bool = True,
+) -> Tensor:
+    if bank is None:
+        raise KeyFiltersError('"idealized" follows a trained model; type bank=kf.read(...)')
+    near = torch.from_numpy(
+        idealized_near(bank.layers, target.depth, target.size, scale_sigma, tables)
+    )
+    chosen = near[torch.randint(len(near), (target.channels,), generator=generator)]
+    rms = chosen.square().mean((1, 2), keepdim=True).sqrt()
+    return chosen if std is None else chosen * (std / rms)
+
+
+def _covariance(
+    target: Target,
+    generator: Generator,
+    std: Std,
+    schedule: tuple[float, float, float] = (0.15, 0.25, 1.0),
+) -> Tensor:
+    return init.covariance_(_blank(target), target.depth, schedule, std, generator)
+
+
+def _impulse(target: Target, generator: Generator, std: Std, scale: float = 1.0) -> Tensor:
+    height = scale if std is None else std * math.sqrt(math.prod(target.size))
+    return init.impulse_(_blank(target), height, generator)
+
+
+def _trunc_normal(target: Target, generator: Generator, std: Std) -> Tensor:
+    return init.trunc_normal_(_blank(target), 0.02 if std is None else std, generator)
+
+
+def _default(target: Target, generator: Generator, std: Std) -> Tensor:
+    conv = target.conv
+    if conv is None or type(conv).reset_parameters is nn.Conv2d.reset_parameters:
+        drawn = _blank(target)[:, None]
+        nn.init.kaiming_uniform_(drawn, a=math.sqrt(5), generator=generator)
+    else:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(generator.initial_seed())
+            twin = copy.deepcopy(conv).cpu()
+            twin.reset_parameters()
+        drawn = twin.weight.detach().double()
+    return _of_rms(drawn[:, 0], std)
+
+
+def _kaiming(target: Target, generator: Generator, std: Std, mode: str = "fan_out") -> Tensor:
+    if mode not in ("fan_in", "fan_out"):
+        raise KeyFiltersError(f'mode is {mode!r}; type "fan_in" or "fan_out"')
+    drawn = _blank(target)[:, None]
+    nn.init.kaiming_normal_(drawn, mode=mode, generator=generator)  # type: ignore[arg-type]
+    return _of_rms(drawn[:, 0], std)
+
+
+SCHEMES: dict[str, Callable[..., Tensor]] = {
+    "center-surround": _center_surround,
+    "keys": _keys,
+    "idealized": _idealized,
+    "covariance": _covariance,
+    "impulse": _impulse,
+    "trunc-normal": _trunc_normal,
+    "default": _default,
+    "kaiming": _kaiming,
+}
+
+
+def _blank(target: Target) -> Tensor:
+    return torch.empty(target.channels, *target.size, dtype=torch.float64)
+
+
+def _of_rms(filters: Tensor, std: Std) -> Tensor:
+    return filters if std is None else filters * (std / filters.square().mean().sqrt())

@@ -23,12 +23,7 @@ LARGEST_SIGMA = 5.0  # taps: on a small window a wider form is constant up to ro
 
 
 class FixedKeys(nn.Module):
-    """Keys as they are: channel c has the filter ``x_index[c]``.
-
-    Args:
-        filters: ``(K, k, k)`` keys, centred and of unit norm.
-        index: ``(C,)`` the key of every channel.
-    """
+    """Keys ``(K, k, k)`` as they are: channel c has the filter ``x_index[c]``."""
 
     filters: Tensor
     index: Tensor
@@ -50,9 +45,8 @@ class ScaledKeys(nn.Module):
     A form is ``Σ_i D_i T(x; σx²) D'_i T(y; σy²)``, in one key plus δ₀, of the discrete Gaussian
     ``T(n; s) = (1/M) Σ_m exp(s (cos θ_m − 1)) cos(n θ_m)`` and differences D, brought to mean 0 and
     unit norm; ``σ = softplus(raw)``, at most 5 taps (lindeberg2026modelling, without the limit).
-    Where a key has one scale (Laplacian, sharpening) it is σx, and σy does nothing; α stays fixed.
-    `Operator.render` draws the same, an operator at a time; here all channels are drawn by few
-    operations, which look at no value.
+    Keys of one scale (Laplacian, sharpening) have σx only; α stays fixed. `Operator.render` draws
+    the same, one operator at a time.
 
     Args:
         models: one row a key: operator, sigma_x and sigma_y in taps, alpha.
@@ -137,7 +131,7 @@ class ScaledKeys(nn.Module):
 
     def forward(self) -> Tensor:
         """Return the forms of all channels, ``(C, k, k)``, centred and of unit norm."""
-        drawn = _Drawing.apply(self._raw(), self.factors, self.offset, self.decay, self.table)
+        drawn, *_ = _Drawing.apply(self._raw(), self.factors, self.offset, self.decay, self.table)
         # Mean 0, and mean square 1 times `level`: unit norm in one operation.
         return functional.layer_norm(drawn, self.level.shape, self.level, eps=0.0)
 
@@ -149,30 +143,37 @@ def _sigma(raw: Tensor) -> Tensor:
 class _Drawing(torch.autograd.Function):
     """Sums of separable terms, their slopes drawn on the way and channels last: 4 times faster."""
 
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(
-        ctx: Any, raw: Tensor, factors: Tensor, offset: Tensor, decay: Tensor, table: Tensor
-    ) -> Tensor:
+        raw: Tensor, factors: Tensor, offset: Tensor, decay: Tensor, table: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         sigma = _sigma(raw)
         nodes = torch.exp(decay * sigma.square().flatten())
         kernels = (table @ nodes).view(2, len(factors), 1, *raw.shape)  # T and dT/ds
         along = (factors * kernels).sum(1).unflatten(1, (-1, offset.shape[-1]))
         x, y = along[None, :, :, None, :, 0], along[:, None, :, :, None, 1]
         drawn = (y * x).sum(2).flatten(0, 1)  # the form, its slopes in σx² and σy², and a fourth
-        ctx.save_for_backward(raw, sigma, drawn[1:3])
-        return offset + drawn[0].permute(2, 0, 1)
+        return offset + drawn[0].permute(2, 0, 1), sigma, drawn[1:3].contiguous()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
+        _, sigma, slopes = output
+        ctx.mark_non_differentiable(sigma, slopes)
+        ctx.save_for_backward(inputs[0], sigma, slopes)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
+    def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor, None, None, None, None]:
         raw, sigma, slopes = ctx.saved_tensors
         slope = (slopes * grad.permute(1, 2, 0).contiguous()).sum((1, 2))
-        slope *= 2 * sigma * raw.sigmoid() * (sigma < LARGEST_SIGMA)  # ds/dσ dσ/d raw
-        return slope, None, None, None, None
+        chain = 2 * sigma * raw.sigmoid() * (sigma < LARGEST_SIGMA)  # ds/dσ dσ/d raw
+        return slope * chain, None, None, None, None
 
 
 def _axes(forms: Sequence[Operator], alphas: Sequence[float], size: int) -> Tensor:
-    """Return matrices that make both factors of every term from T(n), n = 0 .. radius, x before y.
+    """Return matrices that make both factors of every term from T(n), n = 0 .. radius, x first.
 
     In all ``((k // 2 + 1) · terms · k · 2, K)`` float64, row 0 on top.
     """

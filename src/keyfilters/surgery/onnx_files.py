@@ -17,7 +17,7 @@ from keyfilters.errors import SourceError
 from keyfilters.sources.collect import Collector
 from keyfilters.sources.onnx_constants import Proto, Scope, _load, _with_external_data, attribute
 from keyfilters.sources.onnx_files import DOMAINS, WEIGHT, _read_graph, read_onnx
-from keyfilters.surgery.sites import Site
+from keyfilters.surgery.targets import Target, stored_target
 
 __all__ = ["Save", "open_onnx"]
 
@@ -29,27 +29,24 @@ Constant = tuple[Scope, str]  # the scope that defines a name, and the name
 Save = Callable[[Path, Collection[str]], None]
 
 
-def open_onnx(path: Path) -> tuple[list[Site], dict[str, str], Save]:
+def open_onnx(path: Path) -> tuple[list[Target], Save]:
     """Find the depthwise filters of an ONNX file that can be written back.
 
-    They are named as `kf.read` names them; where two layers have one name, the second is called
-    ``"NAME (2)"``. Weights may be initialisers or Constant nodes of the model or of its subgraphs,
-    in or outside the file, as float16, bfloat16, float32 or float64, also behind Identity and Cast.
-    Left alone are those that are quantised or computed, that anything but a depthwise convolution
-    uses too, or that lie in local functions.
-
-    Args:
-        path: the ``.onnx`` file; external data must lie in its folder.
+    They are named as `kf.read` names them; a second layer of one name is called ``"NAME (2)"``.
+    Weights may be initialisers or Constant nodes of the model or of its subgraphs, in or outside
+    the file, as float16, bfloat16, float32 or float64, also behind Identity and Cast. Weights that
+    are quantised, computed, used by anything but a depthwise convolution, or in a local function,
+    are left alone.
 
     Returns:
-        The layers in graph order; why others are left alone, by name; and what writes the model to
-        a path once the filters of the layers named have changed. What was external data then lies
-        in ``NAME.data`` beside it, under another name only if the source uses that one.
+        The layers in graph order, some with the reason why they are left alone; and the function
+        that writes the model to a path, given the names of the layers changed. External data then
+        lie in ``NAME.data`` beside it, under another name only if the source uses that one.
 
     Raises:
         MissingExtraError: the package onnx is not installed.
-        SourceError: the file is damaged; when writing: external data is missing or elsewhere, or
-            the result fails ONNX's checker. One that fails it itself is written with a warning.
+        SourceError: the file is damaged; when writing: external data are missing, or the result
+            fails ONNX's checker, which the source passes.
     """
     bank = read_onnx(path, path.stem)  # says what is wrong with a damaged file
     import onnx
@@ -60,23 +57,24 @@ def open_onnx(path: Path) -> tuple[list[Site], dict[str, str], Save]:
     root, finder = _Scope(proto.graph, path, opsets), _Finder()
     _read_graph(root, finder)
     uses = _uses(root)
-    left, sites, stored = finder.left, [], {}
+    found, stored = [], {}
     last = max(len(finder.found) - 1, 1)
     for i, (name, (scope, constant)) in enumerate(finder.found.items()):
         if (reason := _why_not(scope, constant, uses)) is not None:
-            left[name] = reason
+            found.append(Target(name, left=reason))
             continue
         stored[name] = tensor = scope.tensors[constant]
         filters = torch.from_numpy(scope.array(constant).astype(np.float64))  # for want of bfloat16
-        sites.append(Site(name, filters.to(DTYPES[tensor.data_type]), i / last))
+        found.append(stored_target(name, filters.to(DTYPES[tensor.data_type]), i / last))
     inline = "in a local function; inline it first: onnx.inliner.inline_local_functions(model)"
-    left |= {x.name: inline for x in bank.layers if x.name not in finder.found.keys() | left.keys()}
+    left = {layer.name: inline for layer in bank.layers if layer.name not in finder.found}
+    found += [Target(name, left=reason) for name, reason in (left | finder.left).items()]
 
     def save(target: Path, written: Collection[str]) -> None:
         _gather_external_data_(proto, path, target.name)
-        for site in sites:
-            if site.name in written:
-                _store_(stored[site.name], site.weight)
+        for layer in found:
+            if layer.name in written:
+                _store_(stored[layer.name], layer.weight)
         onnx.save(proto, str(target), format="protobuf")
         if (flaw := _flaw(target)) is None:
             return
@@ -85,7 +83,7 @@ def open_onnx(path: Path) -> tuple[list[Site], dict[str, str], Save]:
         # Runtimes are less strict than the checker, so that it is no reason to refuse.
         warnings.warn(f"{path} itself fails ONNX's checker ({flaw})", stacklevel=3)
 
-    return sites, left, save
+    return found, save
 
 
 class _Scope(Scope):
@@ -93,16 +91,13 @@ class _Scope(Scope):
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
-        self.inside: list[_Scope] = []
+        self.all: list[_Scope] = [self]
 
     def inner(self, graph: Proto) -> Scope:
-        self.inside.append(_Scope(graph, self.path, self.opsets, self))
-        return self.inside[-1]
-
-    def all(self) -> Iterator[_Scope]:
-        yield self
-        for scope in self.inside:
-            yield from scope.all()
+        scope = _Scope(graph, self.path, self.opsets, self)
+        scope.all = self.all
+        self.all.append(scope)
+        return scope
 
 
 class _Finder(Collector):
@@ -141,7 +136,7 @@ Uses = dict[Constant, list[tuple[_Scope, Proto, int]]]
 def _uses(root: _Scope) -> Uses:
     """Return who takes a name: scope, operator (None for a graph's output) and which input."""
     uses: Uses = defaultdict(list)
-    for scope in root.all():
+    for scope in root.all:
         taken = [(node, i, name) for node in scope.graph.node for i, name in enumerate(node.input)]
         taken += [(None, 0, output.name) for output in scope.graph.output]
         for node, i, name in taken:

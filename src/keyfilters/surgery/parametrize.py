@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from fnmatch import fnmatchcase
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal, get_args
 
 import numpy as np
 import pandas as pd
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from keyfilters.depthwise import Kernel, depthwise_layers, kernels
+from keyfilters.depthwise import extent, kernels
 from keyfilters.errors import KeyFiltersError
 from keyfilters.keyset import KeySet
+from keyfilters.surgery.key_choice import one_key_set, published_hint
 from keyfilters.surgery.key_weights import FixedKeys, KeyWeight, ScaledKeys
-from keyfilters.surgery.offers import one_key_set
-from keyfilters.surgery.sites import Site, find_sites, refuse_programs
+from keyfilters.surgery.targets import (
+    Target,
+    find_targets,
+    is_named,
+    layer_table,
+    refuse_programs,
+)
 
 __all__ = ["LEARNABLE", "bake_filters_", "parametrize_filters_"]
 
@@ -56,9 +61,9 @@ def parametrize_filters_(
         seed: of the random assignment.
 
     Returns:
-        One row a depthwise layer: layer, size, filters, explained (share of the filters' variance
-        over the taps that ``a x + b`` keeps, before `unit_norm`), parameters (numbers that are
-        learned), and left: why a layer was left alone.
+        One row a depthwise layer: layer, size, depth, filters, explained (share of the filters'
+        variance over the taps that ``a x + b`` keeps, before `unit_norm`), parameters (numbers that
+        are learned), and left: why a layer was left alone.
 
     Raises:
         KeyFiltersError: unknown names in `learn`, no idealised keys for ``"sigma"``, no layer of
@@ -80,33 +85,30 @@ def parametrize_filters_(
     if not isinstance(model, nn.Module):
         raise KeyFiltersError(f"only a module can be parametrised, got {type(model).__name__}")
     size = (keys.size, keys.size)
-    found = {kernel.name: kernel for kernel in kernels(model) if kernel.depthwise}
-    sites, left = find_sites(model, layers)
-    _refuse_computed(found.values(), layers, size)
-    fitting = [site for site in sites if site.size == size]
+    targets, left = find_targets(model, layers)
+    fitting = [target for target in targets if target.size == size]
+    tied = Counter(id(x) for module in model.modules() for x in module._parameters.values())
+    for target in [*fitting, *left]:
+        if is_named(target.name, layers) and (why := _why_not(target, size, learn, layers, tied)):
+            raise KeyFiltersError(f"layer {target.name} {why}")
+    left += [replace(x, left=f"the keys are {extent(size)}") for x in targets if x.size != size]
+    if not targets:
+        why = "; ".join(sorted({target.left for target in left}))
+        raise KeyFiltersError(f"nothing could be parametrised: {why}")
     if not fitting:
-        raise KeyFiltersError(_none_fits(sites, left, size))
-    _refuse_frozen_or_tied(model, fitting, learn)
-    generator = np.random.default_rng(seed)
+        sizes = sorted({target.size for target in targets})
+        found = f"{', '.join(map(extent, sizes))}{published_hint(sizes)}"
+        raise KeyFiltersError(f"the keys are {extent(size)}, but the model's filters are {found}")
     refuse_programs(fitting)
-    made = [_make(site, keys, learn, unit_norm, assignment, generator) for site in fitting]
-    for site, (weight, _) in zip(fitting, made, strict=True):
-        assert site.conv is not None
-        parametrize.register_parametrization(site.conv, "weight", weight)
-    learned = {site.name: part for site, part in zip(fitting, made, strict=True)}
-    rows = []
-    for name, kernel in found.items():
-        assert kernel.shape is not None
-        row: dict[str, object] = {"layer": name, "size": _text(kernel.shape.kernel)}
-        row["filters"] = kernel.shape.out_channels
-        if name in learned:
-            weight, explained = learned[name]
-            count = sum(parameter.numel() for parameter in weight.parameters())
-            rows.append(row | {"explained": explained, "parameters": count, "left": ""})
-        else:
-            reason = left.get(name, f"the keys are {_text(size)}")
-            rows.append(row | {"explained": float("nan"), "parameters": 0, "left": reason})
-    return pd.DataFrame(rows)
+    generator = np.random.default_rng(seed)
+    made = [_make(x, keys, learn, unit_norm, assignment, generator) for x in fitting]
+    rows = {target.name: {"explained": np.nan, "parameters": 0} for target in left}
+    for target, (weight, explained) in zip(fitting, made, strict=True):
+        assert target.conv is not None
+        count = sum(parameter.numel() for parameter in weight.parameters())
+        rows[target.name] = {"explained": explained, "parameters": count}
+        parametrize.register_parametrization(target.conv, "weight", weight)
+    return layer_table(fitting, left, rows, ["explained", "parameters"])
 
 
 def bake_filters_(model: nn.Module) -> list[str]:
@@ -124,9 +126,10 @@ def bake_filters_(model: nn.Module) -> list[str]:
     Raises:
         KeyFiltersError: no layer is parametrised.
     """
-    baked = []
-    for name, conv in depthwise_layers(model):
-        if not _has_keys(conv):
+    baked, found = [], kernels(model, order=False)
+    for kernel in found:
+        conv = kernel.module
+        if not isinstance(conv, nn.Conv2d) or not getattr(kernel.form, "on_keys", False):
             continue
         # Copies share the class of their original, and torch takes the property out of it.
         shared = type(conv)
@@ -139,24 +142,15 @@ def bake_filters_(model: nn.Module) -> list[str]:
         conv._parameters.clear()
         conv.weight = nn.Parameter(weight)  # first, as it was
         conv._parameters.update(others)
-        baked.append(name)
+        baked.append(kernel.name)
     if not baked:
-        raise KeyFiltersError(f"no layer of this model is parametrised with keys; {_hint(model)}")
+        hint = "type kf.parametrize_filters_(model, keys) first"
+        for kernel in found:
+            if kernel.form is not None and kernel.form.how and kernel.form.undo:
+                how, undo = kernel.form.how, kernel.form.undo
+                hint = f"{kernel.name} is {how}: type {undo} to make it plain"
+        raise KeyFiltersError(f"no layer of this model is parametrised with keys; {hint}")
     return baked
-
-
-def _hint(model: nn.Module) -> str:
-    for kernel in kernels(model, order=False):
-        if kernel.form is not None and kernel.form.how and kernel.form.undo:
-            how, undo = kernel.form.how, kernel.form.undo
-            return f"{kernel.name} is {how}: type {undo} to make it plain"
-    return "type kf.parametrize_filters_(model, keys) first"
-
-
-def _has_keys(conv: nn.Conv2d) -> bool:
-    return parametrize.is_parametrized(conv, "weight") and any(
-        isinstance(x, KeyWeight) for x in conv.get_submodule("parametrizations.weight").children()
-    )
 
 
 def _checked(learn: Sequence[str], keys: KeySet, assignment: str) -> tuple[str, ...]:
@@ -174,55 +168,38 @@ def _checked(learn: Sequence[str], keys: KeySet, assignment: str) -> tuple[str, 
     return learn
 
 
-def _refuse_computed(
-    found: Iterable[Kernel], layers: Sequence[str] | None, size: tuple[int, ...]
-) -> None:
-    """Refuse layers of the keys' size whose weight is computed from others already."""
-    patterns = ["*"] if layers is None else [layers] if isinstance(layers, str) else layers
-    for kernel in found:
-        asked = any(fnmatchcase(kernel.name, pattern) for pattern in patterns)
-        if not asked or kernel.shape is None or kernel.shape.kernel != size or kernel.plain:
-            continue
-        if kernel.form is None:
-            if layers is None:
-                continue  # the report says why it is left alone
-            raise KeyFiltersError(f"layer {kernel.name} cannot be put on keys: {kernel.unreadable}")
-        mend = f"; type {kernel.form.undo} first" if kernel.form.undo else ""
-        if parametrize.is_parametrized(kernel.module, "weight"):
-            raise KeyFiltersError(f"layer {kernel.name} is parametrised already{mend}")
-        raise KeyFiltersError(
-            f"layer {kernel.name} cannot be put on keys: its kernel is {kernel.form.how}{mend}"
+def _why_not(
+    target: Target,
+    size: tuple[int, int],
+    learn: Sequence[str],
+    layers: Sequence[str] | None,
+    tied: Counter[int],
+) -> str:
+    """Return why a layer of the keys' size must not be put on keys; empty if it may."""
+    kernel = target.kernel
+    if kernel is None or kernel.shape is None or kernel.shape.kernel != size:
+        return ""
+    if kernel.form is None:  # without names the report says why it is left alone
+        return "" if layers is None else f"cannot be put on keys: {kernel.unreadable}"
+    if not kernel.plain:
+        hint = f"; type {kernel.form.undo} first" if kernel.form.undo else ""
+        if kernel.module is not None and parametrize.is_parametrized(kernel.module, "weight"):
+            return f"is parametrised already{hint}"
+        return f"cannot be put on keys: its kernel is {kernel.form.how}{hint}"
+    if target.left:
+        return ""
+    if learn and not target.weight.requires_grad:
+        return (
+            f"is frozen, but {', '.join(learn)} would be learned; type learn=() to keep it frozen, "
+            "or requires_grad_(True) on its weight"
         )
-
-
-def _none_fits(sites: Sequence[Site], left: dict[str, str], size: tuple[int, ...]) -> str:
-    if not sites:
-        return f"nothing could be parametrised: {'; '.join(sorted(set(left.values())))}"
-    sizes = sorted({site.size for site in sites})
-    odd = next((k for k, other in sizes if k == other and k % 2 and k > 1), None)
-    hint = f"; type for example KeySet.published('lindeberg2026-B', size={odd})" if odd else ""
-    found = ", ".join(_text(each) for each in sizes)
-    return f"the keys are {_text(size)}, but the model's filters are {found}{hint}"
-
-
-def _refuse_frozen_or_tied(model: nn.Module, sites: Sequence[Site], learn: Sequence[str]) -> None:
-    owners = Counter(
-        id(parameter) for module in model.modules() for parameter in module._parameters.values()
-    )
-    for site in sites:
-        if learn and not site.weight.requires_grad:
-            raise KeyFiltersError(
-                f"layer {site.name} is frozen, but {', '.join(learn)} would be learned; type "
-                "learn=() to keep it frozen, or requires_grad_(True) on its weight"
-            )
-        if owners[id(site.weight)] > 1:
-            raise KeyFiltersError(
-                f"layer {site.name} shares its weight with another module, which would be untied"
-            )
+    if tied[id(target.weight)] > 1:
+        return "shares its weight with another module, which would be untied"
+    return ""
 
 
 def _make(
-    site: Site,
+    target: Target,
     keys: KeySet,
     learn: Sequence[str],
     unit_norm: bool,
@@ -230,21 +207,25 @@ def _make(
     generator: np.random.Generator,
 ) -> tuple[KeyWeight, float]:
     """Return the parametrisation of one layer and the share of variance that it keeps."""
-    filters = site.filters
+    filters = target.filters
     if not np.isfinite(filters).all():
-        raise KeyFiltersError(f"layer {site.name} holds filters that are not finite")
+        raise KeyFiltersError(f"layer {target.name} holds filters that are not finite")
     if assignment == "random":
-        index, a = _at_random(filters, len(keys), generator)
+        index = generator.integers(len(keys), size=len(filters))
+        a = generator.choice([-1.0, 1.0], size=len(filters))
+        a *= np.sqrt((filters**2).sum((1, 2)).mean())
         b = np.zeros(len(filters))
     else:
         index, a, b = (np.asarray(found) for found in keys.assign(filters)[:3])
-    explained = _explained(filters, a[:, None, None] * keys.filters[index])
+    centred = filters - filters.mean((1, 2), keepdims=True)
+    power = float((centred**2).sum())
+    lost = float(((centred - a[:, None, None] * keys.filters[index]) ** 2).sum())
     values: dict[str, Tensor] = {}
     for name, value in (("amplitude", a), ("bias", b)):
-        tensor = torch.tensor(value).to(site.weight)
+        tensor = torch.tensor(value).to(target.weight)
         if not torch.isfinite(tensor).all():
             raise KeyFiltersError(
-                f"{site.weight.dtype} cannot hold the {name} of layer {site.name}; type "
+                f"{target.weight.dtype} cannot hold the {name} of layer {target.name}; type "
                 "model.float() first"
             )
         values[name] = nn.Parameter(tensor) if name in learn else tensor
@@ -252,25 +233,7 @@ def _make(
     if "sigma" in learn:
         drawn = ScaledKeys(keys.models, keys.filters, index)
     weight = KeyWeight(drawn, values["amplitude"], values["bias"], unit_norm=unit_norm)
-    weight.to(site.weight.device, site.weight.dtype)
-    if site.weight.stride(1) == 1:
+    weight.to(target.weight.device, target.weight.dtype)
+    if target.weight.stride(1) == 1:
         weight.to(memory_format=torch.channels_last)
-    return weight, explained
-
-
-def _at_random(
-    filters: NDArray[np.float64], count: int, generator: np.random.Generator
-) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    index = generator.integers(count, size=len(filters))
-    sign = generator.choice([-1.0, 1.0], size=len(filters))
-    return index, sign * np.sqrt((filters**2).sum((1, 2)).mean())
-
-
-def _explained(filters: NDArray[np.float64], drawn: NDArray[np.float64]) -> float:
-    centred = filters - filters.mean((1, 2), keepdims=True)
-    power = float((centred**2).sum())
-    return 1 - float(((centred - drawn) ** 2).sum()) / power if power else float("nan")
-
-
-def _text(size: tuple[int, ...]) -> str:
-    return f"{size[0]}×{size[1]}"
+    return weight, 1 - lost / power if power else float("nan")

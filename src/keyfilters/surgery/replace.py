@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,16 +11,28 @@ import pandas as pd
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from keyfilters.bank import FilterBank, Layer, flaws
+from keyfilters.bank import FilterBank, Layer
 from keyfilters.errors import KeyFiltersError
 from keyfilters.keyset import KeySet
 from keyfilters.nulls import null_bank
-from keyfilters.surgery.offers import Keys, Offer, offer_keys
-from keyfilters.surgery.outputs import Settings
-from keyfilters.surgery.sequential import Chosen, choose_by_outputs_
-from keyfilters.surgery.sites import Model, Site, find_sites, refuse_programs
+from keyfilters.surgery.input_covariance import Settings
+from keyfilters.surgery.key_choice import Choice, Keys, choose_keys
+from keyfilters.surgery.layerwise import Replaced, replace_layerwise_
+from keyfilters.surgery.targets import (
+    Model,
+    Target,
+    find_targets,
+    layer_table,
+    refuse_programs,
+    write_all_,
+)
 
-__all__ = ["replace_filters_", "replace_sites_"]
+__all__ = ["replace_filters_", "replace_targets_"]
+
+COLUMNS = ["keys", "used", "explained", "chance", "cosine", "error", "output_error"]
+Filters = NDArray[np.float64]
+Progress = Callable[[str], None] | None
+Replace = Callable[[Sequence[Target], Mapping[str, Choice], list[Target]], dict[str, Replaced]]
 
 
 def replace_filters_(
@@ -32,7 +45,7 @@ def replace_filters_(
     ridge: float = 0.1,
     batch_size: int = 32,
     seed: int = 0,
-    progress: Callable[[str], None] | None = None,
+    progress: Progress = None,
 ) -> pd.DataFrame:
     """Replace the depthwise filters of a model, in place, by ``a · key + b``.
 
@@ -53,16 +66,16 @@ def replace_filters_(
         ridge: weight of the filter's own error beside that of the output. 0 trusts the images
             alone, and overfits where they are few.
         batch_size: images at a time.
-        seed: of the places of the outputs that are looked at.
+        seed: chooses the output positions that are looked at.
         progress: called with the name of every layer before it is replaced.
 
     Returns:
-        One row a depthwise layer: layer, size, depth, filters, keys (offered), used (of them),
-        explained (share of the filters' variance over the taps), chance (the same share of
-        Gaussian filters with the tap covariance of all replaced filters of that size, by the
-        nearest of the same keys), cosine (median over the filters, centred), error
-        (relative, Frobenius), output_error (with images: share of the output's variance that
-        changes, median over channels), and left: why a layer was left alone.
+        One row a depthwise layer: layer, size, depth, filters, keys (number to choose from), used
+        (number chosen), explained (share of the filters' variance over the taps), chance (the same
+        share of Gaussian filters with the tap covariance of all replaced filters of that size, by
+        the nearest of the same keys), cosine (median over the filters, centred), error (relative,
+        Frobenius), output_error (with images: share of the output's variance that changes, median
+        over channels), and left: why a layer was left alone.
 
     Raises:
         KeyFiltersError: nothing would be replaced, keys, layers or images do not fit, or a filter
@@ -74,148 +87,97 @@ def replace_filters_(
     >>> report[["layer", "size", "filters", "keys"]].values.tolist()
     [['0', '7×7', 8, 8]]
     """
-    sites, left = find_sites(model, layers)
+    targets, left = find_targets(model, layers)
     if images is None:
-        return replace_sites_(sites, left, keys, progress)
+        return replace_targets_(targets, left, keys, partial(_replace_nearest_, progress))
     if not isinstance(model, nn.Module):
         raise KeyFiltersError("images need the model itself, not its state dict")
-    refuse_programs(sites)
+    refuse_programs(targets)
     settings = Settings(images, ridge=ridge, batch_size=batch_size, seed=seed)
 
-    def choose_(chosen: Sequence[tuple[Site, Offer]]) -> dict[str, Chosen]:
-        return choose_by_outputs_(model, chosen, settings, recalibrate, progress)
+    def replace_(targets: Sequence[Target], choices: Mapping[str, Choice], _: list[Target]) -> Any:
+        return replace_layerwise_(model, targets, choices, settings, recalibrate, progress)
 
-    return _replace_(sites, left, keys, choose_)
+    return replace_targets_(targets, left, keys, replace_)
 
 
-def replace_sites_(
-    sites: Sequence[Site],
-    left: dict[str, str],
+def _replace_nearest_(
+    progress: Progress,
+    targets: Sequence[Target],
+    choices: Mapping[str, Choice],
+    left: list[Target],
+) -> dict[str, Replaced]:
+    """Replace every filter by its best a · x + b."""
+
+    def nearest(target: Target) -> tuple[Filters, Replaced]:
+        filters, choice = target.filters, choices[target.name]
+        if isinstance(choice, KeySet):
+            index, a, b, _ = choice.assign(filters)
+            found = Replaced(choice.reconstruct(index, a, b), index)
+        else:
+            a = (choice * filters).sum((1, 2), keepdims=True)
+            new = a * choice + filters.mean((1, 2), keepdims=True)
+            found = Replaced(new, np.arange(len(filters)))
+        return found.filters, found
+
+    return write_all_(targets, left, nearest, "nothing would be replaced", progress)
+
+
+def replace_targets_(
+    targets: Sequence[Target],
+    left: list[Target],
     keys: Keys,
-    progress: Callable[[str], None] | None = None,
+    replace_: Replace = partial(_replace_nearest_, None),  # noqa: B008
 ) -> pd.DataFrame:
-    """Replace filters by those nearest to them; see `replace_filters_`.
+    """Replace the filters of some layers, wherever they are kept; see `replace_filters_`.
 
-    Args:
-        sites: layers, wherever they are kept.
-        left: reasons for those that are left alone, by name; added to.
-        keys: as for `replace_filters_`.
-        progress: likewise.
+    `replace_` chooses and writes the filters; by default the nearest ones. `left` is added to.
     """
-
-    def choose_(chosen: Sequence[tuple[Site, Offer]]) -> dict[str, Chosen]:
-        found = {site.name: _nearest(site.filters, offer) for site, offer in chosen}
-        writes, refused = {}, []
-        for site, _ in chosen:
-            try:
-                writes[site.name] = site.prepare(found[site.name].filters)
-            except KeyFiltersError as error:
-                refused.append(str(error))
-                left[site.name] = str(error).removeprefix(f"{site.name}: ")
-        if not writes:
-            raise KeyFiltersError(f"nothing would be replaced: {'; '.join(refused)}")
-        for name, write_ in writes.items():
-            if progress is not None:
-                progress(name)
-            write_()
-        return {name: found[name] for name in writes}
-
-    return _replace_(sites, left, keys, choose_)
+    before = {target.name: target.filters for target in targets}
+    for name, filters in before.items():
+        if not np.isfinite(filters).all():
+            raise KeyFiltersError(f"layer {name} holds filters that are not finite")
+    choices = choose_keys(targets, keys, left)
+    found = replace_([x for x in targets if x.name in choices], choices, left)
+    null = _null_filters({name: before[name] for name in found})
+    rows = {
+        name: _compare(before[name], choices[name], new, null[name]) for name, new in found.items()
+    }
+    return layer_table(targets, left, rows, COLUMNS)
 
 
-def _replace_(
-    sites: Sequence[Site],
-    left: dict[str, str],
-    keys: Keys,
-    choose_: Callable[[Sequence[tuple[Site, Offer]]], dict[str, Chosen]],
-) -> pd.DataFrame:
-    for site in sites:
-        if (flaws(site.filters, dead_below=0.0) == "non-finite").any():
-            raise KeyFiltersError(f"layer {site.name} holds filters that are not finite")
-    offered = offer_keys(sites, keys, left)
-    chosen = [(site, offered[site.name]) for site in sites if site.name in offered]
-    before = {site.name: site.filters for site in sites}
-    found = choose_(chosen)
-    null = _null_filters(chosen, before)
-    rows = [
-        _row(site, before[site.name], offer, found[site.name], null[site.name])
-        for site, offer in chosen
-        if site.name in found
-    ]
-    return pd.DataFrame(rows + _left_alone(sites, left), columns=COLUMNS).sort_values(
-        "depth", ignore_index=True, kind="stable"
-    )
-
-
-COLUMNS = ["layer", "size", "depth", "filters", "keys", "used", "explained", "chance", "cosine"]
-COLUMNS += ["error", "output_error", "left"]
-
-
-def _nearest(filters: NDArray[np.float64], offer: Offer) -> Chosen:
-    """Best a · x + b of every filter by itself."""
-    if isinstance(offer, KeySet):
-        index, a, b, _ = offer.assign(filters)
-        return Chosen(offer.reconstruct(index, a, b), index)
-    a = (offer * filters).sum((1, 2), keepdims=True)
-    return Chosen(a * offer + filters.mean((1, 2), keepdims=True), np.arange(len(filters)))
-
-
-def _null_filters(
-    chosen: Sequence[tuple[Site, Offer]], before: Mapping[str, NDArray[np.float64]]
-) -> dict[str, NDArray[np.float64]]:
+def _null_filters(before: Mapping[str, Filters]) -> dict[str, Filters]:
     """As many filters of every layer with the norms, means and tap covariance of its size."""
-    bank = FilterBank(
-        Layer("", site.name, before[site.name].astype(np.float32), None, None, 0.0)
-        for site, _ in chosen
-    )
-    null = null_bank(bank, "covariance").layers
+    layers = [
+        Layer("", name, filters.astype(np.float32), None, None, 0.0)
+        for name, filters in before.items()
+    ]
+    null = null_bank(FilterBank(layers), "covariance").layers
     return {layer.name: layer.weight.astype(np.float64) for layer in null}
 
 
-def _row(
-    site: Site,
-    before: NDArray[np.float64],
-    offer: Offer,
-    chosen: Chosen,
-    null: NDArray[np.float64],
-) -> dict[str, Any]:
-    old, new = before.reshape(len(before), -1), chosen.filters.reshape(len(before), -1)
+def _compare(before: Filters, choice: Choice, after: Replaced, null: Filters) -> dict[str, Any]:
+    """Return the part of the report on one layer."""
+    old, new = before.reshape(len(before), -1), after.filters.reshape(len(before), -1)
     centred, now = (x - x.mean(1, keepdims=True) for x in (old, new))
     norms = np.linalg.norm(centred, axis=1) * np.linalg.norm(now, axis=1)
     cosine = np.abs((centred * now).sum(1))[norms > 0] / norms[norms > 0]
     power = float((centred**2).sum())
     return {
-        "layer": site.name,
-        "size": site.extent,
-        "depth": site.depth,
-        "filters": len(old),
-        "keys": len(offer),
-        "used": len(np.unique(chosen.index)),
+        "keys": len(choice),
+        "used": len(np.unique(after.index)),
         "explained": 1 - float(((centred - now) ** 2).sum()) / power if power else np.nan,
-        "chance": _chance(null, offer) if power else np.nan,
+        "chance": _chance(null, choice) if power else np.nan,
         "cosine": float(np.median(cosine)) if len(cosine) else np.nan,
         "error": float(np.linalg.norm(new - old)) / max(float(np.linalg.norm(old)), 1e-30),
-        "output_error": chosen.output_error,
-        "left": "",
+        "output_error": after.output_error,
     }
 
 
-def _chance(null: NDArray[np.float64], offer: Offer) -> float:
+def _chance(null: Filters, choice: Choice) -> float:
     """Share of the null filters' variance that the keys explain; NaN for models of their own."""
-    if not isinstance(offer, KeySet):
+    if not isinstance(choice, KeySet):
         return np.nan
-    a = offer.assign(null).a
+    a = choice.assign(null).a
     centred = null - null.mean((1, 2), keepdims=True)
     return float((a**2).sum() / (centred**2).sum())
-
-
-def _left_alone(sites: Sequence[Site], left: dict[str, str]) -> list[dict[str, Any]]:
-    known = {site.name: site for site in sites}
-    rows = []
-    for name, reason in left.items():
-        row: dict[str, Any] = {"layer": name, "left": reason}
-        if name in known:
-            site = known[name]
-            row |= {"size": site.extent, "depth": site.depth, "filters": len(site.weight)}
-        rows.append(row)
-    return rows

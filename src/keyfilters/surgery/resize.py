@@ -1,4 +1,4 @@
-"""Filters of one network at the kernel size of another: cropped, padded, or drawn from models."""
+"""Filters of one network at the kernel size of another: cropped, padded or rendered."""
 
 from __future__ import annotations
 
@@ -15,19 +15,14 @@ from keyfilters.receptive_fields.families import family
 from keyfilters.receptive_fields.matching import match
 from keyfilters.receptive_fields.models import render_models
 
-__all__ = ["RESIZES", "crop_or_pad", "idealized_near", "nearest_layers", "resize_filters"]
+__all__ = ["RESIZES", "Tables", "crop_or_pad", "idealized_near", "nearest_layers", "resize_filters"]
 
 RESIZES = ("auto", "crop", "pad", "render")
+Tables = dict[int, pd.DataFrame]
 
 
 def nearest_layers(layers: Sequence[Layer], depth: float) -> list[Layer]:
-    """Return the layers whose relative depth is nearest to `depth`; several where they tie.
-
-    >>> taps = np.zeros((1, 3, 3), np.float32)
-    >>> layers = [Layer("net", f"conv{i}", taps, None, None, i / 2) for i in range(3)]
-    >>> [layer.name for layer in nearest_layers(layers, 0.25)]
-    ['conv0', 'conv1']
-    """
+    """Return the layers whose relative depth is nearest to `depth`; several where they tie."""
     apart = [abs(layer.depth - depth) for layer in layers]
     least = min(apart, default=0.0) + 1e-9  # depths of equal layers may differ by rounding
     return [layer for layer, distance in zip(layers, apart, strict=True) if distance <= least]
@@ -57,26 +52,28 @@ def idealized_near(
     depth: float,
     size: tuple[int, int],
     scale_sigma: bool,
-    tables: dict[int, pd.DataFrame],
+    tables: Tables,
 ) -> NDArray[np.float64]:
-    """Draw the idealised models of the trained filters nearest in kernel size and depth.
+    """Render the idealised models of the trained filters nearest in kernel size and depth.
 
-    Args:
-        layers: trained, of odd kernels from 3×3 on, of one or several models.
-        depth: relative depth to be near to. Layers of the same kernel size go first, where there
-            are any; of every model the nearest layer counts, two where they tie.
-        size: window ``(k_y, k_x)`` in taps.
-        scale_sigma: whether σ grows in proportion to the window.
-        tables: what `keyfilters.match` found, by ``id(layer)``; grows.
+    Layers of the same kernel size go first, where there are any; of every model the nearest layer
+    counts, two where they tie. With `scale_sigma` σ grows in proportion to the window. `tables` is
+    filled with what `keyfilters.match` finds, by ``id(layer)``.
 
     Returns:
         ``(n, k_y, k_x)``, without offset, each with the norm that its model has at the trained
         filter's size. Models that vanish in the window are left out.
+
+    Raises:
+        KeyFiltersError: no layer has an odd kernel from 3×3 on, or all models vanish.
     """
-    offered = [layer for layer in layers if layer.size == size] or layers
-    pool = [np.empty((0, *size))]
-    for model in dict.fromkeys(layer.model for layer in offered):
-        for layer in nearest_layers([x for x in offered if x.model == model], depth):
+    usable = [x for x in layers if min(x.size) >= 3 and x.size[0] % 2 and x.size[1] % 2]
+    if not usable:
+        raise KeyFiltersError("no layer of the bank has an odd kernel of at least 3×3")
+    usable = [layer for layer in usable if layer.size == size] or usable
+    pool = []
+    for model in dict.fromkeys(layer.model for layer in usable):
+        for layer in nearest_layers([x for x in usable if x.model == model], depth):
             if id(layer) not in tables:
                 tables[id(layer)] = match(layer.weight, null=None).assign(offset=0.0)
             table = tables[id(layer)]
@@ -87,28 +84,23 @@ def idealized_near(
             here, there = (np.sqrt((x**2).sum((1, 2))) for x in (drawn, trained))
             shown = (here > 1e-6 * there) & (there > 0)  # false for NaN
             pool.append(drawn[shown] * (there[shown] / here[shown])[:, None, None])
+    if not sum(map(len, pool)):
+        raise KeyFiltersError("no model of the nearest filters can be seen in this window")
     return np.concatenate(pool)
 
 
 def resize_filters(
     filters: NDArray[np.float64], size: tuple[int, int], resize: str = "auto"
 ) -> tuple[NDArray[np.float64], str]:
-    """Bring filters to another kernel size, and say how.
+    """Bring filters ``(n, k_y, k_x)`` to another kernel size, and tell how.
 
-    Args:
-        filters: ``(n, k_y, k_x)``.
-        size: window ``(k_y, k_x)`` in taps.
-        resize: ``"auto"`` crops to fewer taps and pads with zeros to more, so that every tap that
-            remains is exact; ``"crop"`` crops, but draws what would have to be padded; ``"pad"``
-            pads, but draws what would have to be cropped; ``"render"`` draws both. Drawn is the
-            filter's own idealised model, ``amplitude · model + offset`` as `keyfilters.match` finds
-            it, with its scales in taps unchanged; a filter without a shape is cropped or padded.
+    ``"auto"`` crops to fewer taps and pads with zeros to more; ``"crop"`` crops but renders larger
+    kernels, ``"pad"`` pads but renders smaller ones, ``"render"`` renders both: the filter's own
+    idealised model, ``amplitude · model + offset`` as `keyfilters.match` finds it, at the same
+    scales in taps. A filter without a shape is cropped or padded.
 
     Returns:
         ``(n, *size)``, and one of copied, cropped, padded, "cropped and padded", rendered.
-
-    Raises:
-        KeyFiltersError: an unknown `resize`, or a size from which there is nothing to render.
 
     >>> resize_filters(np.ones((2, 3, 3)), (5, 5))[1]
     'padded'

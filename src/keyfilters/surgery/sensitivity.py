@@ -1,4 +1,4 @@
-"""Which layers bear replacement, and which do not: one layer at a time."""
+"""How much each layer's replacement alone changes the answers of a network."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import pandas as pd
 from torch import Tensor, nn
 
 from keyfilters.keyset import KeySet
-from keyfilters.surgery.offers import Keys, offer_keys
+from keyfilters.passes import undoing
+from keyfilters.surgery.key_choice import Keys, choose_keys
 from keyfilters.surgery.replace import replace_filters_
-from keyfilters.surgery.sites import find_sites
+from keyfilters.surgery.targets import find_targets
 from keyfilters.training.evaluate import agreement, logits
 
 __all__ = ["layer_sensitivity"]
@@ -33,7 +34,7 @@ def layer_sensitivity(
     The layer is put back before the next one is tried, so the model is unchanged in the end.
 
     Args:
-        model: lies on `device`.
+        model: on `device`.
         keys: as for `replace_filters_`.
         images: ``(n, channels, height, width)`` unlabelled, on which answers are compared.
         layers: names or patterns; None tries all.
@@ -49,20 +50,17 @@ def layer_sensitivity(
     Raises:
         KeyFiltersError: as `replace_filters_`.
     """
-    sites, left = find_sites(model, layers)
-    offered = offer_keys(sites, keys, left)
+    targets, left = find_targets(model, layers)
+    choices = choose_keys(targets, keys, left)
     reference = logits(model, images, device, batch_size=batch_size)
-    state = {name: x.clone() for name, x in model.state_dict().items()}
     rows = []
-    for name, offer in offered.items():
+    for name, choice in choices.items():
         if progress is not None:
             progress(name)
-        one: Keys = {name: offer} if isinstance(offer, KeySet) else "idealized"
-        try:
+        one: Keys = {name: choice} if isinstance(choice, KeySet) else "idealized"
+        with undoing(model, always=True):
             report = replace_filters_(model, one, layers=[name], **options)
             found = agreement(model, reference, images, device=device, batch_size=batch_size)
-        finally:
-            model.load_state_dict(state)
         row = report[report["layer"] == name].iloc[0].to_dict()
         low, high = found.interval
         measured = {"top1": found.top1, "low": low, "high": high}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -14,15 +13,16 @@ from torch import Generator, Tensor
 
 from keyfilters import init
 from keyfilters.bank import FilterBank, Layer
+from keyfilters.depthwise import extent
 from keyfilters.errors import KeyFiltersError, NoFiltersError, nearest
-from keyfilters.surgery.initialize import layer_generator, left_alone, resolve_seed
+from keyfilters.surgery.initialize import layer_generator, resolve_seed
 from keyfilters.surgery.resize import RESIZES, crop_or_pad, nearest_layers, resize_filters
-from keyfilters.surgery.sites import NOT_ASKED, Model, Site, find_sites
+from keyfilters.surgery.targets import Model, Target, find_targets, layer_table, write_all_
 
 __all__ = ["CONTROLS", "transfer_filters_"]
 
-COLUMNS = ["layer", "depth", "source", "source_depth", "source_size", "size", "how"]
-COLUMNS += ["source_channels", "channels", "resampling", "cosine", "control", "note"]
+COLUMNS = ["source", "source_depth", "source_size", "source_filters", "how", "resampling"]
+COLUMNS += ["cosine", "control"]
 
 
 def transfer_filters_(
@@ -37,17 +37,17 @@ def transfer_filters_(
 ) -> pd.DataFrame:
     """Copy the depthwise filters of a bank into a model, in place (babaiee2025masterkey).
 
-    Which source layer a layer gets: if both networks name their layers alike, that of its own name;
-    else if both have as many layers of the same channels and sizes in the same order, that of its
-    own place; else the one of its own kernel size that is nearest in relative depth, or if none has
-    this size the nearest of all. Of two as near it is the earlier one.
+    A layer takes its filters from the source layer of the same name if both networks use the same
+    names; else from that in the same place if both have equally many layers of the same channels
+    and sizes in the same order; else from the one of its kernel size (or, if there is none, of any
+    size) that is nearest in relative depth, the earlier of two.
 
-    Other sizes are met as `resize` says, other numbers of channels so: of more source filters than
-    needed some are drawn without replacement; of fewer, each is used equally often, up to one, and
-    which are used once more is drawn. The filters keep the order of their channels.
+    Other kernel sizes are handled as `resize` says. With more source filters than channels, some
+    are drawn without replacement. With fewer, each is used equally often; the remainder is drawn at
+    random. The filters keep the order of their channels.
 
-    The controls change the filters that would have been written, after all that and but for the
-    zeros of padding, in one respect only, so that transfer and control differ in nothing else:
+    A control changes the filters that would have been written, but for the zeros of padding, in one
+    respect only, so that transfer and control differ in nothing else:
 
     - ``"random"``: Gaussian taps, each filter with exactly its mean and root mean square.
     - ``"tap-shuffled"``: the taps of each filter permuted, each filter by itself.
@@ -60,18 +60,19 @@ def transfer_filters_(
         layers: names or patterns of those to overwrite; None takes all.
         control: one of the above; None transfers.
         resize: ``"auto"`` crops to a smaller kernel, about its centre, and pads to a larger one
-            with zeros, so that what remains is exact; ``"crop"``, ``"pad"`` and ``"render"`` draw
-            from the filter's own idealised model what would have to be padded, cropped, or either.
-        seed: of the channels drawn and of the control. Every layer draws for itself, and the
-            channels drawn do not depend on the control.
+            with zeros, so that every tap that remains is exact; ``"crop"``, ``"pad"`` and
+            ``"render"`` render the filter's own idealised model instead of padding, cropping, or
+            either.
+        seed: of the channels drawn and of the control. Every layer has its own random stream, and
+            the channels drawn do not depend on the control.
         generator: gives the seed instead.
 
     Returns:
-        One row a layer: layer and its depth, source (layer) and its depth and size, size, how
-        (copied, cropped, padded, rendered), source_channels, channels, resampling (in order,
+        One row a layer: layer, size, depth, filters, source (layer), source_depth, source_size,
+        source_filters (number), how (copied, cropped, padded, rendered), resampling (in order,
         sampled, repeated), cosine (mean over the filters, between source and resized filter, not
-        centred, missing taps taken as 0; before any control), control, and note: for example why a
-        layer was left alone.
+        centred, missing taps taken as 0; before any control), control, and left: why a layer was
+        left alone.
 
     Raises:
         KeyFiltersError: several models in the bank, unknown control or resize, or nothing can be
@@ -86,39 +87,14 @@ def transfer_filters_(
     """
     _check(bank, control, resize)
     seed = resolve_seed(seed, generator)
-    sites, left = find_sites(model, layers)
-    reasons = {name: why for name, why in left.items() if why != NOT_ASKED}
-    source_of = _matching(*find_sites(model), bank.layers)
-    moved: dict[str, _Moved] = {}
-    writes: dict[str, Callable[[], None]] = {}
-    for site in sites:  # all are made before the first is written
-        try:
-            made = _move(site, source_of(site), control, resize, seed)
-            writes[site.name] = site.prepare(made.filters)
-            moved[site.name] = made
-        except KeyFiltersError as error:
-            reasons[site.name] = str(error)
-    if not moved:
-        why = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
-        raise KeyFiltersError(f"nothing can be transferred: {why}")
-    rows = []
-    for site in sites:
-        row = {"layer": site.name, "depth": site.depth, "size": _size(site.size)}
-        row |= {"channels": len(site.weight), "control": control or ""}
-        if site.name in moved:
-            writes[site.name]()
-            row |= moved[site.name].report
-        rows.append(row | {"note": left_alone(reasons.pop(site.name, ""))})
-    rows += [{"layer": name, "note": left_alone(why)} for name, why in reasons.items()]
-    return pd.DataFrame(rows, columns=COLUMNS)
+    targets, left = find_targets(model, layers)
+    source_of = _matching(*find_targets(model), bank.layers)
 
+    def move(target: Target) -> tuple[Tensor, dict[str, object]]:
+        return _move(target, source_of(target), control, resize, seed)
 
-@dataclass(frozen=True, eq=False)
-class _Moved:
-    """Filters ready to be written, ``(C, k_y, k_x)``, and their part of the report."""
-
-    filters: Tensor
-    report: dict[str, object]
+    moved = write_all_(targets, left, move, "nothing can be transferred")
+    return layer_table(targets, left, moved, COLUMNS)
 
 
 def _check(bank: FilterBank, control: str | None, resize: str) -> None:
@@ -139,56 +115,58 @@ def _check(bank: FilterBank, control: str | None, resize: str) -> None:
 
 
 def _matching(
-    sites: Sequence[Site], left: dict[str, str], sources: Sequence[Layer]
-) -> Callable[[Site], Layer]:
-    """Say which source layer each layer of the whole model gets."""
+    targets: Sequence[Target], left: Sequence[Target], sources: Sequence[Layer]
+) -> Callable[[Target], Layer]:
+    """Return the function that tells which source layer each layer of the model gets."""
     own = {layer.name: layer for layer in sources}
-    names = [site.name for site in sites]
-    if not set(names) <= own.keys() <= set(names) | left.keys():
-        shapes = [(len(site.weight), site.size) for site in sites]
+    names = [target.name for target in targets]
+    if not set(names) <= own.keys() <= set(names) | {target.name for target in left}:
+        shapes = [(target.channels, target.size) for target in targets]
         alike = shapes == [(len(layer.weight), layer.size) for layer in sources]
         own = dict(zip(names, sources, strict=True)) if alike else {}
 
-    def source_of(site: Site) -> Layer:
-        if site.name in own:
-            return own[site.name]
-        same = [layer for layer in sources if layer.size == site.size]
-        return nearest_layers(same or sources, site.depth)[0]
+    def source_of(target: Target) -> Layer:
+        if target.name in own:
+            return own[target.name]
+        same = [layer for layer in sources if layer.size == target.size]
+        return nearest_layers(same or sources, target.depth)[0]
 
     return source_of
 
 
-def _move(site: Site, source: Layer, control: str | None, resize: str, seed: int) -> _Moved:
-    """Bring the filters of `source` to the size and channels of `site`."""
+def _move(
+    target: Target, source: Layer, control: str | None, resize: str, seed: int
+) -> tuple[Tensor, dict[str, object]]:
+    """Bring the filters of `source` to the size and channels of a layer; return the report too."""
     original = source.weight.astype(np.float64)
     if not np.isfinite(original).all():
         raise KeyFiltersError(f"its source, {source.name}, holds filters that are not finite")
-    resized, how = resize_filters(original, site.size, resize)
-    wanted, have = len(site.weight), len(original)
-    order = _channels(have, wanted, layer_generator(seed, site.depth, "channels"))
+    resized, how = resize_filters(original, target.size, resize)
+    wanted, have = target.channels, len(original)
+    order = _channels(have, wanted, layer_generator(seed, target.depth, "channels"))
     filters = torch.from_numpy(resized)[order]
     if control is not None:
         # Padding stays 0: a control on wider support would differ in more than its one respect.
-        window = [min(pair) for pair in zip(source.size, site.size, strict=True)]
-        support = site.size if how.startswith("rendered") else (window[0], window[1])
+        window = [min(pair) for pair in zip(source.size, target.size, strict=True)]
+        support = target.size if how.startswith("rendered") else (window[0], window[1])
         taken = torch.from_numpy(crop_or_pad(filters.numpy(), support))
-        changed = CONTROLS[control](taken, layer_generator(seed, site.depth, control))
-        filters = torch.from_numpy(crop_or_pad(changed.numpy(), site.size))
+        changed = CONTROLS[control](taken, layer_generator(seed, target.depth, control))
+        filters = torch.from_numpy(crop_or_pad(changed.numpy(), target.size))
     resampling = "in order" if have == wanted else "sampled" if have > wanted else "repeated"
-    report = {
+    return filters, {
         "source": source.name,
         "source_depth": source.depth,
-        "source_size": _size(source.size),
+        "source_size": extent(source.size),
+        "source_filters": have,
         "how": how,
-        "source_channels": have,
         "resampling": resampling,
         "cosine": _cosine(original, resized),
+        "control": control or "",
     }
-    return _Moved(filters, report)
 
 
 def _channels(have: int, wanted: int, generator: Generator) -> Tensor:
-    """Source channel of each channel, ``(wanted,)``, ascending, each equally often up to one."""
+    """Return the source channel of each channel, ``(wanted,)``, ascending."""
     rest = torch.randperm(have, generator=generator)[: wanted % have]
     return torch.cat([torch.arange(have).repeat(wanted // have), rest]).sort().values
 
@@ -232,7 +210,3 @@ CONTROLS: dict[str, Callable[[Tensor, Generator], Tensor]] = {
     "channel-shuffled": _channel_shuffled,
     "impulse": _impulse,
 }
-
-
-def _size(size: tuple[int, int]) -> str:
-    return f"{size[0]}×{size[1]}"

@@ -10,11 +10,11 @@ import pandas as pd
 import torch
 from torch import nn
 
-from keyfilters.asked import parse
 from keyfilters.bank import FilterBank
 from keyfilters.errors import KeyFiltersError
 from keyfilters.keyset import KeySet
 from keyfilters.passes import undoing
+from keyfilters.query_strings import parse
 from keyfilters.sources import read
 from keyfilters.surgery.freeze import Frozen, freeze_filters_
 from keyfilters.surgery.initialize import initialize_filters_

@@ -18,19 +18,20 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from torch import nn
 
-from keyfilters.asked import parse
 from keyfilters.bank import FilterBank
 from keyfilters.errors import KeyFiltersError, nearest
+from keyfilters.query_strings import parse
 from keyfilters.sources import read
 from keyfilters.surgery.parametrize import LEARNABLE
 from keyfilters.surgery.transfer import CONTROLS
 from keyfilters.surgery.treated import IDEALIZED, Treated, treat_
+from keyfilters.training import section
 
 __all__ = ["Treated", "Treatment"]
 
@@ -44,7 +45,7 @@ OPTIONS = {
 }
 
 
-@dataclass(frozen=True)
+@section
 class Treatment:
     """What is done to the depthwise filters; nothing by default.
 
@@ -77,55 +78,22 @@ class Treatment:
     transfer: str = ""
     control: str = ""
     keys: str = ""
-    learn: tuple[str, ...] = ()
+    learn: tuple[Literal["amplitude", "bias", "sigma"], ...] = ()
     assignment: Literal["trained", "random"] = "trained"
     assign_from: str = ""
     unit_norm: bool = False
     freeze: bool = False
 
     def __post_init__(self) -> None:
-        for one in fields(self):
-            value, kind = getattr(self, one.name), type(one.default)
-            if isinstance(value, list):
-                object.__setattr__(self, one.name, value := tuple(value))
-            if not isinstance(value, kind):
-                expected = {tuple: "a list", bool: "true or false"}.get(kind, "a text")
-                raise KeyFiltersError(f"filters.{one.name} is {value!r}; {expected} is expected")
         if self.keys == "random":
             object.__setattr__(self, "keys", "random:8")
-        for name in self.learn:
-            if name not in LEARNABLE:
-                expected = f"any of {', '.join(LEARNABLE)} are expected"
-                tail = nearest(str(name), LEARNABLE)
-                raise KeyFiltersError(f"filters.learn has {name!r}; {expected}{tail}")
-        for name, words in (("assignment", ("trained", "random")), ("control", ("", *CONTROLS))):
-            if (value := getattr(self, name)) not in words:
-                expected = f"one of {', '.join(filter(None, words))} is expected"
-                raise KeyFiltersError(
-                    f"filters.{name} is {value!r}; {expected}{nearest(value, words)}"
-                )
+        if self.control and self.control not in CONTROLS:
+            expected = f"one of {', '.join(CONTROLS)} is expected{nearest(self.control, CONTROLS)}"
+            raise KeyFiltersError(f"filters.control is {self.control!r}; {expected}")
         _refuse_conflicts(self)
 
     @classmethod
-    def of(cls, given: Treatment | str | Mapping[str, Any]) -> Treatment:
-        """Return a treatment from its text, its table in a recipe, or itself.
-
-        Raises:
-            KeyFiltersError: an unknown name or option, or as the class.
-        """
-        if isinstance(given, Treatment):
-            return given
-        if isinstance(given, str):
-            return cls.parse(given)
-        known = [one.name for one in fields(cls)]
-        for name in given:
-            if name not in known:
-                listed = f"known are {', '.join(known)}{nearest(name, known)}"
-                raise KeyFiltersError(f"{name!r} is no key of [filters]; {listed}")
-        return cls(**given)
-
-    @classmethod
-    def parse(cls, text: str) -> Treatment:
+    def parse(cls, text: str) -> Self:
         """Read a line such as ``keys?keys=random&learn=bias``; see the module.
 
         Raises:
@@ -147,11 +115,11 @@ class Treatment:
                 raise KeyFiltersError(f"{kind} has no option {name!r}; it has {listed}{tail}")
         flags = {name: _flag(text, name, options) for name in ("drawn", "unit_norm", "freeze")}
         if kind == "keys":
-            learn = options.get("learn", ())
+            learn: Any = options.get("learn")
             assignment = "random" if flags["drawn"] else str(options.get("assignment", "trained"))
             return cls(
                 keys=str(options.get("keys", DEFAULT_KEYS)),
-                learn=tuple(learn) if isinstance(learn, list | tuple) else (str(learn),),
+                learn=tuple(learn) if isinstance(learn, list) else (learn,) if learn else (),
                 assignment=assignment,  # type: ignore[arg-type]  # the class refuses others
                 assign_from=str(options.get("assign_from", "")),
                 unit_norm=flags["unit_norm"],

@@ -1,21 +1,28 @@
 """Training and measuring any network on images; nothing here knows what a key filter is."""
 
-from keyfilters.training.data import (
+from keyfilters.passes import evaluating
+from keyfilters.training.borrowed import own_randomness
+from keyfilters.training.data import Data, load_data
+from keyfilters.training.evaluate import Agreement, accuracy, agreement, logits
+from keyfilters.training.fields import section
+from keyfilters.training.images import (
     centre_crop,
     image_folder,
     normalise,
+    open_image,
     photographs,
     random_crops,
+    read_image,
 )
-from keyfilters.training.datasets import Data, load_data
-from keyfilters.training.evaluate import Agreement, accuracy, agreement, logits
 from keyfilters.training.loop import train
-from keyfilters.training.models import make_model
+from keyfilters.training.models import make_model, try_model
 from keyfilters.training.plan import plan
+from keyfilters.training.readers import READERS
 from keyfilters.training.recipe import Recipe
-from keyfilters.training.results import Trained
+from keyfilters.training.results import Trained, write_results, write_weights
 
 __all__ = [
+    "READERS",
     "Agreement",
     "Data",
     "Recipe",
@@ -23,13 +30,21 @@ __all__ = [
     "accuracy",
     "agreement",
     "centre_crop",
+    "evaluating",
     "image_folder",
     "load_data",
     "logits",
     "make_model",
     "normalise",
+    "open_image",
+    "own_randomness",
     "photographs",
     "plan",
     "random_crops",
+    "read_image",
+    "section",
     "train",
+    "try_model",
+    "write_results",
+    "write_weights",
 ]

@@ -1,239 +1,233 @@
-"""Images to measure and train with, from what is installed or lies in a folder; no network.
-
-Images are uint8 until `normalise`: arrays ``(h, w, 3)`` as read, tensors ``(n, 3, size, size)``
-as cut. Cutting comes before resizing (bicubic, antialiased), so that no pixel outside takes part.
-"""
+"""`Data`: the images of a run in their parts, and `load_data`, which makes them by name."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from importlib.util import find_spec
-from pathlib import Path
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from math import isfinite
+from typing import Any
+from zlib import crc32
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
 
-from keyfilters.errors import KeyFiltersError, MissingExtraError, nearest
+from keyfilters.errors import KeyFiltersError
+from keyfilters.training.dataset import Images, Items, StreamedImages
+from keyfilters.training.parts import find_parts, first_side
+from keyfilters.training.recipe import Augmentation, Recipe
 
-if TYPE_CHECKING:
-    from PIL.Image import Image as PillowImage
+__all__ = ["Data", "load_data"]
 
-__all__ = ["centre_crop", "image_folder", "normalise", "photographs", "random_crops"]
-
-# Left out: greyscale photographs (brick, camera, coins, grass, gravel, moon), which no colour
-# network was trained for; microscopy, the retina and the deep field, which are no natural scenes;
-# and the right view of the motorcycle, which is nearly the left.
-SHIPPED = {
-    "skimage/data": (
-        "astronaut.png",
-        "chelsea.png",
-        "coffee.png",
-        "motorcycle_left.png",
-        "rocket.jpg",
-    ),
-    "sklearn/datasets/images": ("china.jpg", "flower.jpg"),
-}
-REGIONS = {"all": (0.0, 1.0), "left": (0.0, 0.5), "right": (0.5, 1.0)}  # of the width
-SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as timm has them
 
 
-def photographs() -> dict[str, NDArray[np.uint8]]:
-    """Return the seven natural colour photographs that scikit-image and scikit-learn ship.
+@dataclass(frozen=True, eq=False)
+class Data:
+    """Images and labels to train with, to choose the best epoch by, and to test on.
 
-    They are astronaut, chelsea (a cat), coffee, motorcycle_left, rocket, china (a pagoda) and
-    flower, ``(h, w, 3)`` with sides of 300 to 741 pixels, read from the files of the installed
-    packages (scikit-image's own functions may download).
+    Attributes:
+        name: where they come from, such as ``"digits"``.
+        images: to train with, ``(n, c, h, w)`` uint8; of device meta if they are streamed.
+        labels: of `images`, ``(n,)`` int64 from 0 on.
+        test_images: to test on in the end, ``(m, c, h, w)`` uint8.
+        test_labels: of `test_images`, ``(m,)`` int64.
+        classes: the name of every label.
+        mean: of `images`, one number a channel, on the scale from 0 to 1; computed if empty.
+        std: likewise; where it is computed, 1 for a channel that is constant.
+        skipped: (name, reason) of every image that could not be read.
+        validation_images: looked at after every epoch, ``(k, c, h, w)`` uint8; None: there is none.
+        validation_labels: of `validation_images`, ``(k,)`` int64.
+        items: of streamed data, the images of the parts train, validation and test.
+        unreadable: what is done with a damaged streamed image: "skip" or "stop".
+        workers: processes that decode streamed images, for each that trains; 0 decodes there.
 
     Raises:
-        MissingExtraError: scikit-image is not installed.
-        KeyFiltersError: the installed version lacks one of the files.
+        KeyFiltersError: tensors of another type or shape, a label without a class, or a mean or
+            std that does not fit the channels.
 
-    >>> photographs()["chelsea"].shape
-    (300, 451, 3)
+    >>> zeros = torch.zeros(4, 1, 2, 2, dtype=torch.uint8)
+    >>> data = Data("made", zeros, torch.tensor([0, 1, 0, 1]), zeros, torch.zeros(4).long(), "ab")
+    >>> data.mean, data.std
+    ((0.0,), (1.0,))
     """
-    found = {}
-    for folder, files in SHIPPED.items():
-        package, _, inside = folder.partition("/")
-        spec = find_spec(package)
-        if spec is None or spec.origin is None:
-            raise MissingExtraError(f"reading the photographs of {package}", "train")
-        for path in (Path(spec.origin).parent / inside / file for file in files):
-            if not path.is_file():
-                command = "pip install -U scikit-image scikit-learn"
-                raise KeyFiltersError(f"{package} lacks {inside}/{path.name}; type: {command}")
-            found[path.stem] = read_image(path)
-    return found
+
+    name: str
+    images: Tensor = field(repr=False)
+    labels: Tensor = field(repr=False)
+    test_images: Tensor = field(repr=False)
+    test_labels: Tensor = field(repr=False)
+    classes: Sequence[str]
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    skipped: tuple[tuple[str, str], ...] = ()
+    validation_images: Tensor | None = field(default=None, repr=False)
+    validation_labels: Tensor | None = field(default=None, repr=False)
+    items: Mapping[str, Items] = field(default_factory=dict, repr=False)
+    unreadable: str = "skip"
+    workers: int = 0
+
+    def __post_init__(self) -> None:
+        for what, (images, labels) in self.parts().items():
+            self._check(what, images, labels)
+        if not self.mean or not self.std:
+            mean, std = (MEAN, STD) if self.items else _moments(self.images)
+            object.__setattr__(self, "mean", self.mean or mean)
+            object.__setattr__(self, "std", self.std or std)
+        channels = self.images.shape[1]
+        for what, values in (("mean", self.mean), ("std", self.std)):
+            fit = [isinstance(x, int | float) and isfinite(x) for x in values]
+            if len(values) != channels or not all(fit) or (what == "std" and min(values) <= 0):
+                expected = f"{channels} numbers are expected, one a channel, those of std above 0"
+                raise KeyFiltersError(f"{what} is {list(values)}; {expected}")
+
+    def parts(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """Return images and labels of train, test and, if there is one, validation."""
+        found = {
+            "training": (self.images, self.labels),
+            "test": (self.test_images, self.test_labels),
+        }
+        if self.validation_images is not None and self.validation_labels is not None:
+            found["validation"] = (self.validation_images, self.validation_labels)
+        return found
+
+    def dataset(self, part: str, recipe: Recipe, device: torch.device) -> Images:
+        """Return a part as a data set of torch; that of training is changed by the recipe.
+
+        Raises:
+            KeyFiltersError: an augmentation that these images do not get.
+        """
+        change = recipe.augmentation if part == "training" else None
+        images, labels = self.parts()[part]
+        if self.items:
+            how, stop = recipe.augmentation.interpolation, self.unreadable == "stop"
+            return StreamedImages(
+                self.items[part], images, labels, change, recipe.seed, interpolation=how, stop=stop
+            )
+        for name in ("scale", "auto_augment", "interpolation"):
+            if (value := getattr(recipe.augmentation, name)) != getattr(Augmentation, name):
+                got = f"augmentation.{name} is {value!r} for images that are held in memory"
+                raise KeyFiltersError(f"{got}; set data.stream=true, or leave it out")
+        return Images(images.to(device), labels.to(device), change, recipe.seed)
+
+    def describe(self) -> dict[str, Any]:
+        """Return what tells one data set from another, to write beside a result."""
+        sums = {}
+        for part, (images, labels) in self.parts().items():
+            content: Any = images.contiguous().numpy().data if part not in self.items else b""
+            if part in self.items:
+                items = self.items[part]
+                content = b"\0".join(os.fsencode(items.path(i)) for i in range(len(items)))
+            sums[f"{part}_crc32"] = [crc32(content), crc32(labels.numpy().data)]
+        return {
+            "name": self.name,
+            **{part: list(images.shape) for part, (images, _) in self.parts().items()},
+            "classes": list(self.classes),
+            **sums,  # of images, or where they are streamed their names; of labels
+            "mean": [round(x, 6) for x in self.mean],
+            "std": [round(x, 6) for x in self.std],
+            "skipped": [list(one) for one in self.skipped],
+        }
+
+    def _check(self, what: str, images: Tensor, labels: Tensor) -> None:
+        if images.dtype != torch.uint8 or images.ndim != 4 or not images.numel():
+            got = f"{images.dtype} of shape {tuple(images.shape)}"
+            raise KeyFiltersError(f"{what} images are {got}; uint8 (n, c, h, w) is expected")
+        if labels.dtype != torch.int64 or labels.shape != (len(images),):
+            got = f"{labels.dtype} of shape {tuple(labels.shape)}"
+            raise KeyFiltersError(f"{what} labels are {got}; int64 ({len(images)},) expected")
+        if int(labels.min()) < 0 or int(labels.max()) >= len(self.classes):
+            got = f"from {int(labels.min())} to {int(labels.max())}"
+            expected = f"0 to {len(self.classes) - 1} are expected"
+            raise KeyFiltersError(f"{what} labels go {got}; {expected}, one a class")
+        if images.shape[1:] != self.images.shape[1:]:
+            got = f"{tuple(images.shape[1:])}, those of training {tuple(self.images.shape[1:])}"
+            raise KeyFiltersError(f"{what} images are {got}; one shape is expected")
 
 
-def random_crops(
-    photographs: Mapping[str, NDArray[np.uint8]],
-    count: int,
-    size: int = 224,
-    *,
-    scale: tuple[float, float] = (0.35, 1.0),
-    region: str = "all",
-    seed: int = 0,
-) -> Tensor:
-    """Cut random squares, half of them mirrored, evenly from all photographs.
+def load_data(name: str = "digits", **options: Any) -> Data:
+    """Load a data set by name.
 
-    Crop i comes from photograph ``i % len(photographs)``, and the first crops are the same for
-    every `count`. Crops of one photograph overlap: they are no independent images.
+    - ``digits``: scikit-learn's 1,797 handwritten digits of 8×8, always there.
+    - ``fashion-mnist``: from Debian's package dataset-fashion-mnist; ``fashion-mnist:FOLDER`` from
+      a folder with the IDX files, packed or not, as torchvision leaves them.
+    - ``photos``: crops of seven photographs, whose label is the photograph; training crops come
+      from the left halves, test crops from the right halves.
+    - ``imagefolder:FOLDER``: FOLDER/train/CLASS/… and, where they exist, FOLDER/val/CLASS/… (or
+      valid, validation) and FOLDER/test/CLASS/…; or FOLDER/CLASS/….
+    - ``torchvision:NAME``: a class of torchvision.datasets, already downloaded below `root`.
+    - ``hf:NAME``: a data set of the Hugging Face hub, or its folder; needs the extra hf. Of several
+      columns of labels, ``hf:NAME#COLUMN`` chooses one. Images without a label are left out.
+
+    Where a source has no labelled test images, its validation images or a fifth of each class are
+    kept for testing: the same with every seed, so that no network was trained on what another is
+    tested on.
 
     Args:
-        photographs: name → ``(h, w, 3)`` uint8.
-        count: number of crops.
-        size: side of a crop after resizing, in pixels.
-        scale: smallest and largest side before resizing, uniform between, as fractions of the
-            shorter side of the region.
-        region: "all", or the "left" or "right" half of every photograph, which share no pixel.
-        seed: the crops are a function of it.
-
-    Returns:
-        ``(count, 3, size, size)`` uint8.
+        name: as above.
+        options: fields of `DataSource`, which says what they mean: classes, samples, channels,
+            resolution, root, unreadable, seed, mean, std, validation (here 0 by default), stream
+            and workers.
 
     Raises:
-        KeyFiltersError: no photographs, one that is no such array, or an option out of its range.
+        KeyFiltersError: an unknown name or class, missing files, an option out of range, images
+            that cannot be read, or more than fit into memory.
+        MissingExtraError: a package is needed that is not installed.
 
-    >>> ramp = np.arange(64, dtype=np.uint8)[None, :, None].repeat(40, 0).repeat(3, 2)
-    >>> random_crops({"ramp": ramp}, 5, 16, region="left").shape
-    torch.Size([5, 3, 16, 16])
+    >>> data = load_data("digits", classes=["3", "8"], samples=100)
+    >>> data.images.shape, data.classes, data.labels.bincount().tolist()
+    (torch.Size([100, 1, 8, 8]), ('3', '8'), [51, 49])
     """
-    if region not in REGIONS:
-        known = f"region is {region!r}; {', '.join(REGIONS)} are known"
-        raise KeyFiltersError(known + nearest(region, REGIONS))
-    if not photographs or count < 1 or not 0 < scale[0] <= scale[1] <= 1:
-        got = f"{len(photographs)} photographs, count {count}, scale {scale}"
-        raise KeyFiltersError(f"{got}; 1 or more, 1 or more and 0 < low ≤ high ≤ 1 are expected")
-    images, (start, stop) = list(photographs.values()), REGIONS[region]
-    generator = np.random.default_rng(seed)
-    crops = []
-    for i in range(count):
-        image = _checked(images[i % len(images)])
-        image = _checked(image[:, int(start * image.shape[1]) : int(stop * image.shape[1])])
-        height, width = image.shape[:2]
-        side = max(1, round(min(height, width) * generator.uniform(*scale)))
-        top, left = generator.integers(height - side + 1), generator.integers(width - side + 1)
-        crop = image[top : top + side, left : left + side]
-        crops.append(centre_crop(crop[:, ::-1] if generator.integers(2) else crop, size))
-    return torch.stack(crops)
-
-
-def centre_crop(image: NDArray[np.uint8], size: int = 224) -> Tensor:
-    """Cut the largest square from the middle of ``(h, w, 3)`` and resize it: ``(3, size, size)``.
-
-    >>> centre_crop(np.zeros((30, 45, 3), np.uint8), 8).shape
-    torch.Size([3, 8, 8])
-    """
-    from PIL import Image
-
-    height, width = _checked(image).shape[:2]
-    side = min(height, width)
-    top, left = (height - side) // 2, (width - side) // 2
-    square = Image.fromarray(image[top : top + side, left : left + side].copy())
-    resized = square.resize((size, size), Image.Resampling.BICUBIC)
-    return torch.from_numpy(np.array(resized).transpose(2, 0, 1).copy())
-
-
-def image_folder(
-    path: str | os.PathLike[str], *, size: int = 224, limit: int | None = None
-) -> tuple[Tensor, list[tuple[str, str]]]:
-    """Read the images of a folder and its subfolders, without labels.
-
-    Each is turned as its camera says, laid over white where it is transparent, and cut as by
-    `centre_crop`. All are held at once: 150 kB an image at 224 pixels.
-
-    Args:
-        path: the folder, with .jpg, .jpeg, .png, .webp and .bmp files.
-        size: side of the images in pixels.
-        limit: stop after so many readable images; None reads all.
-
-    Returns:
-        ``(n, 3, size, size)`` uint8 in the order of the sorted paths, and (name, reason) of every
-        file that was seen and not taken.
-
-    Raises:
-        KeyFiltersError: no such folder, or no image in it can be read.
-    """
-    folder = Path(path)
-    if not folder.is_dir():
-        raise KeyFiltersError(f"{path} is no folder; a folder of images is expected")
-    images: list[Tensor] = []
+    options = {"validation": 0.0, **options, "root": str(options.get("root", ""))}
+    asked = Recipe.from_dict({"data": {"name": name, **options}}).data
+    if asked.channels == 2 or (asked.stream and asked.channels == 1):
+        got = f"channels is {asked.channels} and stream {asked.stream}"
+        raise KeyFiltersError(f"{got}; 0, 1 or 3 are expected, streamed 0 or 3")
     skipped: list[tuple[str, str]] = []
-    for file in sorted(x for x in folder.rglob("*") if x.is_file()):
-        if limit is not None and len(images) >= limit:
-            break
-        try:
-            images.append(centre_crop(read_image(file), size))
-        except Exception as error:  # damaged files make decoders raise nearly anything
-            named = "" if isinstance(error, KeyFiltersError) else f"{type(error).__name__}: "
-            skipped.append((file.relative_to(folder).as_posix(), f"{named}{error}"))
-    if not images:
-        seen = "; ".join(f"{name}: {reason}" for name, reason in skipped[:3]) or "no file"
-        raise KeyFiltersError(f"no image of {path} can be read ({seen})")
-    return torch.stack(images), skipped
+    parts, classes = find_parts(asked, skipped)
+    items = {part: x.images for part, x in parts.items() if isinstance(x.images, Items)}
+    side = asked.resolution or (first_side(items["training"]) if items else 0)
+    tensors: dict[str, Any] = {}
+    for part, found in parts.items():
+        prefix = "" if part == "training" else f"{part}_"
+        tensors[f"{prefix}labels"] = torch.from_numpy(found.labels)
+        if isinstance(found.images, Items):
+            shape = (len(found.labels), 3, side, side)
+            tensors[f"{prefix}images"] = torch.empty(shape, dtype=torch.uint8, device="meta")
+        else:
+            tensors[f"{prefix}images"] = _shaped(found.images, asked.channels, side)
+    return Data(
+        name, **tensors, classes=classes, mean=asked.mean, std=asked.std, skipped=tuple(skipped),
+        items=items, unreadable=asked.unreadable, workers=asked.workers,
+    )  # fmt: skip
 
 
-def normalise(
-    images: Tensor, mean: float | Sequence[float], std: float | Sequence[float]
-) -> Tensor:
-    """Return ``(images / 255 − mean) / std`` in float32.
+def _shaped(images: Tensor, channels: int, resolution: int) -> Tensor:
+    """Change the number of channels and the side of uint8 images, in pieces."""
 
-    Args:
-        images: ``(..., channels, h, w)`` uint8.
-        mean: one number, or one a channel, on the scale from 0 to 1.
-        std: likewise. EfficientNet-Lite's (x − 127)/128 is mean 127/255 and std 128/255.
+    def change(part: Tensor) -> Tensor:
+        if channels == 1 and part.shape[1] > 1:
+            part = part.float().mean(1, keepdim=True).round().byte()
+        if resolution and part.shape[-2:] != (resolution, resolution):
+            part = functional.interpolate(
+                part.float(), (resolution, resolution), mode="bilinear", antialias=True
+            )
+            part = part.round().clamp(0, 255).byte()
+        return part.expand(-1, 3, -1, -1) if channels == 3 and part.shape[1] == 1 else part
 
-    Raises:
-        KeyFiltersError: images that are not uint8, numbers that do not fit, or a std not above 0.
-
-    >>> normalise(torch.tensor([[[0, 255]]], dtype=torch.uint8), 0.5, 0.25)
-    tensor([[[-2.,  2.]]])
-    """
-    if images.dtype != torch.uint8 or images.ndim < 3:
-        got = f"{images.dtype} of shape {tuple(images.shape)}"
-        raise KeyFiltersError(f"images are {got}; uint8 of shape (..., channels, h, w) expected")
-    shift, spread = (
-        torch.tensor(x, dtype=torch.float32, device=images.device).reshape(-1, 1, 1)
-        for x in (mean, std)
-    )
-    if not {len(shift), len(spread)} <= {1, images.shape[-3]} or not bool((spread > 0).all()):
-        got = f"mean {mean}, std {std} for {images.shape[-3]} channels"
-        raise KeyFiltersError(f"{got}; one number, or one a channel, and std > 0 expected")
-    return (images.float() / 255 - shift) / spread
+    if change(images[:1]).shape == images[:1].shape:
+        return images  # not copied: it may fill half of the memory
+    return torch.cat([change(part) for part in images.split(1024)])
 
 
-def read_image(path: Path) -> NDArray[np.uint8]:
-    """Read a file as ``(h, w, 3)``, turned as its camera says, over white where transparent."""
-    return np.array(open_image(path))
-
-
-def open_image(path: Path) -> PillowImage:
-    """Read a file as `read_image` does, for Pillow."""
-    from PIL import Image, ImageOps
-
-    if reason := refusal(path.suffix):
-        raise KeyFiltersError(reason)
-    with path.open("rb") as file, Image.open(file) as stored:
-        if stored.mode.startswith(("I", "F")):  # converting would clip 16 bits to white
-            raise KeyFiltersError(f"mode {stored.mode} has more than 8 bits a channel")
-        image = ImageOps.exif_transpose(stored)
-        if image.has_transparency_data:
-            white = Image.new("RGBA", image.size, "white")
-            image = Image.alpha_composite(white, image.convert("RGBA"))
-        return image.convert("RGB")
-
-
-def refusal(suffix: str) -> str:
-    """Return why a file of such a name is not read, or nothing."""
-    return "" if suffix.lower() in SUFFIXES else f"not a {' '.join(SUFFIXES)} file"
-
-
-def _checked(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
-        got = f"{image.dtype} of shape {image.shape}"
-        raise KeyFiltersError(f"an image is {got}; uint8 of shape (h, w, 3) is expected")
-    return image
+def _moments(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and standard deviation of every channel on the scale from 0 to 1."""
+    count = images.numel() // images.shape[1]
+    sums = torch.zeros(2, images.shape[1], dtype=torch.int64)  # exact, in any order
+    for part in images.split(1024):
+        x = part.long()
+        sums += torch.stack([x.sum((0, 2, 3)), x.square().sum((0, 2, 3))])
+    mean = sums[0].double() / (255 * count)
+    std = (sums[1].double() / (255**2 * count) - mean.square()).clamp(min=0).sqrt()
+    return tuple(mean.tolist()), tuple(x if x > 1e-6 else 1.0 for x in std.tolist())

@@ -1,9 +1,8 @@
-"""Measuring any network: its accuracy on labelled images, its agreement with another on any.
+"""Measure any network: its accuracy on labelled images, its agreement with another on any.
 
-Batches are a Tensor ``(n, 3, h, w)``, cut into pieces of `batch_size`, or any iterable (a
-DataLoader, a generator) of images or (images, labels). Images are moved to `device`, where the
-network must lie. It runs in evaluation mode, without gradients, and each of its modules comes back
-in the mode it had.
+Batches are a Tensor ``(n, 3, h, w)``, cut into pieces of `batch_size`, or any iterable (such as a
+DataLoader) of images or (images, labels). The network runs on `device` in evaluation mode, without
+gradients; each of its modules comes back in the mode it had.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ from dataclasses import dataclass
 from math import sqrt
 
 import torch
+from scipy.stats import binomtest
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -23,7 +23,6 @@ __all__ = ["Agreement", "Batches", "accuracy", "agreement", "evaluating", "logit
 
 Batches = Tensor | Iterable[Tensor | Sequence[Tensor]]
 Device = str | torch.device
-Z = 1.959963984540054  # 97.5 % quantile of the normal distribution
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,7 @@ def logits(
 
     Args:
         model: maps images ``(n, 3, h, w)`` to logits ``(n, classes)``.
-        batches: see the top of this module; labels are ignored.
+        batches: see the module; labels are ignored.
         device: where the model lies and the images go.
         batch_size: images a batch where `batches` is a Tensor.
 
@@ -123,9 +122,8 @@ def agreement(
     """Measure how far a network answers as a reference does; no labels are needed.
 
     Args:
-        model: as for `logits`.
-        reference: another such network, or its `logits` for the same images in the same order,
-            which serve any number of models.
+        model: as for `logits`, like batches, device and batch_size.
+        reference: another such network, or its `logits` for the same images in the same order.
         batches: as for `logits`.
         device: as for `logits`.
         batch_size: as for `logits`.
@@ -159,15 +157,9 @@ def agreement(
     if norm == 0:
         raise KeyFiltersError("the reference gives all classes the same logit: no answer to share")
     kl = max(0.0, kl / seen)  # rounding may take it below
-    return Agreement(same / seen, _wilson(same, seen), kl, sqrt(error / norm), seen)
-
-
-def _wilson(hits: int, count: int) -> tuple[float, float]:
-    p, pull = hits / count, Z**2 / count
-    centre = (p + pull / 2) / (1 + pull)
-    half = Z * sqrt((p * (1 - p) + pull / 4) / count) / (1 + pull)
-    # At its ends the interval touches 0 and 1, which rounding would miss.
-    return (0.0 if hits == 0 else centre - half, 1.0 if hits == count else centre + half)
+    interval = binomtest(same, seen).proportion_ci(method="wilson")
+    bounds = (float(interval.low), float(interval.high))
+    return Agreement(same / seen, bounds, kl, sqrt(error / norm), seen)
 
 
 def _pairs(batches: Batches, batch_size: int = 1) -> Iterator[tuple[Tensor, Tensor | None]]:

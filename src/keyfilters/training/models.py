@@ -1,4 +1,4 @@
-"""The model of a recipe, and whether a model fits the data."""
+"""The model of a recipe and its optimiser, both timm's, and whether a model fits the data."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from keyfilters.errors import KeyFiltersError, nearest
-from keyfilters.training.datasets import Data
-from keyfilters.training.evaluate import evaluating
+from keyfilters.passes import evaluating
+from keyfilters.training.data import Data
 from keyfilters.training.recipe import Recipe
 
-__all__ = ["make_model", "try_model"]
+__all__ = ["decay_layers", "make_model", "make_optimiser", "make_schedule", "try_model"]
 
 
 def make_model(recipe: Recipe, data: Data) -> nn.Module:
@@ -25,7 +25,7 @@ def make_model(recipe: Recipe, data: Data) -> nn.Module:
         KeyFiltersError: timm has no such model, it does not take the options, or its pretrained
             weights cannot be had or are those of another network.
 
-    >>> from keyfilters.training.datasets import load_data
+    >>> from keyfilters.training import load_data
     >>> recipe = Recipe.from_dict({"model": {"name": "test_convnext"}})
     >>> make_model(recipe, load_data("digits", classes=[0, 1])).num_classes
     2
@@ -63,7 +63,7 @@ def make_model(recipe: Recipe, data: Data) -> nn.Module:
 def _require_read(model: nn.Module, untrained: nn.Module, name: str) -> None:
     """Refuse pretrained weights that leave more than the head as it was drawn.
 
-    Where the classes differ timm takes what a file happens to have, and says nothing of the rest.
+    Where the classes differ, timm takes what a file has and does not say what it lacks.
     """
     heads = getattr(model, "pretrained_cfg", {}).get("classifier") or ()
     heads = (heads,) if isinstance(heads, str) else tuple(heads)
@@ -80,7 +80,7 @@ def _require_read(model: nn.Module, untrained: nn.Module, name: str) -> None:
 
 
 def try_model(model: nn.Module, images: Tensor, classes: int) -> None:
-    """Show a model a few images, so that one that does not fit is refused before any work.
+    """Show a model a few images, to refuse one that does not fit before any work.
 
     Args:
         model: in any mode, which it keeps.
@@ -105,3 +105,86 @@ def try_model(model: nn.Module, images: Tensor, classes: int) -> None:
     if not isinstance(z, Tensor) or z.shape != (len(images), classes):
         got = tuple(z.shape[1:]) if isinstance(z, Tensor) else f"a {type(z).__name__}"
         raise KeyFiltersError(f"the model gives {got} for an image; {classes} logits are expected")
+
+
+def make_optimiser(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    """Make one of timm's optimisers for the parameters that require a gradient.
+
+    Raises:
+        KeyFiltersError: an unknown name or option, or no parameter to train.
+    """
+    from timm.optim import create_optimizer_v2, list_optimizers
+
+    options, known = recipe.optimiser, list_optimizers()
+    if options.name not in known:
+        message = f"timm has no optimiser {options.name!r}{nearest(options.name, known)}"
+        raise KeyFiltersError(f"{message}; set optimiser.name")
+    free = [x for x in model.parameters() if x.requires_grad]
+    if not free:
+        raise KeyFiltersError("no parameter of the model requires a gradient: nothing to train")
+    decay = options.layer_decay if options.layer_decay < 1 else None
+    grouped: Any = model if decay or options.weight_decay else free
+    try:
+        made = create_optimizer_v2(
+            grouped,
+            options.name,
+            lr=recipe.peak_lr,
+            weight_decay=options.weight_decay,
+            layer_decay=decay,
+            **options.options,
+        )
+    except (TypeError, ValueError) as error:
+        message = f"{options.name} does not take optimiser.options {options.options}: {error}"
+        raise KeyFiltersError(message) from error
+    if decay:
+        least = decay ** decay_layers(model)
+        for group in made.param_groups:
+            group["lr_scale"] = max(group["lr_scale"], least)
+    return made
+
+
+def make_schedule(
+    optimiser: torch.optim.Optimizer, recipe: Recipe, per_epoch: int, steps: int
+) -> Any:
+    """Make timm's schedule: linear warm-up to the largest learning rate, then half a cosine.
+
+    >>> recipe = Recipe.from_dict({"optimiser": {"lr": 1.0}, "schedule": {"warmup_epochs": 0.5}})
+    >>> optimiser = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    >>> schedule = make_schedule(optimiser, recipe, 4, 6)
+    >>> [(schedule.step_update(i), round(optimiser.param_groups[0]["lr"], 3))[1] for i in range(6)]
+    [0.5, 1.0, 0.905, 0.655, 0.345, 0.095]
+    """
+    from timm.scheduler import CosineLRScheduler
+
+    warmup = min(round(recipe.schedule.warmup_epochs * per_epoch), steps)
+    rising = max(warmup - 1, 0)  # steps below the largest rate, where the cosine starts
+    return CosineLRScheduler(
+        optimiser,
+        max(steps - rising, 2),  # timm warns of 1
+        lr_min=recipe.schedule.min_lr,
+        warmup_t=rising,
+        warmup_lr_init=recipe.peak_lr / max(warmup, 1),
+        warmup_prefix=True,
+        t_in_epochs=False,
+    )
+
+
+def decay_layers(model: nn.Module) -> int:
+    """Return the number of layers before the head, over which learning rates decay.
+
+    Layers are those of timm, but that ConvNeXt's stem goes with its first block, as its authors
+    have it; frozen parameters count.
+
+    >>> import timm
+    >>> decay_layers(timm.create_model("convnextv2_atto"))  # 2 + 2 + 6 + 2 blocks
+    12
+    """
+    from timm.models import group_parameters
+    from timm.models.convnext import ConvNeXt
+    from timm.optim import auto_group_layers
+
+    matching: Any = getattr(model, "group_matcher", None)
+    if matching is None:
+        return max(auto_group_layers(model).values(), default=0)
+    numbers = group_parameters(model, matching(coarse=False), reverse=True)
+    return max(numbers.values(), default=0) - isinstance(model, ConvNeXt)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import asdict
 
 from torch import nn
 
-from keyfilters.errors import KeyFiltersError
-from keyfilters.training.labelled import Data
-from keyfilters.training.layer_decay import layer_numbers
-from keyfilters.training.recipe import Recipe
+from keyfilters.training.batches import share_of
+from keyfilters.training.data import Data
+from keyfilters.training.models import decay_layers
+from keyfilters.training.recipe import Augmentation, Recipe
 
 __all__ = ["plan"]
 
@@ -20,7 +20,7 @@ def plan(recipe: Recipe, model: nn.Module, data: Data, processes: int = 1) -> di
     Args:
         recipe: what to do.
         model: that is to be trained, as it will be.
-        data: to train with and to test on.
+        data: to train with, to validate and to test on.
         processes: how many will share each batch.
 
     Returns:
@@ -36,75 +36,57 @@ def plan(recipe: Recipe, model: nn.Module, data: Data, processes: int = 1) -> di
     >>> print(facts["batch"], facts["learning rate"], facts["schedule"], sep="; ")
     128 = 2 processes × 1 part × 64 images; 0.0005 = 0.001 × 128 / 256; 10 epochs = 110 steps, ...
     """
-    images, tests = len(data.labels), len(data.test_labels)
-    side = "×".join(map(str, data.images.shape[1:]))
+    images, size, parts = len(data.labels), recipe.batch.size, recipe.batch.accumulation
+    share = share_of(recipe, images, processes)
     counts = [(x.numel(), x.requires_grad) for x in model.parameters()]
-    free = sum(count for count, trained in counts if trained)
-    optimiser = recipe.optimiser
-    options = "".join(f", {key} {value}" for key, value in optimiser.options.items())
-    clip = f"; gradients clipped at {optimiser.clip:g}" if optimiser.clip else ""
+    free, total = sum(n for n, trained in counts if trained), sum(n for n, _ in counts)
+    side = "×".join(map(str, data.images.shape[1:]))
+    held = {part: f"{len(labels):,}" for part, (_, labels) in data.parts().items()}
+    validated = f", {held['validation']} to validate on" if "validation" in held else ""
+    own, base = recipe.optimiser, recipe.optimiser.base_lr
+    options = "".join(f", {key} {value}" for key, value in own.options.items())
+    clip = f"; gradients clipped at {own.clip:g}" if own.clip else ""
+    warmup = "with" if recipe.ema.warmup else "without"
+    mean = f"of the weights, decay {recipe.ema.decay:g}, {warmup} warm-up"
+    shares = f"{processes} process{'es' * (processes > 1)} × {parts} part{'s' * (parts > 1)}"
     return {
-        "model": f"{recipe.model.name}: {free:,} of {sum(n for n, _ in counts):,} parameters learn",
-        "data": f"{data.name}: {images:,} images of {side} in {len(data.classes):,} classes, "
-        f"{tests:,} to test on",
-        "batch": _batch(recipe, images, processes),
-        "learning rate": _rate(recipe),
+        "model": f"{recipe.model.name}: {free:,} of {total:,} parameters learn",
+        "data": f"{data.name}: {images:,} images of {side} in {len(data.classes):,} classes"
+        f"{validated}, {held['test']} to test on",
+        "batch": f"{size} = {shares} × {share} images",
+        "learning rate": f"{recipe.peak_lr:g}" + f" = {base:g} × {size} / 256" * (base > 0),
         "schedule": _schedule(recipe, images),
         "layer decay": _layers(recipe, model),
-        "optimiser": f"{optimiser.name}{options}, weight decay {optimiser.weight_decay:g}, none on "
-        f"vectors{clip}",
+        "optimiser": f"{own.name}{options}, weight decay {own.weight_decay:g}, none on vectors"
+        f"{clip}",
         "augmentation": _augmentation(recipe),
-        "running mean": _mean(recipe),
+        "running mean": mean if recipe.ema.decay else "none",
         "precision": {"no": "float32"}.get(recipe.precision, recipe.precision),
     }
 
 
-def _batch(recipe: Recipe, images: int, processes: int) -> str:
-    size, parts = recipe.batch.size, recipe.batch.accumulation
-    if size % (parts * processes):
-        got = f"batch.size {size} for {processes} processes of {parts} parts each"
-        raise KeyFiltersError(f"{got}; a multiple of {parts * processes} is expected")
-    if size > images:
-        got = f"batch.size is {size}, more than the {images} training images"
-        raise KeyFiltersError(f"{got}; set a smaller batch.size")
-    shares = ((processes, "process", "es"), (parts, "part", "s"))
-    words = " × ".join(f"{count} {word}{tail * (count > 1)}" for count, word, tail in shares)
-    return f"{size} = {words} × {size // (parts * processes)} images"
-
-
-def _rate(recipe: Recipe) -> str:
-    base = recipe.optimiser.base_lr
-    return f"{recipe.peak_lr:g}" + f" = {base:g} × {recipe.batch.size} / 256" * (base > 0)
-
-
 def _schedule(recipe: Recipe, images: int) -> str:
-    schedule, per_epoch = recipe.schedule, images // recipe.batch.size
-    steps = recipe.steps(images)
+    schedule, steps = recipe.schedule, recipe.steps(images)
     length = f"{schedule.epochs:g} epochs = {steps:,} steps"
     if schedule.steps:
         length = f"{steps:,} steps, in place of {schedule.epochs:g} epochs"
-    warmup = f"{schedule.warmup_epochs:g} epochs of warm-up" if schedule.warmup_epochs else ""
-    warmup += f" ({round(schedule.warmup_epochs * per_epoch):,} steps)" * bool(warmup)
-    return f"{length}, {warmup or 'no warm-up'}, then a cosine down to {schedule.min_lr:g}"
+    warmup = "no warm-up"
+    if schedule.warmup_epochs:
+        rising = round(schedule.warmup_epochs * (images // recipe.batch.size))
+        warmup = f"{schedule.warmup_epochs:g} epochs of warm-up ({rising:,} steps)"
+    return f"{length}, {warmup}, then a cosine down to {schedule.min_lr:g}"
 
 
 def _layers(recipe: Recipe, model: nn.Module) -> str:
     decay = recipe.optimiser.layer_decay
     if decay == 1:
         return "none"
-    last = max(layer_numbers(model).values(), default=0)
-    first = f"{decay:g}^{last} = {decay**last:.4g} for the first"
-    return f"{decay:g} over {last} layers before the head: {first}, 1 for the head"
+    below = decay_layers(model)
+    first = f"{decay:g}^{below} = {decay**below:.4g} for the first"
+    return f"{decay:g} over {below} layers before the head: {first}, 1 for the head"
 
 
 def _augmentation(recipe: Recipe) -> str:
-    own = recipe.augmentation
-    changed = [one.name for one in fields(own) if getattr(own, one.name) != one.default]
-    return ", ".join(f"{name} {getattr(own, name)}" for name in changed) or "none"
-
-
-def _mean(recipe: Recipe) -> str:
-    if not recipe.ema.decay:
-        return "none"
-    warmup = "with" if recipe.ema.warmup else "without"
-    return f"of the weights, decay {recipe.ema.decay:g}, {warmup} warm-up"
+    own = asdict(recipe.augmentation)
+    changed = [x for x, value in own.items() if value != getattr(Augmentation, x)]
+    return ", ".join(f"{name} {own[name]}" for name in changed) or "none"

@@ -12,212 +12,169 @@
     [schedule]
     epochs = 20
 
-What a file leaves out has the default below. Where a value can be switched off, 0 does it.
+A missing key has the default below. Where a value can be switched off, 0 does it. Sections are
+pydantic dataclasses, so types and bounds are checked; ``dataclasses.replace`` changes one.
 """
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+import tomllib
+from collections.abc import Mapping
+from dataclasses import asdict, field
 from math import ceil
-from typing import Any, ClassVar, Self
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Strict, TypeAdapter, ValidationError
 
 from keyfilters.errors import KeyFiltersError
-from keyfilters.training.sections import Section, choice, number
-from keyfilters.training.toml_files import read_toml, toml_text
+from keyfilters.training.fields import (
+    Bool,
+    Moments,
+    Number,
+    Positive,
+    Share,
+    Table,
+    Text,
+    Whole,
+    doc,
+    section,
+    sentence,
+)
 
-__all__ = [
-    "Augmentation",
-    "Batch",
-    "Checkpoint",
-    "DataSource",
-    "Ema",
-    "Model",
-    "Optimiser",
-    "Recipe",
-    "Schedule",
-]
+__all__ = ["Augmentation", "DataSource", "Recipe"]
 
 LR = 1e-3  # where a recipe names none
 
 
-@dataclass(frozen=True)
-class Model(Section):
-    """A timm model; unused where a module is given to `train`.
+@section
+class Model:
+    """A timm model; unused where a module is given to `train`."""
 
-    Attributes:
-        name: as in ``timm.list_models()``.
-        options: further arguments of ``timm.create_model``, such as ``{drop_path_rate = 0.1}``;
-            the numbers of classes and of channels come from the data.
-    """
-
-    name: str = "convnextv2_atto"
-    options: dict[str, Any] = field(default_factory=dict)
+    name: Annotated[Text, doc("as in timm.list_models()")] = "convnextv2_atto"
+    options: Annotated[Table, doc("more arguments of timm.create_model")] = field(
+        default_factory=dict
+    )
 
 
-@dataclass(frozen=True)
-class DataSource(Section):
-    """The images, by the arguments of `load_data`; unused where `Data` is given to `train`."""
+@section
+class DataSource:
+    """The images, see `load_data`; unused where `Data` is given to `train`."""
 
-    section: ClassVar[str] = "data"
+    name: Annotated[Text, doc("as `load_data` takes it")] = "digits"
+    classes: Annotated[
+        tuple[Text | Annotated[int, Strict()], ...], doc("names or numbers, in order; none: all")
+    ] = ()
+    samples: Annotated[Whole, doc("training images, drawn by seed, even by class; 0: all")] = 0
+    channels: Annotated[Whole, doc("1 (mean), 3 (grey repeated) or 0: as they are", le=3)] = 0
+    resolution: Annotated[
+        Whole, doc("side in pixels, of the middle square; 0: see `load_data`")
+    ] = 0
+    root: Annotated[Text, doc("folder of torchvision's data sets")] = ""
+    unreadable: Annotated[
+        Literal["skip", "stop"], doc("damaged images: name them in a list, or refuse them")
+    ] = "skip"
+    seed: Annotated[Whole, doc("of samples and of the crops of photos")] = 0
+    mean: Annotated[
+        Moments, doc("one a channel, 0 to 1; none: the images', streamed ImageNet's")
+    ] = ()
+    std: Annotated[Moments, doc("likewise")] = ()
+    validation: Annotated[
+        Share, doc("share of each class of the training images that chooses the epoch", lt=1)
+    ] = 0.1
+    stream: Annotated[Bool, doc("decode images when a batch needs them")] = False
+    workers: Annotated[Whole, doc("decoding processes for each that trains, if streamed")] = 4
 
-    name: str = "digits"
-    classes: tuple[str | int, ...] = ()
-    samples: int = number(0, least=0)
-    channels: int = number(0, least=0, most=3)
-    resolution: int = number(0, least=0)
-    root: str = ""
-    unreadable: str = choice("skip", "stop")
-    seed: int = number(0, least=0)
-    mean: tuple[float, ...] = ()
-    std: tuple[float, ...] = ()
-    stream: bool = False
-    workers: int = number(4, least=0)
 
+@section
+class Optimiser:
+    """One of timm's optimisers."""
 
-@dataclass(frozen=True)
-class Optimiser(Section):
-    """One of timm's optimisers.
-
-    Attributes:
-        name: as in ``timm.optim.list_optimizers()``.
-        lr: largest learning rate, reached after the warm-up.
-        base_lr: the same for 256 images a step, in place of `lr`: it is multiplied by
-            ``batch.size / 256``; 0 is none.
-        weight_decay: none is applied to biases and other vectors.
-        layer_decay: factor of the learning rate from one layer to the one before, see
-            `keyfilters.training.layer_decay`; 1 is none.
-        clip: largest norm of the whole gradient; 0 does not clip.
-        options: further arguments of the optimiser, such as ``{betas = [0.9, 0.95]}``.
-    """
-
-    name: str = "adamw"
-    lr: float = number(LR, above=0)
-    base_lr: float = number(0.0, least=0)
-    weight_decay: float = number(0.05, least=0)
-    layer_decay: float = number(1.0, above=0, most=1)
-    clip: float = number(0.0, least=0)
-    options: dict[str, Any] = field(default_factory=dict)
+    name: Annotated[Text, doc("as in timm.optim.list_optimizers()")] = "adamw"
+    lr: Annotated[Positive, doc("learning rate after the warm-up")] = LR
+    base_lr: Annotated[Number, doc("lr for 256 images, in place of lr; 0: none")] = 0.0
+    weight_decay: Annotated[Number, doc("none on biases and other vectors")] = 0.05
+    layer_decay: Annotated[Share, doc("factor of lr a layer, from the head; 1: none", gt=0)] = 1.0
+    clip: Annotated[Number, doc("largest norm of the gradient; 0: no clipping")] = 0.0
+    options: Annotated[Table, doc("more arguments, such as betas")] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         if self.base_lr and self.lr != LR:
             got = f"optimiser.lr is {self.lr:g} and optimiser.base_lr is {self.base_lr:g}"
             raise KeyFiltersError(f"{got}; give one of them (base_lr=0 is none)")
 
 
-@dataclass(frozen=True)
-class Schedule(Section):
-    """How long to train: linear warm-up from 0, then a cosine down to `min_lr`.
+@section
+class Schedule:
+    """How long to train: linear warm-up, then a cosine down to `min_lr` (timm's)."""
 
-    Attributes:
-        epochs: passes over the training images; fractions are allowed.
-        steps: number of optimiser steps; where above 0 it counts, not `epochs`.
-        warmup_epochs: length of the warm-up.
-        min_lr: learning rate at the end.
-    """
-
-    epochs: float = number(10.0, above=0)
-    steps: int = number(0, least=0)
-    warmup_epochs: float = number(0.0, least=0)
-    min_lr: float = number(0.0, least=0)
+    epochs: Annotated[Positive, doc("passes over the training images")] = 10.0
+    steps: Annotated[Whole, doc("optimiser steps, in place of epochs; 0: none")] = 0
+    warmup_epochs: Annotated[Number, doc("length of the warm-up in epochs")] = 0.0
+    min_lr: Annotated[Number, doc("learning rate at the end")] = 0.0
+    select: Annotated[
+        Literal["best", "last"],
+        doc("weights to keep: those best on validation images, or the last"),
+    ] = "best"
 
 
-@dataclass(frozen=True)
-class Batch(Section):
-    """How many images make a step.
+@section
+class Batch:
+    """How many images make a step."""
 
-    Attributes:
-        size: images of one optimiser step, over all processes and parts.
-        accumulation: number of parts in which each process computes its share.
-    """
-
-    size: int = number(64, least=1)
-    accumulation: int = number(1, least=1)
+    size: Annotated[Whole, doc("images of a step, over all processes and parts", ge=1)] = 64
+    accumulation: Annotated[Whole, doc("parts in which a process computes its share", ge=1)] = 1
+    sync_batchnorm: Annotated[Bool, doc("share batch statistics among processes (GPUs)")] = False
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         if self.size % self.accumulation:
             got = f"batch.size {self.size} in {self.accumulation} parts"
             raise KeyFiltersError(f"{got}; a multiple of batch.accumulation is expected")
 
 
-@dataclass(frozen=True)
-class Augmentation(Section):
-    """What is done to training images.
+@section
+class Augmentation:
+    """What is done to training images; scale, policy and interpolation only to streamed ones."""
 
-    Attributes:
-        crop: pixels of black border from which images are cut anew; 0 is none.
-        scale: smallest share of its area to which a streamed image is cut at random before it is
-            resized, such as 0.08; 0 cuts the largest square from the middle.
-        auto_augment: one of timm's policies for streamed images, such as
-            ``"rand-m9-mstd0.5-inc1"``; empty is none.
-        interpolation: how streamed images are resized; "random" is in training bilinear or bicubic.
-        flip: whether half of the images are mirrored.
-        mixup: parameter α of timm's Mixup; 0 is none.
-        cutmix: parameter α of CutMix; with both, each batch draws one of them.
-        erasing: probability of timm's RandomErasing (noise) for each image.
-        label_smoothing: share of the label that is spread over all classes.
-    """
-
-    crop: int = number(0, least=0)
-    scale: float = number(0.0, least=0, most=1)
-    auto_augment: str = ""
-    interpolation: str = choice("bicubic", "bilinear", "random")
-    flip: bool = False
-    mixup: float = number(0.0, least=0)
-    cutmix: float = number(0.0, least=0)
-    erasing: float = number(0.0, least=0, most=1)
-    label_smoothing: float = number(0.0, least=0, most=0.999)
+    crop: Annotated[Whole, doc("black border in pixels, to cut images anew; 0: none")] = 0
+    scale: Annotated[Share, doc("smallest area of a random resized crop; 0: middle square")] = 0.0
+    auto_augment: Annotated[Text, doc("timm's policy, such as rand-m9-mstd0.5-inc1")] = ""
+    interpolation: Annotated[
+        Literal["bicubic", "bilinear", "random"], doc("how images are resized")
+    ] = "bicubic"
+    flip: Annotated[Bool, doc("whether half of the images are mirrored")] = False
+    mixup: Annotated[Number, doc("alpha of timm's Mixup; 0: none")] = 0.0
+    cutmix: Annotated[Number, doc("alpha of CutMix; with both, each batch draws one")] = 0.0
+    erasing: Annotated[Share, doc("probability of timm's RandomErasing (noise)")] = 0.0
+    label_smoothing: Annotated[Share, doc("share of the label for all classes", le=0.999)] = 0.0
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         if self.crop and self.scale:
             got = f"augmentation.crop is {self.crop} and augmentation.scale {self.scale:g}"
             raise KeyFiltersError(f"{got}; both cut at random: set one of them to 0")
 
 
-@dataclass(frozen=True)
-class Ema(Section):
-    """A running mean of the weights (timm's ModelEmaV3).
+@section
+class Ema:
+    """A running mean of the weights (timm's ModelEmaV3)."""
 
-    Attributes:
-        decay: weight of the past, such as 0.9998; 0 keeps no mean.
-        warmup: whether the decay grows from 0, so that the first weights are soon forgotten.
-    """
-
-    decay: float = number(0.0, least=0, most=0.999999)
-    warmup: bool = True
+    decay: Annotated[Share, doc("weight of the past, as 0.9998; 0: no mean", le=0.999999)] = 0.0
+    warmup: Annotated[Bool, doc("whether the decay grows from 0")] = True
 
 
-@dataclass(frozen=True)
-class Checkpoint(Section):
-    """What is written on the way; results do not depend on it.
+@section
+class Checkpoint:
+    """What is written on the way; results do not depend on it."""
 
-    Attributes:
-        steps: after how many steps the state is written, from which a run goes on.
-        keep: steps whose weights are kept, in ``step-N.safetensors``; 0 is before the first.
-    """
-
-    steps: int = number(500, least=1)
-    keep: tuple[int, ...] = ()
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if any(type(step) is not int or step < 0 for step in self.keep):
-            got = f"checkpoint.keep is {list(self.keep)}"
-            raise KeyFiltersError(f"{got}; numbers of steps, 0 or more, are expected")
+    steps: Annotated[Whole, doc("steps between two saved states", ge=1)] = 500
+    keep: Annotated[tuple[Whole, ...], doc("steps whose weights stay: step-N.safetensors")] = ()
+    log_with: Annotated[tuple[Text, ...], doc("trackers: tensorboard, wandb, …")] = ()
 
 
-@dataclass(frozen=True)
-class Recipe(Section):
-    """Everything that a run depends on; ``dataclasses.replace`` changes a section.
-
-    Attributes:
-        seed: of the weights, the order of the images, augmentation and dropout.
-        precision: "no" (float32), "fp16" or "bf16", where the device has it.
-        channels_last: whether images and weights lie in memory channel by channel last.
-        compile: whether torch.compile translates the model.
+@section
+class Recipe:
+    """Everything that a run depends on; a missing key has its default.
 
     Raises:
         KeyFiltersError: a value of another type or out of range.
@@ -230,10 +187,12 @@ class Recipe(Section):
     keyfilters.errors.KeyFiltersError: 'rate' is no key of [optimiser]; known are name, lr, ...
     """
 
-    seed: int = number(0, least=0)
-    precision: str = choice("no", "fp16", "bf16")
-    channels_last: bool = False
-    compile: bool = False
+    seed: Annotated[Whole, doc("of weights, order, augmentation and dropout")] = 0
+    precision: Annotated[
+        Literal["no", "fp16", "bf16"], doc("no is float32; else where the device can")
+    ] = "no"
+    channels_last: Annotated[Bool, doc("memory layout of images and weights")] = False
+    compile: Annotated[Bool, doc("whether torch.compile translates the model")] = False
     model: Model = field(default_factory=Model)
     data: DataSource = field(default_factory=DataSource)
     optimiser: Optimiser = field(default_factory=Optimiser)
@@ -249,16 +208,47 @@ class Recipe(Section):
 
         Args:
             path: the file.
-            changes: such as ``"optimiser.lr=0.01"``, which count before the file.
+            changes: such as ``"optimiser.lr=0.01"``, which override the file.
 
         Raises:
             KeyFiltersError: no such file, no TOML, or a key or value as in `from_dict`.
         """
-        return cls.from_dict(read_toml(path, changes))
+        try:
+            values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise KeyFiltersError(f"cannot read {path}: {error.strerror or error}") from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise KeyFiltersError(f"{path} is no TOML file: {error}") from error
+        for change in changes:
+            _change(values, change)
+        return cls.from_dict(values)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], where: str = "") -> Self:
+        """Make a recipe from nested tables, as a TOML file has them.
+
+        Raises:
+            KeyFiltersError: a key that is unknown, or a value of another type or out of range.
+        """
+        try:
+            made: Self = TypeAdapter(cls).validate_python(dict(values))
+        except ValidationError as error:
+            raise KeyFiltersError(sentence(cls, error)) from error
+        return made
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return nested dictionaries from which `from_dict` makes an equal recipe."""
+        return asdict(self)
+
+    def to_toml(self) -> str:
+        """Return the text of a file that `load` reads as an equal recipe."""
+        import tomli_w
+
+        return tomli_w.dumps(self.to_dict())
 
     @property
     def peak_lr(self) -> float:
-        """The largest learning rate, ``lr``, or ``base_lr * batch.size / 256`` where that is set.
+        """The largest learning rate: ``lr``, or ``base_lr * batch.size / 256`` where it is set.
 
         >>> recipe = {"optimiser": {"base_lr": 8e-4}, "batch": {"size": 1024}}
         >>> Recipe.from_dict(recipe).peak_lr
@@ -266,11 +256,24 @@ class Recipe(Section):
         """
         return self.optimiser.base_lr * self.batch.size / 256 or self.optimiser.lr
 
-    def to_toml(self) -> str:
-        """Return the text of a file that `load` reads as an equal recipe."""
-        return toml_text(self.to_dict())
-
     def steps(self, images: int) -> int:
         """Return the number of optimiser steps on so many training images."""
         per_epoch = images // self.batch.size
         return self.schedule.steps or max(1, ceil(self.schedule.epochs * per_epoch))
+
+
+def _change(values: dict[str, Any], change: str) -> None:
+    """Apply a change such as ``section.key=value`` to nested tables."""
+    name, equals, text = change.partition("=")
+    *sections, key = name.strip().split(".")
+    if not equals or not key or len(sections) > 2:
+        raise KeyFiltersError(f"{change!r} changes no recipe; type section.key=value")
+    try:
+        value = tomllib.loads(f"x = {text}")["x"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()  # a word needs no quotes
+    for part in sections:
+        values = values.setdefault(part, {})
+        if not isinstance(values, dict):
+            raise KeyFiltersError(f"{change!r}: {part} is no section")
+    values[key] = value

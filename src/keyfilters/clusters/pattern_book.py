@@ -1,0 +1,198 @@
+"""Patterns of a fitted atlas, kept in a file, which name the filters of other models."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from keyfilters.bank import FilterBank
+from keyfilters.claims import FILTERS
+from keyfilters.clusters.atlas import Atlas
+from keyfilters.errors import KeyFiltersError, SourceError, nearest
+from keyfilters.files import write_whole
+from keyfilters.nulls import NULLS, null_bank
+from keyfilters.scalespace import centred_unit, why_unusable
+
+__all__ = ["PatternBook", "load_atlas"]
+
+FORMAT = "keyfilters-patterns-1"
+SHIPPED = Path(__file__).parent / "shipped"
+COLUMNS = ("pattern", "name", "kind", "formula", "share")
+BLOCK = 8192
+
+
+@dataclass(frozen=True, eq=False)
+class PatternBook:
+    """The patterns of one kernel size: what the code decodes to, and its names.
+
+    Attributes:
+        size: ``(k_y, k_x)``.
+        threshold: dissimilarity below which a filter counts as classified.
+        decoded: ``(G, taps)`` filters along the code, centred, of unit norm.
+        index: ``(G,)`` pattern of each.
+        table: one row a pattern: pattern, name, kind, formula, share (of the filters it was fitted
+            to).
+        provenance: what it was fitted to.
+    """
+
+    size: tuple[int, int]
+    threshold: float
+    decoded: NDArray[np.float32]
+    index: NDArray[np.int64]
+    table: pd.DataFrame
+    provenance: str = ""
+
+    @classmethod
+    def of(cls, atlas: Atlas, size: tuple[int, int], provenance: str = "") -> PatternBook:
+        """Take the patterns of one kernel size of a fitted atlas.
+
+        Raises:
+            KeyFiltersError: the atlas has no such kernel size.
+        """
+        if size not in atlas.sizes_:
+            held = ", ".join(f"{y}×{x}" for y, x in atlas.sizes_)
+            raise KeyFiltersError(f"no {size[0]}×{size[1]} patterns in this atlas; it has {held}")
+        one = atlas.sizes_[size]
+        steps = len(one.decoded)
+        place = np.rint(one.patterns.code * steps - 0.5).astype(np.int64)
+        used, first = np.unique(place, return_index=True)
+        # What no filter decodes to belongs to the pattern of the nearest step that is used.
+        nearest_used = used[(one.decoded @ one.decoded[used].T).argmax(axis=1)]
+        index = np.full(steps, -1, np.int64)
+        index[used] = one.patterns.index[first]
+        return cls(
+            size=size,
+            threshold=one.threshold,
+            decoded=np.asarray(one.decoded, np.float32),
+            index=index[nearest_used],
+            table=one.patterns.table[list(COLUMNS)].reset_index(drop=True),
+            provenance=provenance or f"atlas of {', '.join(atlas.bank_.models)}",
+        )
+
+    def predict(self, bank: FilterBank) -> pd.DataFrame:
+        """Name the filters of a bank, without fitting.
+
+        Returns:
+            One row a filter of this kernel size, in the order of the bank: model, layer, depth,
+            channel, flaw, pattern, name, kind (empty where a filter has no shape), code in (0, 1),
+            dissimilarity and classified.
+
+        Raises:
+            KeyFiltersError: the bank holds no filter of this kernel size.
+        """
+        filters, table = bank.stack(self.size)
+        usable = np.flatnonzero(why_unusable(filters) == "")
+        step, dissimilarity = self._nearest(filters[usable])
+        rows = self.table.iloc[self.index[step]]
+        table = table[["model", "layer", "depth", "channel", "flaw"]].copy()
+        for column in ("pattern", "name", "kind"):
+            values = np.full(len(table), "", dtype=object)
+            values[usable] = rows[column].to_numpy()
+            table[column] = values
+        for column, found in (
+            ("code", (step + 0.5) / len(self.decoded)),
+            ("dissimilarity", dissimilarity),
+        ):
+            numbers = np.full(len(table), np.nan)
+            numbers[usable] = found
+            table[column] = numbers
+        return table.assign(classified=table["dissimilarity"] < self.threshold)
+
+    def coverage(self, bank: FilterBank, seed: int = 0) -> dict[str, float]:
+        """Return the share of usable filters that are classified, and the same of every null.
+
+        Returns:
+            ``"filters"`` and the kinds of `keyfilters.null_bank`.
+        """
+        banks = {FILTERS: bank} | {kind: null_bank(bank, kind, seed) for kind in NULLS}
+        found = {key: self.predict(one) for key, one in banks.items()}
+        usable = (found[FILTERS]["flaw"] == "").to_numpy()
+        return {key: float(table["classified"][usable].mean()) for key, table in found.items()}
+
+    def transform(self, bank: FilterBank) -> NDArray[np.float64]:
+        """Return the code of every filter, ``(n,)`` in (0, 1); NaN for one without a shape."""
+        return self.predict(bank)["code"].to_numpy()
+
+    def get_params(self) -> dict[str, Any]:
+        """Return what the patterns depend on, in the manner of scikit-learn."""
+        return {"size": self.size, "threshold": self.threshold, "provenance": self.provenance}
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the patterns as one safetensors file."""
+        from safetensors.numpy import save
+
+        fields = {**self.get_params(), "table": self.table.to_dict("list")}
+        tensors = {"decoded": self.decoded, "index": self.index}
+        metadata = {"format": FORMAT, "fields": json.dumps(fields, ensure_ascii=False)}
+        write_whole(Path(path), save(tensors, metadata=metadata))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> PatternBook:
+        """Read a file that `save` wrote.
+
+        Raises:
+            SourceError: it is missing, damaged, or another kind of file.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(path, framework="numpy") as file:
+                metadata = file.metadata() or {}
+                if metadata.get("format") != FORMAT:
+                    raise SourceError(f"{path} holds no patterns of an atlas")
+                fields = json.loads(metadata["fields"])
+                decoded, index = file.get_tensor("decoded"), file.get_tensor("index")
+        except SourceError:
+            raise
+        except (SafetensorError, OSError, LookupError, ValueError) as error:
+            raise SourceError(f"{path} cannot be read as patterns of an atlas: {error}") from error
+        size = (int(fields["size"][0]), int(fields["size"][1]))
+        table = pd.DataFrame(fields["table"])
+        return cls(size, fields["threshold"], decoded, index, table, fields["provenance"])
+
+    def __repr__(self) -> str:
+        k_y, k_x = self.size
+        return f"PatternBook({len(self.table)} patterns of {k_y}×{k_x}: {self.provenance})"
+
+    def _nearest(
+        self, filters: NDArray[np.float32]
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        step = np.empty(len(filters), np.int64)
+        dissimilarity = np.empty(len(filters), np.float32)
+        for start in range(0, len(filters), BLOCK):
+            rows = slice(start, start + BLOCK)
+            cosine = centred_unit(filters[rows]) @ self.decoded.T
+            step[rows] = cosine.argmax(axis=1)
+            dissimilarity[rows] = 1 - cosine.max(axis=1)
+        return step, dissimilarity
+
+
+def load_atlas(name: str | os.PathLike[str]) -> PatternBook:
+    """Load patterns that ship with the package, or a file of them.
+
+    Args:
+        name: ``"zoo-5x5"``, or a path to a file that `PatternBook.save` wrote.
+
+    Raises:
+        KeyFiltersError: no such patterns.
+
+    >>> load_atlas("zoo-5x5").size
+    (5, 5)
+    """
+    shipped = SHIPPED / f"{name}.safetensors"
+    if shipped.exists():
+        return PatternBook.load(shipped)
+    if not Path(name).exists():
+        known = sorted(path.stem for path in SHIPPED.glob("*.safetensors"))
+        raise KeyFiltersError(
+            f"no atlas {str(name)!r}{nearest(str(name), known)}; there are {', '.join(known)}, or "
+            "give a file"
+        )
+    return PatternBook.load(name)

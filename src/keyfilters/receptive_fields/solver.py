@@ -1,0 +1,193 @@
+"""Fitting forms to many filters at once: ``f ≈ a · m(p) + b``, by damped Newton steps.
+
+Amplitude and offset have a closed form (variable projection): the share of a filter's variance that
+a form explains is ``⟨f, m⟩² / (⟨m, m⟩ ⟨f, f⟩)``, with f and m centred. The steps are taken in the
+coordinates of `keyfilters.receptive_fields.coordinates`, on local expansions of the forms. Where
+these have second derivatives the steps are Newton's, else, and where the share is not concave,
+Gauss–Newton's. Everything is kept with the filters along the last axis, one vector a number.
+"""
+
+from __future__ import annotations
+
+from itertools import combinations
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from keyfilters.receptive_fields.tables import Jets
+
+__all__ = ["climb"]
+
+# With and without second derivatives: how often a form is expanded anew, and steps on each.
+ROUNDS = {True: (4, 2), False: (9, 1)}
+LONGEST = {1: 6.0, 2: 2.2, 3: 1.5}  # a step in steps of the grid, by the number of parameters
+TINY = 1e-12
+
+
+class _Expansion(NamedTuple):
+    """Products with the filters ``(q, n)``, inner products ``(q, q, n)``, and ξ ``(p, n)``."""
+
+    product: Tensor
+    gram: Tensor
+    distance: Tensor
+
+    def value(self, table: Tensor) -> Tensor:
+        """Contract the first axis with the basis 1, ξᵢ, ½ ξᵢ², ξᵢ ξⱼ."""
+        xi, p = self.distance, len(self.distance)
+        total = table[0] + sum(xi[i] * table[1 + i] for i in range(p))
+        if len(table) > 1 + p:
+            for i in range(p):
+                total = total + (xi[i] ** 2 / 2) * table[1 + p + i]
+            for number, (i, j) in enumerate(combinations(range(p), 2), start=1 + 2 * p):
+                total = total + (xi[i] * xi[j]) * table[number]
+        return total
+
+    def slopes(self, table: Tensor) -> list[Tensor]:
+        """Contract the first axis with the derivatives of the basis along each ξᵢ."""
+        xi, p = self.distance, len(self.distance)
+        found = [table[1 + i] for i in range(p)]
+        if len(table) > 1 + p:
+            found = [found[i] + xi[i] * table[1 + p + i] for i in range(p)]
+            for number, (i, j) in enumerate(combinations(range(p), 2), start=1 + 2 * p):
+                found[i] = found[i] + xi[j] * table[number]
+                found[j] = found[j] + xi[i] * table[number]
+        return found
+
+
+class _Share(NamedTuple):
+    """Explained share, and all that a step needs, as ``(n,)`` tensors."""
+
+    share: Tensor
+    gradient: list[Tensor]
+    hessian: list[list[Tensor]]
+    scale: list[Tensor]  # diagonal of the Gauss–Newton matrix
+
+    def where(self, better: Tensor, other: _Share) -> _Share:
+        """Take this where it is better, else the other."""
+
+        def pick(a: list[Tensor], b: list[Tensor]) -> list[Tensor]:
+            return [torch.where(better, x, y) for x, y in zip(a, b, strict=True)]
+
+        rows = zip(self.hessian, other.hessian, strict=True)
+        return _Share(
+            torch.where(better, self.share, other.share),
+            pick(self.gradient, other.gradient),
+            [pick(a, b) for a, b in rows],
+            pick(self.scale, other.scale),
+        )
+
+
+def climb(
+    filters: Tensor, families: Tensor, points: Tensor, tops: Tensor, jets: Jets
+) -> tuple[Tensor, Tensor]:
+    """Fit one family to each filter, from given coordinates.
+
+    Args:
+        filters: ``(n, taps)`` centred, of unit norm.
+        families: ``(n,)`` numbers in `keyfilters.receptive_fields.families.MATCHED`, all with p
+            parameters.
+        points: ``(n, p)`` coordinates where to start.
+        tops: ``(n, p)`` largest coordinates; the least is 0, or −inf where the largest is inf.
+        jets: local expansions of the forms.
+
+    Returns:
+        Coordinates ``(n, p)``, and the explained share there as the expansion has it, ``(n,)``.
+    """
+    highs = tops.T
+    lows = torch.where(highs.isinf(), -highs, torch.zeros_like(highs))
+    damping = torch.full_like(points[:, 0], 1e-3)
+    rounds, steps = ROUNDS[jets.second]
+    longest = LONGEST[points.shape[1]] * (1 if jets.second else 4)
+    place, local, node, here = points.T.contiguous(), None, points.T, None
+    for _ in range(rounds):
+        rows, gram, distance = jets(families, place.T)
+        product = torch.bmm(rows, filters[:, :, None])[:, :, 0].T.contiguous()
+        new = _Expansion(product, gram.permute(1, 2, 0).contiguous(), distance.T.contiguous())
+        shares = _share(new)
+        if local is None or here is None or jets.second:
+            local, here, node = new, shares, place - new.distance
+        else:  # a step that an expansion to first order took too far is taken back
+            better = shares.share > here.share
+            damping = torch.where(better, damping * 0.2, (damping * 10).clamp_min(0.1))
+            here, node = shares.where(better, here), torch.where(better, place, node)
+        for _ in range(steps):
+            step = _step(here, node + local.distance, lows, highs, damping).clamp(-longest, longest)
+            moved = torch.minimum(torch.maximum(node + local.distance + step, lows), highs) - node
+            if not jets.second:
+                place = node + moved
+                break
+            tried = local._replace(distance=moved)
+            shares = _share(tried)
+            better = shares.share > here.share
+            damping = torch.where(better, damping * 0.1, (damping * 10).clamp_min(0.1))
+            local = local._replace(distance=torch.where(better, moved, local.distance))
+            here, place = shares.where(better, here), node + local.distance
+    assert here is not None
+    return (place if jets.second else node).T, here.share
+
+
+def _share(local: _Expansion) -> _Share:
+    weighted = local.value(local.gram)
+    power, along = local.value(weighted), local.value(local.product)
+    shown = power > TINY
+    safe = torch.where(shown, power, torch.ones_like(power))
+    amplitude = torch.where(shown, along / safe, torch.zeros_like(power))
+    steep = local.slopes(weighted)  # ⟨derivative, form⟩
+    slope = [s - amplitude * t for s, t in zip(local.slopes(local.product), steep, strict=True)]
+    inner = [local.slopes(column) for column in local.slopes(local.gram)]
+    p = len(steep)
+    squared = amplitude**2
+    normal = [[squared * (inner[i][j] - steep[i] * steep[j] / safe) for j in range(p)]
+              for i in range(p)]  # fmt: skip
+    gradient = [amplitude * s for s in slope]
+    scale = [normal[i][i] for i in range(p)]
+    if len(weighted) == 1 + p:
+        return _Share(amplitude * along, gradient, normal, scale)
+    residual = amplitude * (local.product - amplitude * weighted)
+    mixed = [amplitude * t - s for s, t in zip(slope, steep, strict=True)]
+    newton = [[squared * inner[i][j] - mixed[i] * mixed[j] / safe for j in range(p)]
+              for i in range(p)]  # fmt: skip
+    for i in range(p):
+        newton[i][i] = newton[i][i] - residual[1 + p + i]
+    for number, (i, j) in enumerate(combinations(range(p), 2), start=1 + 2 * p):
+        newton[i][j] = newton[j][i] = newton[i][j] - residual[number]
+    concave = _solve(newton, gradient)[1]
+    hessian = [[torch.where(concave, newton[i][j], normal[i][j]) for j in range(p)]
+               for i in range(p)]  # fmt: skip
+    return _Share(amplitude * along, gradient, hessian, scale)
+
+
+def _step(here: _Share, place: Tensor, lows: Tensor, highs: Tensor, damping: Tensor) -> Tensor:
+    """Damped step ``(p, n)``; a coordinate at a bound that it would leave stays there."""
+    p = len(place)
+    held = [((place[i] <= lows[i]) & (g < 0)) | ((place[i] >= highs[i]) & (g > 0))
+            for i, g in enumerate(here.gradient)]  # fmt: skip
+    zero, one = torch.zeros_like(damping), torch.ones_like(damping)
+    matrix = [[torch.where(held[i] | held[j], zero, here.hessian[i][j]) for j in range(p)]
+              for i in range(p)]  # fmt: skip
+    for i in range(p):
+        damped = matrix[i][i] + here.scale[i] * damping + 1e-9
+        matrix[i][i] = torch.where(held[i], one, damped)
+    right = [torch.where(h, zero, g) for h, g in zip(held, here.gradient, strict=True)]
+    return torch.stack(_solve(matrix, right)[0])
+
+
+def _solve(matrix: list[list[Tensor]], right: list[Tensor]) -> tuple[list[Tensor], Tensor]:
+    """Solve symmetric systems by elimination; also say whether all pivots are positive."""
+    p = len(right)
+    a, b = [list(row) for row in matrix], list(right)
+    positive = torch.ones_like(b[0], dtype=torch.bool)
+    for i in range(p):
+        positive = positive & (a[i][i] > 0)
+        a[i][i] = torch.where(a[i][i].abs() > TINY**2, a[i][i], torch.full_like(b[0], TINY**2))
+        for j in range(i + 1, p):
+            factor = a[i][j] / a[i][i]
+            for k in range(j, p):
+                a[j][k] = a[j][k] - factor * a[i][k]
+            b[j] = b[j] - factor * b[i]
+    for i in reversed(range(p)):
+        for k in range(i + 1, p):
+            b[i] = b[i] - a[i][k] * b[k]
+        b[i] = b[i] / a[i][i]
+    return b, positive

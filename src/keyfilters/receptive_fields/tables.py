@@ -1,0 +1,167 @@
+"""Idealised filters on a grid of parameters, with the derivatives by which they are interpolated.
+
+Near a grid point a form is ``m + Σᵢ ξᵢ mᵢ + ½ Σᵢⱼ ξᵢ ξⱼ mᵢⱼ``, with ξ the distance in steps of the
+grid and the derivatives as differences between neighbouring grid points. All that a fit needs of a
+form are then a few inner products, which are tabulated or cost one product with the filter.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from itertools import accumulate, combinations
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from keyfilters.receptive_fields.coordinates import Grid
+from keyfilters.receptive_fields.families import MATCHED
+
+__all__ = ["Atoms", "Jets", "Tabulated", "atoms_of", "jets_of"]
+
+LARGEST = 81  # taps of a window up to which derivatives are tabulated
+ENTRIES = 2**24  # numbers that are drawn at once, about
+FLAT = 1e-4  # norm of a centred form over that of the form below which nothing is left of it
+DIFFERENCE = 1e-4  # in steps of the grid, for derivatives that are not tabulated
+
+
+class Atoms(NamedTuple):
+    """Unit forms of all matched families, from which fits start.
+
+    Attributes:
+        unit: ``(A, taps)`` float32, centred, of unit norm; 0 where nothing is left of a form.
+        points: for each family ``(a, p)`` coordinates.
+        sizes: number of atoms of each family.
+    """
+
+    unit: Tensor
+    points: tuple[Tensor, ...]
+    sizes: tuple[int, ...]
+
+
+class Jets:
+    """Local expansions to first order about points themselves, drawn anew; for large windows."""
+
+    second = False  # whether there are second derivatives
+
+    def __init__(self, size: tuple[int, int]) -> None:
+        self.size = size
+
+    def __call__(self, families: Tensor, points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Expand form i of `families` near ``points[i]``.
+
+        Args:
+            families: ``(n,)`` numbers in `MATCHED`, all with p parameters.
+            points: ``(n, p)`` coordinates.
+
+        Returns:
+            Form and derivatives ``(n, q, taps)``, their inner products ``(n, q, q)``, ξ ``(n, p)``.
+        """
+        freedom, taps = points.shape[1], self.size[0] * self.size[1]
+        shifts = torch.cat([torch.zeros(1, freedom), DIFFERENCE * torch.eye(freedom)]).double()
+        rows = torch.zeros(len(points), 1 + freedom, taps, dtype=torch.float64).to(points.device)
+        for number in families.unique().tolist():
+            own = (families == number).nonzero()[:, 0]
+            moved = (points[own, None].double() + shifts.to(points.device)).flatten(0, 1)
+            rows[own] = _centred(Grid(MATCHED[number], self.size), moved).view(len(own), -1, taps)
+        rows[:, 1:] = (rows[:, 1:] - rows[:, :1]) / DIFFERENCE
+        return rows.to(points), (rows @ rows.mT).to(points), torch.zeros_like(points)
+
+
+class Tabulated(Jets):
+    """Local expansions to second order about the nearest grid point, from a table of all."""
+
+    second = True
+
+    def __init__(self, size: tuple[int, int], freedom: int, device: torch.device) -> None:
+        super().__init__(size)
+        q = (freedom + 1) * (freedom + 2) // 2
+        grids = [Grid(form, size) for form in MATCHED]
+        own = [len(grid.counts) == freedom for grid in grids]
+        counts = [g.counts if o else (1,) * freedom for g, o in zip(grids, own, strict=True)]
+        turns = [g.turns if o else (False,) * freedom for g, o in zip(grids, own, strict=True)]
+        seen = [o and min(size) >= g.family.smallest for g, o in zip(grids, own, strict=True)]
+        sizes = [math.prod(c) * s for c, s in zip(counts, seen, strict=True)]
+        first = [0, *accumulate(sizes)]
+        rows = torch.empty(first[-1], q, size[0] * size[1])
+        gram = torch.empty(first[-1], q, q)
+        for grid, start, end in zip(grids, first, first[1:], strict=False):
+            if end > start:
+                expanded = _expanded(grid)
+                rows[start:end] = expanded
+                gram[start:end] = expanded @ expanded.mT
+        self.rows, self.gram = rows.to(device), gram.to(device)
+        self.counts = torch.tensor(counts, dtype=torch.float32, device=device)
+        self.turns = torch.tensor(turns, device=device)
+        self.first = torch.tensor(first[:-1], device=device)
+
+    def __call__(self, families: Tensor, points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Expand form i of `families` near ``points[i]``, see `Jets`."""
+        counts = self.counts[families]
+        node = points.round()
+        node = torch.where(self.turns[families], node, node.clamp(min=0).minimum(counts - 1))
+        place = torch.zeros_like(node[:, 0])
+        for count, index in zip(counts.T, node.remainder(counts).T, strict=True):
+            place = place * count + index
+        where = self.first[families] + place.long()
+        return self.rows[where], self.gram[where], points - node
+
+
+@lru_cache(maxsize=6)
+def jets_of(size: tuple[int, int], freedom: int, device: torch.device) -> Jets:
+    """Return the expansions of the families with so many parameters."""
+    tabulated = size[0] * size[1] <= LARGEST
+    return Tabulated(size, freedom, device) if tabulated else Jets(size)
+
+
+@lru_cache(maxsize=8)
+def atoms_of(size: tuple[int, int], device: torch.device) -> Atoms:
+    """Return the forms from which fits in a window start."""
+    unit, points = [], []
+    for form in MATCHED:
+        grid = Grid(form, size)
+        points.append(grid.points(grid.starts()))
+        drawn = _centred(grid, points[-1])
+        norm = drawn.norm(dim=1, keepdim=True)
+        shown = (norm > 0) & (min(size) >= form.smallest)
+        unit.append(torch.where(shown, drawn / norm, torch.zeros_like(drawn)).float())
+    placed = tuple(x.float().to(device) for x in points)
+    return Atoms(torch.cat(unit).to(device), placed, tuple(map(len, points)))
+
+
+def _centred(grid: Grid, points: Tensor) -> Tensor:
+    """Draw forms at coordinates ``(n, p)`` and centre them, ``(n, taps)`` float64; 0 if flat."""
+    parts = []
+    for part in points.double().split(max(1, ENTRIES // (25 * grid.size[0] * grid.size[1]))):
+        drawn = grid.family.render(grid.parameters(part), grid.size).flatten(1)
+        centred = drawn - drawn.mean(1, keepdim=True)
+        shown = centred.norm(dim=1, keepdim=True) > FLAT * drawn.norm(dim=1, keepdim=True)
+        parts.append(torch.where(shown, centred, torch.zeros_like(centred)))
+    return torch.cat(parts)
+
+
+def _expanded(grid: Grid) -> Tensor:
+    """Expansions ``(nodes, q, taps)`` float64 of a family, with forms of unit norm."""
+    p, counts = len(grid.counts), grid.counts
+    wide = [n + 2 * turns for n, turns in zip(counts, grid.turns, strict=True)]
+    drawn = _centred(grid, grid.nodes()).view(*wide, -1)
+    for axis, turns in enumerate(grid.turns):
+        if not turns:  # one point more at either end, as a parabola goes on
+            low, high = drawn.narrow(axis, 0, 3), drawn.narrow(axis, counts[axis] - 3, 3).flip(axis)
+            ends = [3 * (a - b) + c for a, b, c in (x.split(1, axis) for x in (low, high))]
+            drawn = torch.cat([ends[0], drawn, ends[1]], dim=axis)
+
+    def at(*offsets: tuple[int, int]) -> Tensor:
+        shift = dict(offsets)
+        inner = [slice(1 + shift.get(i, 0), 1 + shift.get(i, 0) + n) for i, n in enumerate(counts)]
+        return drawn[tuple(inner)].reshape(-1, drawn.shape[-1])
+
+    here = at()
+    rows = [here, *((at((i, 1)) - at((i, -1))) / 2 for i in range(p))]
+    rows += [at((i, 1)) - 2 * here + at((i, -1)) for i in range(p)]
+    for i, j in combinations(range(p), 2):
+        signs = ((1, 1), (-1, -1), (1, -1), (-1, 1))
+        rows.append(torch.stack([a * b * at((i, a), (j, b)) for a, b in signs]).sum(0) / 4)
+    norm = here.norm(dim=1)[:, None, None]
+    return torch.stack(rows, dim=1).div_(norm).nan_to_num_(0.0, 0.0, 0.0)  # 0 where norm is 0

@@ -1,0 +1,148 @@
+"""What each layer of a model may be made of: the keys of one set, or every filter's own model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from keyfilters.depthwise import extent
+from keyfilters.errors import KeyFiltersError, nearest
+from keyfilters.keyset import KeySet
+from keyfilters.receptive_fields import match
+from keyfilters.receptive_fields.models import render_models
+from keyfilters.surgery.targets import Target
+
+__all__ = ["Choice", "Keys", "choose_keys", "one_key_set", "published_hint"]
+
+Keys = KeySet | Sequence[KeySet] | Mapping[str, KeySet] | Literal["idealized"]
+
+# Keys from which all filters of a layer choose, or one shape (C, k_y, k_x) for each filter.
+Choice = KeySet | NDArray[np.float64]
+
+
+def choose_keys(targets: Sequence[Target], keys: Keys, left: list[Target]) -> dict[str, Choice]:
+    """Return what each layer may be made of, by name; layers without keys join `left`.
+
+    Raises:
+        KeyFiltersError: keys of another type or of no size that the layers have.
+    """
+    choices: dict[str, Choice]
+    if isinstance(keys, str):
+        if keys != "idealized":
+            raise KeyFiltersError(f"keys must be a KeySet or 'idealized', got {keys!r}")
+        fitting = [t for t in targets if min(t.size) >= 3 and t.size[0] % 2 and t.size[1] % 2]
+        choices = {target.name: _own_models(target.filters) for target in fitting}
+        reason = "no idealised models for filters of {size}"
+    elif isinstance(keys, Mapping):
+        _require_sets(keys.values())
+        _check_names(keys, targets, left)
+        choices = {target.name: keys[target.name] for target in targets if target.name in keys}
+        reason = "no keys were given for it"
+    else:
+        by_size = _sets_by_size(keys)
+        have = ", ".join(map(extent, by_size))
+        if targets and not any(target.size in by_size for target in targets):
+            sizes = ", ".join(sorted({extent(target.size) for target in targets}))
+            hint = published_hint(target.size for target in targets)
+            raise KeyFiltersError(f"the keys are {have}, but the model's filters are {sizes}{hint}")
+        choices = {t.name: by_size[t.size] for t in targets if t.size in by_size}
+        reason = f"filters of {{size}}, the keys are {have}"
+    for target in targets:
+        if target.name not in choices:
+            left.append(replace(target, left=reason.format(size=extent(target.size))))
+    if not choices:
+        why = "; ".join(sorted({target.left for target in left}))
+        raise KeyFiltersError(f"nothing would be replaced: {why}")
+    return choices
+
+
+def published_hint(sizes: Iterable[tuple[int, int]]) -> str:
+    """Return the tail of a message that names keys of one of the sizes.
+
+    >>> published_hint([(2, 2), (5, 5)])
+    "; type for example KeySet.published('lindeberg2026-B', size=5)"
+    """
+    square = sorted({height for height, width in sizes if height == width})
+    odd = next((k for k in square if k % 2 and k > 1), None)
+    if odd is not None:
+        return f"; type for example KeySet.published('lindeberg2026-B', size={odd})"
+    if square:
+        made = f"KeySet.random(8, size={square[0]})"
+        return f"; type for example {made} or KeySet.from_filters(filters)"
+    return ", and keys are square"
+
+
+def one_key_set(keys: KeySet | Sequence[KeySet]) -> KeySet:
+    """Return a key set, or that of a list of one.
+
+    Raises:
+        KeyFiltersError: anything else, or several key sets.
+    """
+    by_size = _sets_by_size(keys)
+    if len(by_size) > 1:
+        raise KeyFiltersError(
+            f"expected one key set, got those of {', '.join(map(extent, by_size))}; call this once "
+            "for each, with layers= for the layers of that size"
+        )
+    return next(iter(by_size.values()))
+
+
+def _sets_by_size(keys: KeySet | Sequence[KeySet]) -> dict[tuple[int, int], KeySet]:
+    if isinstance(keys, KeySet):
+        keys = [keys]
+    if not isinstance(keys, (list, tuple)):
+        _require_sets([keys])
+    if not keys:
+        raise KeyFiltersError(f"expected at least one key set, got an empty {type(keys).__name__}")
+    _require_sets(keys)
+    by_size: dict[tuple[int, int], KeySet] = {}
+    for one in keys:
+        size = (one.size, one.size)
+        if size in by_size:
+            raise KeyFiltersError(
+                f"two key sets of one size, {extent(size)}; give one set a size, or one for "
+                "each layer by name: {layer: keys}"
+            )
+        by_size[size] = one
+    return by_size
+
+
+def _require_sets(given: Iterable[object]) -> None:
+    for one in given:
+        if not isinstance(one, KeySet):
+            raise KeyFiltersError(
+                f"expected a KeySet or a list of them, one a size, got a {type(one).__name__}; "
+                "type for example KeySet.from_filters(filters)"
+            )
+
+
+def _check_names(
+    keys: Mapping[str, KeySet], targets: Sequence[Target], left: Sequence[Target]
+) -> None:
+    sizes = {target.name: target.size for target in targets}
+    reasons = {target.name: target.left for target in left}
+    for name, given in keys.items():
+        if name not in sizes:
+            reason = f": {reasons[name]}" if name in reasons else nearest(name, sizes)
+            raise KeyFiltersError(f"no depthwise layer is called {name!r}{reason}")
+        if sizes[name] != (given.size, given.size):
+            raise KeyFiltersError(
+                f"the keys for {name} are {given.size}×{given.size}, its filters "
+                f"{extent(sizes[name])}"
+            )
+
+
+def _own_models(filters: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the idealised model of every filter, centred, of unit norm, ``(C, k_y, k_x)``.
+
+    A filter without a shape has the model 0, which leaves its mean.
+    """
+    models = render_models(match(filters, null=None), filters.shape[1:])
+    models = np.where(np.isnan(models), 0.0, models)
+    models -= models.mean((1, 2), keepdims=True)
+    norm = np.linalg.norm(models, axis=(1, 2), keepdims=True)
+    return models / np.where(norm > 0, norm, 1.0)

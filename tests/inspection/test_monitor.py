@@ -1,0 +1,259 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import keyfilters as kf
+from keyfilters.inspection import TensorBoardLog, TrackerImages, WandbLog
+from keyfilters.inspection.adapters import lightning_callback, transformers_callback
+from keyfilters.thumbnails import filter_image, grid_image
+from tests.inspection.sick import healthy
+
+
+def net() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 32, 5, padding=2, groups=1),
+        nn.Conv2d(32, 32, 5, padding=2, groups=32),
+        nn.ReLU(),
+        nn.Conv2d(32, 32, 3, padding=1, groups=32),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(32, 2),
+    )
+
+
+def train(model: nn.Module, steps: int, *, after: Any = lambda: None, hook: Any = None) -> None:
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    if hook is not None:
+        hook(optimizer)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        model(torch.randn(4, 3, 8, 8)).square().sum().backward()
+        optimizer.step()
+        after()
+
+
+class Recorder:
+    def __init__(self) -> None:
+        self.values: dict[int, dict[str, float]] = {}
+        self.drawn: dict[int, dict[str, Any]] = {}
+
+    def __call__(self, values: dict[str, float], step: int) -> None:
+        self.values[step] = values
+
+    def images(self, drawn: dict[str, Any], step: int) -> None:
+        self.drawn[step] = drawn
+
+
+def test_a_loop_of_ones_own(tmp_path: Path) -> None:
+    model, log = net(), Recorder()
+    monitor = kf.Monitor(model, every=3, log=log, path=tmp_path / "m.parquet")
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    assert monitor.step() is None and monitor.step() is None
+    assert monitor.step() is not None
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+    train(model, 6, after=monitor.step)
+    assert list(log.values) == [0, 3, 6, 9] == monitor.table["step"].tolist()
+    written = pd.read_parquet(tmp_path / "m.parquet")
+    pd.testing.assert_frame_equal(written, monitor.table)
+    assert log.values[3]["filters/1/change"] == 0 < log.values[6]["filters/1/change"]
+    assert set(log.drawn[0]) == {"filters/1", "filters/3"}
+    assert log.drawn[0]["filters/1"].dtype == np.uint8
+
+
+def test_the_numbers_are_those_of_the_weights() -> None:
+    model = net()
+    smooth = torch.tensor(healthy(1, 32).layers[0].weight)
+    with torch.no_grad():
+        model[1].weight[:, 0] = smooth
+        model[3].weight[:8] = 0
+    [values] = kf.Monitor(model).history
+    assert values["filters/1/norm"] == pytest.approx(
+        float(smooth.flatten(1).norm(dim=1).median()), rel=0.05
+    )
+    assert values["filters/3/dead"] == 0.25 and values["filters/1/dead"] == 0
+    matched = kf.match(smooth, families="separable", null=None)
+    assert values["filters/5x5/explained"] == pytest.approx((matched["r2"] >= 0.64).mean())
+    assert values["filters/5x5/beyond"] == pytest.approx(
+        values["filters/5x5/explained"] - values["filters/5x5/chance"]
+    )
+    shares = [v for k, v in values.items() if k.startswith("filters/5x5/pattern/")]
+    assert sum(shares) == pytest.approx(1)
+
+
+def test_a_hook_on_the_optimiser() -> None:
+    model = net()
+    monitor = kf.Monitor(model, every=2)
+    handles: list[Any] = []
+    train(model, 4, hook=lambda optimizer: handles.append(monitor.attach(optimizer)))
+    assert monitor.table["step"].tolist() == [0, 2, 4]
+    handles[0].remove()
+    assert "every 2 steps" in repr(monitor)
+
+
+def test_filters_that_diverge_are_told() -> None:
+    model = net()
+    monitor = kf.Monitor(model, every=1)
+    with torch.no_grad():
+        model[1].weight.fill_(torch.nan)
+        model[3].weight.fill_(torch.inf)
+    values = monitor.step()
+    assert values is not None and values["filters/1/dead"] == 1
+    assert "filters/5x5/explained" not in values
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: kf.Monitor(nn.Linear(3, 3)),
+        lambda: kf.Monitor(net(), every=0),
+        lambda: kf.Monitor(net(), path="m.csv"),
+    ],
+)
+def test_what_cannot_be_monitored(call: Any) -> None:
+    with pytest.raises(kf.KeyFiltersError):
+        call()
+
+
+def test_pictures() -> None:
+    filters = np.random.default_rng(0).normal(size=(10, 5, 5))
+    filters[3] = np.nan
+    picture = grid_image(filters, columns=4, pixels=2)
+    assert picture.shape == (2 * (3 * 6 - 1), 2 * (4 * 6 - 1), 3)
+    grey = picture[: 2 * 5, 2 * 18 : 2 * 23]
+    assert (grey == grey[0, 0]).all()
+    largest = np.unravel_index(np.argmax(filters[0]), (5, 5))
+    red, _, blue = picture[2 * largest[0], 2 * largest[1]].astype(int)
+    assert red > blue
+    assert filter_image(np.zeros((3, 3))).startswith("data:image/png")
+
+
+def data() -> TensorDataset:
+    return TensorDataset(torch.randn(16, 3, 8, 8), torch.randint(0, 2, (16,)))
+
+
+def events(folder: Path) -> Any:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    found = accumulator.EventAccumulator(str(folder), size_guidance={"images": 0, "scalars": 0})
+    return found.Reload()
+
+
+def test_tensorboard(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from torch.utils.tensorboard import SummaryWriter
+
+    model = net()
+    with SummaryWriter(str(tmp_path)) as writer:
+        train(model, 4, after=kf.Monitor(model, every=2, log=TensorBoardLog(writer)).step)
+    found = events(tmp_path)
+    assert [x.step for x in found.Scalars("filters/5x5/explained")] == [0, 2, 4]
+    assert len(found.Images("filters/1")) == 3
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_wandb_offline(tmp_path: Path) -> None:
+    wandb = pytest.importorskip("wandb")
+    run = wandb.init(mode="offline", dir=str(tmp_path), project="test")
+    [values] = kf.Monitor(net(), log=WandbLog(run)).history
+    run.finish()
+    [written] = tmp_path.rglob("*.wandb")
+    held = written.read_bytes()
+    missing = [name for name in values if name != "step" and name.encode() not in held]
+    assert len(missing) <= 1  # a block of the file may end inside a name
+    assert len(list(tmp_path.rglob("*.png"))) == 2
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_accelerate(tmp_path: Path) -> None:
+    accelerate = pytest.importorskip("accelerate")
+    pytest.importorskip("tensorboard")
+    accelerator = accelerate.Accelerator(
+        log_with="tensorboard", project_dir=str(tmp_path), cpu=True
+    )
+    accelerator.init_trackers("run")
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    model, optimizer, loader = accelerator.prepare(model, optimizer, DataLoader(data(), 4))
+    monitor = kf.Monitor(model, every=2, log=TrackerImages(accelerator))
+    for images, labels in loader:
+        optimizer.zero_grad()
+        accelerator.backward(nn.functional.cross_entropy(model(images), labels))
+        optimizer.step()
+        monitor.step()
+    accelerator.end_training()
+    found = events(tmp_path / "run")
+    assert [x.step for x in found.Scalars("filters/3x3/explained")] == [0, 2, 4]
+    assert len(found.Images("filters/1")) == 3
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_lightning(tmp_path: Path) -> None:
+    lightning = pytest.importorskip("lightning")
+    pytest.importorskip("tensorboard")
+    from lightning.pytorch.loggers import CSVLogger
+
+    class Module(lightning.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = net()
+
+        def training_step(self, batch: Any, _: int) -> torch.Tensor:
+            return nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    callback = lightning_callback(every=2)
+    trainer = lightning.Trainer(
+        max_epochs=1,
+        callbacks=[callback],
+        logger=CSVLogger(str(tmp_path)),
+        accelerator="cpu",
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+    )
+    trainer.fit(Module(), DataLoader(data(), 4))
+    assert callback.monitor.table["step"].tolist() == [0, 2, 4]
+    [written] = tmp_path.rglob("metrics.csv")
+    table = pd.read_csv(written)
+    assert table["filters/net.1/norm"].notna().sum() == 3
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_transformers(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("accelerate")
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = net()
+
+        def forward(self, x: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+            logits = self.net(x)
+            return {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits}
+
+    log = Recorder()
+    rows = [{"x": x, "labels": y} for x, y in data()]
+    arguments = transformers.TrainingArguments(
+        output_dir=str(tmp_path),
+        per_device_train_batch_size=4,
+        num_train_epochs=1,
+        report_to=[],
+        use_cpu=True,
+        save_strategy="no",
+        disable_tqdm=True,
+    )
+    callback = transformers_callback(every=2, log=log)
+    transformers.Trainer(Model(), arguments, train_dataset=rows, callbacks=[callback]).train()
+    assert list(log.values) == [0, 2, 4]
+    assert log.values[4]["filters/net.1/change"] > 0
