@@ -69,10 +69,12 @@ def hold(options: dict[str, Any], seed: int, folder: Path) -> dict[str, Any]:
 
 
 def linger(options: dict[str, Any], seed: int, folder: Path) -> dict[str, Any]:
-    """Take a while, in a process whose number lies in the folder."""
+    """Wait for the file that the options name, in a process whose number lies in the folder."""
     found = measure(options, seed, folder)
-    (folder / "process.txt").write_text(str(os.getpid()))
-    time.sleep(options["seconds"])
+    (folder / "process.new").write_text(str(os.getpid()))
+    (folder / "process.new").replace(folder / "process.txt")
+    while not Path(options["until"]).exists():
+        time.sleep(0.05)
     return found
 
 
