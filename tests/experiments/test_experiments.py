@@ -16,7 +16,8 @@ from keyfilters.errors import KeyFiltersError
 from keyfilters.experiments import EXPERIMENTS, Experiment, run_experiment
 from keyfilters.experiments.filter_measures import explained_filters, patterns_by_step
 from keyfilters.experiments.run import Run
-from keyfilters.experiments.single_run import MODEL, build_network, load
+from keyfilters.experiments.run_parts import build_network, load
+from keyfilters.experiments.single_run import MODEL
 from tests.experiments.cheap_measures import explained
 from tests.experiments.experiments import DATA, build
 from tests.experiments.in_process import InProcess

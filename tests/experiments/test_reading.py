@@ -12,7 +12,7 @@ import keyfilters as kf
 from keyfilters.errors import KeyFiltersError, NoFiltersError, SourceError
 from keyfilters.experiments.executors import Executor, LocalProcesses
 from keyfilters.experiments.ray_cluster import RayCluster
-from keyfilters.experiments.reading import read_sources
+from keyfilters.experiments.reading import _contents, read_sources
 from tests.experiments.in_process import InProcess
 
 
@@ -63,10 +63,24 @@ def test_what_cannot_be_read_is_told(sources: list[str]) -> None:
         read_sources([], "none")
 
 
-def test_a_file_that_has_changed_is_read_again(sources: list[str]) -> None:
-    first = read_sources(["models"], "out", executor=InProcess())
-    state = torch.load("models/net.pth")
-    torch.save({name: 2 * x for name, x in state.items()}, "models/net.pth")
-    os.utime("models/net.pth", (1, 1))
-    again = read_sources(["models"], "out", executor=InProcess())
-    np.testing.assert_array_equal(again.layers[0].weight, 2 * first.layers[0].weight)
+@pytest.mark.parametrize("source", ["models", "models/net.pth", "models/*.pth", "models/net.pth#"])
+def test_a_file_that_has_changed_is_read_again(sources: list[str], source: str) -> None:
+    source += "state_dict" if source.endswith("#") else ""
+    state = {"state_dict": torch.load("models/net.pth")}
+    banks = []
+    for scale in (1, 2):
+        scaled = {name: scale * x for name, x in state["state_dict"].items()}
+        torch.save({"state_dict": scaled}, "models/net.pth")
+        os.utime("models/net.pth", (scale, scale))
+        banks.append(read_sources([source], "out", executor=InProcess()))
+    np.testing.assert_array_equal(banks[1].layers[0].weight, 2 * banks[0].layers[0].weight)
+
+
+def test_the_other_parts_of_a_file_count(tmp_path: Path) -> None:
+    found = []
+    for text in ("x", "other"):
+        (tmp_path / "net.param").write_text("graph")
+        (tmp_path / "net.bin").write_text(text)
+        found.append(_contents(str(tmp_path / "net.param")))
+    assert found[0] != found[1]
+    assert _contents("timm:test_convnext") == _contents("package:no-such-package") == {}

@@ -11,14 +11,8 @@ from safetensors.torch import load_file
 import keyfilters as kf
 from keyfilters.errors import KeyFiltersError
 from keyfilters.experiments import Shared
-from keyfilters.experiments.single_run import (
-    MODEL,
-    build_network,
-    load,
-    make_run,
-    recipe_of,
-    single_run,
-)
+from keyfilters.experiments.run_parts import build_network, load, recipe_of
+from keyfilters.experiments.single_run import MODEL, forget, make_run, single_run
 from keyfilters.training import normalise
 from tests.experiments.experiments import DATA
 
@@ -143,17 +137,15 @@ def test_labels_are_spoiled() -> None:
     assert np.mean(wrong) == pytest.approx(0.4 * 0.9, abs=0.05)
 
 
-def test_a_run_is_known_by_the_content_of_what_it_names(tmp_path: Path) -> None:
+@pytest.mark.parametrize("more", ["", "&assign_from=@lender"])
+def test_a_run_is_known_by_the_content_of_what_it_names(tmp_path: Path, more: str) -> None:
     file = tmp_path / "keys.npz"
     keys = []
-    for seed in (0, 1):
+    for seed in (0, 0, 1):
         kf.KeySet.random(4, 3, seed).save(file)
-        treatment = f"keys?keys={file}"
-        from keyfilters.experiments import single_run as module
-
-        module._contents.cache_clear()
-        keys.append(make_run({}, 0, options(treatment=treatment)).key)
-    assert keys[0] != keys[1]
+        forget()
+        keys.append(make_run({}, 0, options(treatment=f"keys?keys={file}{more}")).key)
+    assert keys[0] == keys[1] != keys[2]
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from typing import Annotated
 from keyfilters.errors import KeyFiltersError
 from keyfilters.experiments.experiment import DATA_HELP, Experiment, Panel, Shared
 from keyfilters.experiments.questions import Contrast, Question
-from keyfilters.experiments.transfer import source_network
+from keyfilters.experiments.source_networks import source_network
 
 __all__ = ["depth_curve"]
 

@@ -53,7 +53,8 @@ def emergence(
     explained; makes an atlas of all that were kept.
     """
     from keyfilters.experiments.run import Run
-    from keyfilters.experiments.single_run import make_run, step_count
+    from keyfilters.experiments.run_parts import step_count
+    from keyfilters.experiments.single_run import make_run
 
     rows = [_factors(text) for text in quality]
     base = shared.options(data=data)

@@ -54,7 +54,7 @@ class Shared:
 
     def options(self, **own: Any) -> dict[str, Any]:
         """Return the options of `single_run` that all runs share, and some of their own."""
-        from keyfilters.experiments.single_run import recipe_sections
+        from keyfilters.experiments.run_parts import recipe_sections
 
         shared = {name: x for name, x in asdict(self).items() if name not in ("seeds", "seed")}
         for name in ("size", "seeds", "width", "depth", "epochs", "batch", "lr"):
@@ -173,7 +173,9 @@ def run_experiment(
     from keyfilters.experiments.grid import run_grid
     from keyfilters.experiments.record import record_of
     from keyfilters.experiments.results import read_record
+    from keyfilters.experiments.single_run import forget
 
+    forget()
     table = run_grid(experiment.runs, out, executor=executor, progress=progress)
     extra = {}
     for title, run in experiment.extra.items():

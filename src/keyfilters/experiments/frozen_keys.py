@@ -63,8 +63,9 @@ def frozen_keys(
     Trains networks whose filters stay on keys from the first step on, drawn or as in a trained
     network, and beside them learned filters, random keys and frozen random filters.
     """
-    from keyfilters.experiments.single_run import image_count, make_run
-    from keyfilters.experiments.transfer import source_network
+    from keyfilters.experiments.run_parts import image_count
+    from keyfilters.experiments.single_run import make_run
+    from keyfilters.experiments.source_networks import source_network
     from keyfilters.surgery.treatment import Treatment
 
     treatments = [Treatment.parse(text) for text in condition]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from glob import escape, glob
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from keyfilters.errors import SourceError
 from keyfilters.experiments.executors import Executor
 from keyfilters.experiments.grid import run_grid
 from keyfilters.experiments.run import Run
-from keyfilters.sources import READERS, join, read_one
+from keyfilters.sources import join, package_files, read_one
 
 __all__ = ["read_source", "read_sources"]
 
@@ -74,13 +76,17 @@ def _options(source: str) -> dict[str, Any]:
 
 
 def _contents(source: str) -> dict[str, str]:
-    """Return what shows that the files of a source have changed."""
-    path = Path(source)
-    if not path.exists():
-        return {}
-    files = sorted(p for p in path.rglob("*") if p.suffix.lower() in READERS) or [path]
-    found = hashlib.sha256()
-    for file in files:
+    """Return what shows that a file of a source, or one beside it of its name, has changed."""
+    name = source if Path(source).exists() else source.partition("#")[0]  # FILE#SET
+    found, files = hashlib.sha256(), list[Path]()
+    if name.startswith("package:"):
+        with suppress(SourceError):  # the run will say what is wrong with it
+            files += package_files(name.removeprefix("package:"))
+    else:
+        for root in map(Path, sorted(glob(name, recursive=True)) or [name]):  # noqa: PTH207
+            beside = f"{escape(root.name.partition('.')[0])}*"
+            files += root.rglob("*") if root.is_dir() else root.parent.glob(beside)
+    for file in sorted(x for x in files if x.is_file()):
         state = file.stat()
-        found.update(f"{file.name} {state.st_size} {state.st_mtime_ns}".encode())
-    return {source: found.hexdigest()[:16]}
+        found.update(f"{file} {state.st_size} {state.st_mtime_ns}".encode())
+    return {source: found.hexdigest()[:16]} if files else {}

@@ -61,7 +61,8 @@ def replacement(
     Trains networks, replaces their filters by keys, measures, tunes the rest and measures again;
     and does the same from an early checkpoint.
     """
-    from keyfilters.experiments.single_run import MODEL, make_run, step_count
+    from keyfilters.experiments.run_parts import step_count
+    from keyfilters.experiments.single_run import MODEL, make_run
 
     if not 0 < early < 1:
         raise KeyFiltersError(f"--early {early}; a share between 0 and 1 is expected")

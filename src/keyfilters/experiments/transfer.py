@@ -7,19 +7,17 @@ their channels shuffled, single taps; and pointwise filters, frozen in the same 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
-from math import inf
 from typing import TYPE_CHECKING, Annotated, Any
 
 from keyfilters.errors import KeyFiltersError
 from keyfilters.experiments.experiment import DATA_HELP, Experiment, Panel, Shared
 from keyfilters.experiments.questions import Contrast, Question
-from keyfilters.query_strings import parse
+from keyfilters.experiments.source_networks import equal_steps, growing, source_network
 
 if TYPE_CHECKING:
     from keyfilters.experiments.run import Run
 
-__all__ = ["CONTROLS", "source_network", "transfer"]
+__all__ = ["CONTROLS", "transfer"]
 
 CONTROLS = ("random", "impulse", "tap-shuffled", "channel-shuffled")
 DEFAULTS = Shared(seeds=3, epochs=6, resolution=16, channels=1)
@@ -53,7 +51,8 @@ def transfer(
 
     Trains networks on frozen depthwise filters of others, on learned ones and on controls.
     """
-    from keyfilters.experiments.single_run import image_count, is_data, layer_count, make_run
+    from keyfilters.experiments.run_parts import image_count, is_data
+    from keyfilters.experiments.single_run import layer_count, make_run
 
     targets, sources = tuple(dict.fromkeys(target)), tuple(dict.fromkeys(source or target))
     if pointwise and not layer_count(shared.options(data=targets[0]), "pointwise"):
@@ -83,22 +82,6 @@ def transfer(
         words={"layers": {"depthwise": ""}, "filters": {"as they are": "filters"}},
         matrix=("filters", "target", "mean"),
     )
-
-
-def source_network(shared: Shared, data: str, seed: int, steps: int = 0) -> Run:
-    """Return the run of a network that lends its weights to those of a seed.
-
-    It starts from the next seed, so that what is borrowed never fitted the first weights of the
-    rest by chance, but is trained on the images of the network that borrows.
-    """
-    from keyfilters.experiments.single_run import make_run
-
-    options = shared.options(data=data)
-    if "samples" in parse(data)[1]:
-        options["images_seed"] = seed
-    if steps:
-        options["changes"] = {"schedule": {"steps": steps}}
-    return make_run({"source": data}, seed + 1, options)
 
 
 def _rows(
@@ -142,46 +125,7 @@ def _questions(sources: Sequence[str], margin: float) -> list[Question]:
         Contrast("Does learning beat freezing the first filters?", LEARNED,
                  {**OWN, "layers": "depthwise"}),
     ]  # fmt: skip
-    for small, large in _growing(sources):
+    for small, large in growing(sources):
         one, other = {**depthwise, "source": large}, {"source": small}
         questions.append(Contrast("Does the larger source serve better?", one, other))
     return questions
-
-
-def equal_steps(counts: Mapping[str, int], shared: Shared) -> dict[str, int]:
-    """Return the steps for each source: as many as the largest of its family takes.
-
-    Those without a family have 0: their epochs count.
-
-    >>> equal_steps({"digits": 1437, "digits?samples=320": 320, "photos": 1400}, Shared(epochs=2))
-    {'digits': 44, 'digits?samples=320': 44, 'photos': 0}
-    """
-    members: dict[str, list[int]] = {}
-    for source, count in counts.items():
-        members.setdefault(_family(source), []).append(count)
-    return {
-        source: int(shared.epochs * (max(members[_family(source)]) // shared.batch))
-        if len(members[_family(source)]) > 1
-        else 0
-        for source in counts
-    }
-
-
-def _family(source: str) -> str:
-    """Return a data set without its number of samples."""
-    name, options = parse(source)
-    options.pop("samples", None)
-    return f"{name} {options}"
-
-
-def _growing(sources: Sequence[str]) -> list[tuple[str, str]]:
-    """Return pairs (smaller, next larger) of sources that differ in their samples only."""
-    families: dict[str, list[tuple[float, str]]] = {}
-    for source in sources:
-        samples = parse(source)[1].get("samples", 0) or inf  # 0 takes all
-        families.setdefault(_family(source), []).append((samples, source))
-    return [
-        (small, large)
-        for members in families.values()
-        for (_, small), (_, large) in pairwise(sorted(members))
-    ]

@@ -182,15 +182,17 @@ class Treatment:
     def contents(self) -> dict[str, str]:
         """Return a digest of every file or source that is named, by its name.
 
+        Names such as ``@ROLE``, which stand for what is not yet there, are left out.
+
         Raises:
             KeyFiltersError: one of them cannot be read.
         """
-        bank = parse(self.initialize)[1].get("bank", "")
-        found = {
-            name: _digest(read(name)) for name in (self.transfer, self.assign_from, bank) if name
-        }
-        if Path(self.keys).is_file():
-            found[self.keys] = hashlib.sha256(Path(self.keys).read_bytes()).hexdigest()[:16]
+        options = parse(self.initialize)[1]
+        banks = (self.transfer, self.assign_from, str(options.get("bank", "")))
+        found = {name: _digest(read(name)) for name in banks if name and not name.startswith("@")}
+        for name in (self.keys, str(options.get("keys", ""))):
+            if Path(name).is_file():
+                found[name] = hashlib.sha256(Path(name).read_bytes()).hexdigest()[:16]
         return found
 
     def apply_(self, model: nn.Module, seed: int = 0) -> Treated:
