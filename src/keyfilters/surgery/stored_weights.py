@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.lib.array_utils import byte_bounds
 
-from keyfilters.errors import SourceError
+from keyfilters.errors import KeyFiltersError, SourceError
 from keyfilters.sources.collect import Array, SkipError
 from keyfilters.sources.formats import recognise
 from keyfilters.sources.openvino_files import (
@@ -84,21 +84,14 @@ def open_stored(path: Path) -> tuple[list[Target], Save]:
     if kind is None or kind.name not in OPENERS:
         held = "no model" if kind is None else f"of the format {kind.name}"
         raise SourceError(f"{path} is {held} by its bytes; give it the suffix of its format")
-    stored = OPENERS[kind.name](path)
-    finder, found, views = stored.finder, [], {}
-    for i, (name, conv) in enumerate(finder.found.items()):
-        try:
-            view = np.asarray(conv.load())
-            left = _why_not(view, conv.identity, stored)
-        except SkipError as error:
-            left = str(error)
-        if left:
-            found.append(Target(name, left=left))
-            continue
-        views[name] = view.reshape(conv.shape.out_channels, 1, *conv.shape.kernel)
-        copied = torch.from_numpy(views[name].copy())
-        found.append(stored_target(name, copied, i / max(len(finder.found) - 1, 1)))
-    found += [Target(name, left=reason) for name, reason in finder.left.items()]
+    try:
+        stored = OPENERS[kind.name](path)
+        found, views = _targets(stored)
+    except KeyFiltersError:
+        raise
+    except Exception as error:  # of a damaged file, whatever its format's library raises
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise SourceError(f"{path} is not a readable {kind.name} file ({reason})") from error
 
     def save(target: Path, written: Collection[str]) -> None:
         for layer in found:
@@ -107,6 +100,26 @@ def open_stored(path: Path) -> tuple[list[Target], Save]:
         stored.save(target)
 
     return found, save
+
+
+def _targets(stored: _Stored) -> tuple[list[Target], dict[str, Array]]:
+    """Return the layers of a file, and the kernels ``(C, 1, k_y, k_x)`` in its memory by name."""
+    finder, found, views = stored.finder, [], {}
+    for i, (name, conv) in enumerate(finder.found.items()):
+        try:
+            view = np.asarray(conv.load()).reshape(conv.shape.out_channels, 1, *conv.shape.kernel)
+            left = _why_not(view, conv.identity, stored)
+        except SkipError as error:
+            left = str(error)
+        owner = next((x for x in views if not left and np.may_share_memory(views[x], view)), None)
+        if left or owner:
+            found.append(Target(name, left=left or f"shares its weights with {owner}"))
+            continue
+        views[name] = view
+        copied = torch.from_numpy(view.copy())
+        found.append(stored_target(name, copied, i / max(len(finder.found) - 1, 1)))
+    found += [Target(name, left=reason) for name, reason in finder.left.items()]
+    return found, views
 
 
 def _why_not(view: Array, identity: Hashable, stored: _Stored) -> str:
@@ -169,7 +182,7 @@ def _open_openvino(path: Path) -> _Stored:
             users.setdefault(place, user)
     base, extents = byte_bounds(memory)[0], []
     for held in graphs[0].net.iter():
-        if {"offset", "size"} <= held.keys():
+        if {"offset", "size"} <= held.attrib.keys():
             place = int(held.attrib["offset"])
             extents.append((place, base + place, base + place + int(held.attrib["size"])))
 
