@@ -118,6 +118,8 @@ def collect_keras(
         config: of the model, where the file itself does not hold it.
         load: returns the numbers in a dataset.
     """
+    if file.userblock_size:  # pyfive looks for the numbers in the wrong place
+        raise ValueError("an HDF5 file with a user block, which is not read")
     config = _config(file) if config is None else config
     tensors = list(_tensors(file, load))
     if config is None:

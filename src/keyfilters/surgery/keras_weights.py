@@ -97,8 +97,7 @@ class KerasFile:
         """Return a dataset as a view of the file, or as an array that is written by h5py."""
         values = load_dataset(dataset)
         if dataset.id.layout_class == CONTIGUOUS:
-            start = dataset.id.data_offset + dataset.file.userblock_size
-            view = self._hdf5[start : start + values.nbytes]
+            view = self._hdf5[dataset.id.data_offset :][: values.nbytes]
             if view.tobytes() == values.tobytes():
                 return view.view(values.dtype).reshape(values.shape)
         if find_spec("h5py") is None:

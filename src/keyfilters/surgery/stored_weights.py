@@ -18,7 +18,7 @@ from numpy.lib.array_utils import byte_bounds
 
 from keyfilters.errors import KeyFiltersError, SourceError
 from keyfilters.sources.collect import Array, SkipError
-from keyfilters.sources.formats import recognise
+from keyfilters.sources.formats import recognise, suffix_format
 from keyfilters.sources.openvino_files import (
     LAYOUTS,
     UNCHANGED,
@@ -81,9 +81,9 @@ def open_stored(path: Path) -> tuple[list[Target], Save]:
     """
     read_path(str(path), lambda name: None)  # says what is wrong with a damaged file
     kind = recognise(path)
-    if kind is None or kind.name not in OPENERS:
-        held = "no model" if kind is None else f"of the format {kind.name}"
-        raise SourceError(f"{path} is {held} by its bytes; give it the suffix of its format")
+    if kind is None or kind is not suffix_format(path):
+        held = "is no model" if kind is None else f"is a model of {kind.name}"
+        raise SourceError(f"{path} {held} by its bytes; give it the suffix of its format")
     try:
         stored = OPENERS[kind.name](path)
         found, views = _targets(stored)
@@ -104,7 +104,8 @@ def open_stored(path: Path) -> tuple[list[Target], Save]:
 
 def _targets(stored: _Stored) -> tuple[list[Target], dict[str, Array]]:
     """Return the layers of a file, and the kernels ``(C, 1, k_y, k_x)`` in its memory by name."""
-    finder, found, views = stored.finder, [], {}
+    finder, found = stored.finder, []
+    views: dict[str, Array] = {}
     for i, (name, conv) in enumerate(finder.found.items()):
         try:
             view = np.asarray(conv.load()).reshape(conv.shape.out_channels, 1, *conv.shape.kernel)
