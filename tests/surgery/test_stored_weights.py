@@ -87,7 +87,8 @@ def lite(dtype: Any = np.float32, **options: Any) -> Callable[[Path], Path]:
             real = model.tensor(held.shape, name="real")
             model.operator(DEQUANTIZE, [weight], [real])
             weight = real
-        model.operator(DEPTHWISE, [image, weight], [model.tensor([], name="made")])
+        bias = model.tensor([4], np.zeros(4, np.float32), name="bias")  # which the runtime needs
+        model.operator(DEPTHWISE, [image, weight, bias], [model.tensor([], name="made")])
         (folder / "net.tflite").write_bytes(model.write())
         return folder / "net.tflite"
 
