@@ -33,7 +33,10 @@ def test_structure_exceeds_every_null_with_every_method_and_held_out() -> None:
     unit, _ = planted_bank()
     found = evidence_of(unit, (5, 5))
     for claim in found.claims:
-        assert claim.p < 0.05 and claim.value > claim.chance, claim.name
+        assert claim.value > claim.chance, claim.name
+        # Many prototypes cover nearly all of so few filters, those of the null too.
+        assert claim.p < 0.05 or claim.chance > 0.95, claim.name
+    assert sum(claim.p < 0.001 for claim in found.claims) >= 4
     code = found.claims[0]
     assert code.value > 0.95 and code.held_out > 0.9
     eight = next(claim for claim in found.claims if claim.name == "coverage, k-means 8")

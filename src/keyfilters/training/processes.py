@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -64,15 +65,17 @@ def make_accelerator(recipe: Recipe, device: str | None, out: Path | None = None
         data_seed=order_seed(recipe),
     )
     try:
-        accelerator = Accelerator(
-            cpu=device == "cpu",
-            mixed_precision=recipe.precision,
-            gradient_accumulation_steps=recipe.batch.accumulation,
-            dataloader_config=loading,
-            dynamo_backend=COMPILER if recipe.compile else "no",
-            log_with=trackers or None,
-            project_dir=out,
-        )
+        with warnings.catch_warnings():  # a missing tracker is an error below
+            warnings.filterwarnings("ignore", message=r".*log_with")
+            accelerator = Accelerator(
+                cpu=device == "cpu",
+                mixed_precision=recipe.precision,
+                gradient_accumulation_steps=recipe.batch.accumulation,
+                dataloader_config=loading,
+                dynamo_backend=COMPILER if recipe.compile else "no",
+                log_with=trackers or None,
+                project_dir=out,
+            )
     except (ValueError, RuntimeError) as error:
         asked = f"precision {recipe.precision}, trackers {', '.join(trackers) or 'none'}"
         mend = "; trackers need a folder: give --out" * bool(trackers and out is None)
