@@ -163,7 +163,7 @@ def fit_together(
             pairs = zip(filters, decoded.detach(), strict=True)
             target = torch.stack([_sum_by_code(f, d) / len(f) for f, d in pairs])
         loss = -(target * decoded).sum()
-        optimiser.step(loss, _one_cycle((step + 1) / steps, highest=2e-2))
+        optimiser.step(loss, _one_cycle((step + 0.5) / steps, highest=2e-2))
     with torch.no_grad():
         decoded = unit_form(decoder(features)).cpu()
     for curve, found in zip(curves, decoded, strict=True):
