@@ -48,7 +48,10 @@ def keys_of(spec: str, bank: FilterBank, seed: int) -> Keys:
             raise KeyFiltersError(f"--keys {spec}: {expected}")
         groups = None if grouping == "layer" else int(grouping)
         return learn_keys_by_layer(bank, int(count), groups=groups, method=method, seed=seed)
-    sizes = [k for k, other in bank.sizes if k == other and k > 1]
+    sizes, shape = [k for k, other in bank.sizes if k == other and k > 1], "square"
     if method not in ("lines", "kmeans", "random"):
-        sizes = [k for k in sizes if k % 2] or sizes
+        sizes, shape = [k for k in sizes if k % 2], "square, of 3×3, 5×5, 7×7, … taps"
+    if bank.sizes and not sizes:
+        held = ", ".join(f"{y}×{x}" for y, x in bank.sizes)
+        raise KeyFiltersError(f"--keys {spec}: keys are {shape}, but the filters are {held}")
     return [KeySet.named(spec, size, seed, bank=bank) for size in sizes]

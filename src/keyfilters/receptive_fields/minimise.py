@@ -56,7 +56,31 @@ def minimise(loss: Loss, ranges: list[tuple[float, float]]) -> NDArray[np.float6
         if polished.fun >= least:
             break
         best, least = polished.x, polished.fun
-    return _at_the_end(loss, best, low, high)
+    return _at_the_end(loss, _smallest(loss, best, low), low, high)
+
+
+def _smallest(
+    loss: Loss, best: NDArray[np.float64], low: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Return the smallest parameters that are as good, since an ℓ1 distance can be level there.
+
+    Without this, rounding would decide where on the level part the search ends.
+    """
+    best = best.copy()
+    bound = float(_evaluate(loss, best[None])[0]) * (1 + 1e-12) + 1e-15
+    for i in range(len(best)):
+        moves = np.append(0, np.geomspace(1e-9, max(best[i] - low[i], 1e-9), 200))
+        for _ in range(3):  # each time between the last good move and the first bad one
+            points = np.tile(best, (len(moves), 1))
+            points[:, i] = np.maximum(best[i] - moves, low[i])
+            bad = _evaluate(loss, points) > bound
+            first = int(bad.argmax()) if bad.any() else len(moves)
+            good = moves[max(first - 1, 0)]
+            if not 0 < first < len(moves):
+                break
+            moves = np.linspace(good, moves[first], 64)
+        best[i] = max(best[i] - good, low[i])
+    return best
 
 
 def _at_the_end(
