@@ -15,6 +15,7 @@ from torch import nn
 import keyfilters as kf
 from keyfilters.errors import KeyFiltersError
 from keyfilters.surgery.filter_recipe import FilterRecipe
+from keyfilters.surgery.key_choice import named_key_sets
 from keyfilters.surgery.treated import initialize_by_name_
 from keyfilters.surgery.treatment import Treatment
 
@@ -292,5 +293,19 @@ def test_keys_of_a_file_or_none(tmp_path: Path) -> None:
     with pytest.raises(KeyFiltersError, match="no keys are called"):
         Treatment(keys="lindeberg2026-E").apply_(made())
     even = nn.Sequential(nn.Conv2d(8, 8, 4, groups=8))
-    with pytest.raises(KeyFiltersError, match="square and odd, but the filters are 4×4"):
+    with pytest.raises(KeyFiltersError, match="4×4"):
         Treatment(keys=B).apply_(even)
+
+
+def test_keys_of_a_name_at_the_sizes_that_they_have() -> None:
+    model = nn.Sequential(nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 8, 9, groups=8))
+    bank = kf.read(model)
+    sizes = {
+        name: [keys.size for keys in named_key_sets(name, bank)]
+        for name in ("consensus", "random:4", "lines:2", B)
+    }
+    assert sizes == {"consensus": [3], "random:4": [3, 9], "lines:2": [3, 9], B: [3, 9]}
+    table = Treatment.parse("keys?keys=consensus").apply_(model).table
+    assert table is not None and [bool(left) for left in table["left"]] == [False, True]
+    with pytest.raises(KeyFiltersError, match="consensus"):
+        named_key_sets("consensus", kf.read(model[1]))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -33,12 +32,10 @@ def keys_of(spec: str, bank: FilterBank, seed: int) -> Keys:
         KeyFiltersError: the name, file or number makes no keys.
     """
     from keyfilters.clusters.keys import learn_keys_by_layer
-    from keyfilters.keyset import KeySet
+    from keyfilters.surgery.key_choice import named_key_sets
 
     if spec == "idealized":
         return "idealized"
-    if Path(spec).suffix and ":" not in spec:
-        return KeySet.from_file(spec)
     method, _, number = spec.partition(":")
     if method in ("lines", "kmeans") and "/" in number:
         count, _, grouping = number.partition("/")
@@ -48,10 +45,4 @@ def keys_of(spec: str, bank: FilterBank, seed: int) -> Keys:
             raise KeyFiltersError(f"--keys {spec}: {expected}")
         groups = None if grouping == "layer" else int(grouping)
         return learn_keys_by_layer(bank, int(count), groups=groups, method=method, seed=seed)
-    sizes, shape = [k for k, other in bank.sizes if k == other and k > 1], "square"
-    if method not in ("lines", "kmeans", "random"):
-        sizes, shape = [k for k in sizes if k % 2], "square, of 3×3, 5×5, 7×7, … taps"
-    if bank.sizes and not sizes:
-        held = ", ".join(f"{y}×{x}" for y, x in bank.sizes)
-        raise KeyFiltersError(f"--keys {spec}: keys are {shape}, but the filters are {held}")
-    return [KeySet.named(spec, size, seed, bank=bank) for size in sizes]
+    return named_key_sets(spec, bank, seed) if bank.sizes else []

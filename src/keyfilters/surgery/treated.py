@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
 from torch import nn
 
-from keyfilters.bank import FilterBank
 from keyfilters.errors import KeyFiltersError
-from keyfilters.keyset import KeySet
 from keyfilters.passes import undoing
 from keyfilters.query_strings import parse
 from keyfilters.sources import read
 from keyfilters.surgery.freeze import Frozen, freeze_filters_
 from keyfilters.surgery.initialize import initialize_filters_
+from keyfilters.surgery.key_choice import named_key_sets, one_key_set
 from keyfilters.surgery.parametrize import bake_filters_, parametrize_filters_
 from keyfilters.surgery.replace import replace_filters_
 from keyfilters.surgery.transfer import transfer_filters_
@@ -115,10 +113,7 @@ def initialize_by_name_(model: nn.Module, text: str, seed: int = 0, **given: Any
     if "bank" in options:
         options["bank"] = read(str(options["bank"]))
     if "keys" in options:
-        sizes = _square_sizes(read(model))
-        if len(sizes) != 1:
-            raise KeyFiltersError(f"{text!r}: keys can be named for one kernel size, not {sizes}")
-        options["keys"] = KeySet.named(str(options["keys"]), sizes[0], seed)
+        options["keys"] = one_key_set(named_key_sets(str(options["keys"]), read(model), seed))
     try:
         return initialize_filters_(model, scheme, seed=seed, **options, **given)
     except TypeError as error:  # a text where a number belongs
@@ -157,13 +152,9 @@ def _constants(model: nn.Module) -> dict[str, torch.Tensor]:
     return {name: x for name, x in model.named_buffers() if "parametrizations." in name}
 
 
-def _square_sizes(bank: FilterBank) -> list[int]:
-    return sorted({k for k, other in bank.sizes if k == other and k > 1})
-
-
 def _keep_on_keys_(model: nn.Module, t: Treatment, seed: int) -> pd.DataFrame:
     """Parametrise all layers that the keys fit; return one table, in the model's order."""
-    keys = _key_sets(read(model), t.keys, seed)
+    keys = named_key_sets(t.keys, read(model), seed)
     if t.assign_from:
         _borrow_(model, t.assign_from, {(k.size, k.size) for k in keys})
     tables = [
@@ -177,18 +168,6 @@ def _keep_on_keys_(model: nn.Module, t: Treatment, seed: int) -> pd.DataFrame:
         rows = other.index[other["left"] == ""]
         first.loc[rows] = other.loc[rows]
     return first.reset_index(drop=True)
-
-
-def _key_sets(bank: FilterBank, name: str, seed: int) -> list[KeySet]:
-    """Return the keys of a file, or those of a name at each kernel size that the model has."""
-    if Path(name).is_file():
-        return [KeySet.from_file(name)]
-    named = name.partition(":")[0] in ("random", "lines", "kmeans")
-    sizes = [k for k in _square_sizes(bank) if named or k % 2]
-    if not sizes:
-        found = ", ".join(f"{y}×{x}" for y, x in bank.sizes)
-        raise KeyFiltersError(f"keys {name} are square and odd, but the filters are {found}")
-    return [KeySet.named(name, k, seed, bank=bank) for k in sizes]
 
 
 def _borrow_(model: nn.Module, source: str, sizes: set[tuple[int, int]]) -> None:
