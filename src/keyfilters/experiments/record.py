@@ -144,6 +144,8 @@ def _matrices(experiment: Experiment, conditions: pd.DataFrame) -> list[dict[str
         column = experiment.label({across: row[across]}) if row[across] is not None else "–"
         rows.setdefault(experiment.label(levels), {})[column] = row[value]
     columns = list(dict.fromkeys(column for cells in rows.values() for column in cells))
+    if len(columns) < 2:  # the list of the conditions tells as much
+        return []
     values = [[cells.get(column) for column in columns] for cells in rows.values()]
     caption = f"Mean of {experiment.measure if value == 'mean' else value}"
     return [{"caption": caption, "columns": columns, "rows": list(rows), "values": values}]
