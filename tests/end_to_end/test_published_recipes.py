@@ -221,6 +221,10 @@ def in_two_processes(recipe: Path, out: Path, changes: list[str]) -> list[str]:
         )
         for rank in ("0", "1")
     ]
-    said = [process.communicate(timeout=300) for process in processes]
+    try:
+        said = [process.communicate(timeout=3000) for process in processes]
+    finally:
+        for process in processes:  # none outlives a test that failed
+            process.kill()
     assert [process.returncode for process in processes] == [0, 0], [error for _, error in said]
     return [text for text, _ in said]
