@@ -74,7 +74,7 @@ def atlas(
     from rich.console import Console
 
     from keyfilters import Atlas, read, write_report
-    from keyfilters.experiments.executors import executor_from
+    from keyfilters.experiments.ray_cluster import executor_from
     from keyfilters.experiments.reading import read_sources
 
     check_out(out)
