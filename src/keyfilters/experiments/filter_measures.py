@@ -15,7 +15,7 @@ from torch import nn
 
 from keyfilters.bank import FilterBank
 from keyfilters.clusters import Atlas
-from keyfilters.clusters.config import AtlasConfig
+from keyfilters.clusters.size_atlas import threshold_of
 from keyfilters.errors import KeyFiltersError
 from keyfilters.keyset import KeySet
 from keyfilters.nulls import null_units
@@ -51,7 +51,7 @@ def explained_filters(filters: NDArray[np.float32], seed: int) -> dict[str, floa
     """
     size = filters.shape[1]
     unit = centred_unit(filters.reshape(len(filters), -1))
-    bar = (1 - AtlasConfig().threshold_of((size, size))) ** 2
+    bar = (1 - threshold_of((size, size))) ** 2
 
     def share(of: NDArray[np.floating]) -> float:
         r2 = match(of.reshape(filters.shape), null=None)["r2"].to_numpy()
