@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from keyfilters.environment import environment
-from keyfilters.report.drawing import single_axes, to_svg
+from keyfilters.report.drawing import WIDTH, single_axes, to_svg
 from keyfilters.report.template import render, write_page
 from keyfilters.reproduction import Reproduction
 
@@ -54,7 +54,7 @@ def write_reproduction_report(
 
 def _chart(numbers: pd.DataFrame) -> str:
     """Measured against published, with the diagonal on which both agree."""
-    figure, axes = single_axes(6.2, 4.6)
+    figure, axes = single_axes(WIDTH, 4.4)
     published = numbers["published"].astype(float)
     ends = [min(published.min(), numbers["measured"].min()),
             max(published.max(), numbers["measured"].max())]  # fmt: skip
