@@ -4,7 +4,6 @@ from keyfilters.passes import evaluating
 from keyfilters.training.borrowed import own_randomness
 from keyfilters.training.data import Data, load_data
 from keyfilters.training.evaluate import Agreement, accuracy, agreement, logits
-from keyfilters.training.fields import section
 from keyfilters.training.images import (
     centre_crop,
     image_folder,
@@ -18,7 +17,7 @@ from keyfilters.training.loop import train
 from keyfilters.training.models import make_model, try_model
 from keyfilters.training.plan import plan
 from keyfilters.training.readers import READERS
-from keyfilters.training.recipe import Recipe
+from keyfilters.training.recipe import Recipe, section
 from keyfilters.training.results import Trained, write_results, write_weights
 
 __all__ = [

@@ -16,7 +16,7 @@ from torch.nn import functional
 from keyfilters.errors import KeyFiltersError
 from keyfilters.training.dataset import Images, Items, StreamedImages
 from keyfilters.training.parts import find_parts, first_side
-from keyfilters.training.recipe import Augmentation, Recipe
+from keyfilters.training.recipe import Recipe
 
 __all__ = ["Data", "load_data"]
 
@@ -105,8 +105,8 @@ class Data:
             return StreamedImages(
                 self.items[part], images, labels, change, recipe.seed, interpolation=how, stop=stop
             )
-        for name in ("scale", "auto_augment", "interpolation"):
-            if (value := getattr(recipe.augmentation, name)) != getattr(Augmentation, name):
+        for name, value in recipe.augmentation.changed().items():
+            if name in ("scale", "auto_augment", "interpolation"):
                 got = f"augmentation.{name} is {value!r} for images that are held in memory"
                 raise KeyFiltersError(f"{got}; set data.stream=true, or leave it out")
         return Images(images.to(device), labels.to(device), change, recipe.seed)

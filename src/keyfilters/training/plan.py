@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-
 from torch import nn
 
 from keyfilters.training.batches import share_of
 from keyfilters.training.data import Data
 from keyfilters.training.models import decay_layers
-from keyfilters.training.recipe import Augmentation, Recipe
+from keyfilters.training.recipe import Recipe
 
 __all__ = ["plan"]
 
@@ -87,6 +85,5 @@ def _layers(recipe: Recipe, model: nn.Module) -> str:
 
 
 def _augmentation(recipe: Recipe) -> str:
-    own = asdict(recipe.augmentation)
-    changed = [x for x, value in own.items() if value != getattr(Augmentation, x)]
-    return ", ".join(f"{name} {own[name]}" for name in changed) or "none"
+    changed = recipe.augmentation.changed()
+    return ", ".join(f"{name} {value}" for name, value in changed.items()) or "none"
