@@ -22,10 +22,10 @@ from torch import Tensor, nn
 from keyfilters.errors import KeyFiltersError
 from keyfilters.training import Data, Recipe, Trained, load_data, normalise, train
 from keyfilters.training.batches import Batches
-from keyfilters.training.borrowed import own_accelerate
 from keyfilters.training.data import MEAN, STD
-from keyfilters.training.dataset import Items, StreamedImages
-from keyfilters.training.processes import make_accelerator
+from keyfilters.training.dataset import StreamedImages
+from keyfilters.training.processes import make_accelerator, own_accelerate
+from keyfilters.training.readers import Items
 from keyfilters.training.run import Run
 from tests.conftest import require
 
@@ -372,7 +372,7 @@ def test_what_the_user_can_mend(folder: Path) -> None:
         lambda: load_data("digits", stream=True),
         "data.stream is true for images in memory",
     )
-    refused(lambda: load(folder, channels=1), "channels is 1 and stream True")
+    refused(lambda: load(folder, channels=1), "channels is 1 and data.stream True")
     refused(lambda: load(folder, workers=-1), "workers is -1; ")
     refused(lambda: load(folder, mean=[0.5]), r"mean is \[0.5\]; 3 numbers are expected")
     refused(

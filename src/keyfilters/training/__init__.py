@@ -1,7 +1,6 @@
 """Training and measuring any network on images; nothing here knows what a key filter is."""
 
 from keyfilters.passes import evaluating
-from keyfilters.training.borrowed import own_randomness
 from keyfilters.training.data import Data, load_data
 from keyfilters.training.evaluate import Agreement, accuracy, agreement, logits
 from keyfilters.training.images import (
@@ -16,6 +15,7 @@ from keyfilters.training.images import (
 from keyfilters.training.loop import train
 from keyfilters.training.models import make_model, try_model
 from keyfilters.training.plan import plan
+from keyfilters.training.processes import own_randomness
 from keyfilters.training.readers import READERS
 from keyfilters.training.recipe import Recipe, section
 from keyfilters.training.results import Trained, write_results, write_weights

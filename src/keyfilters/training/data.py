@@ -14,8 +14,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from keyfilters.errors import KeyFiltersError
-from keyfilters.training.dataset import Images, Items, StreamedImages
+from keyfilters.training.dataset import Images, StreamedImages
 from keyfilters.training.parts import find_parts, first_side
+from keyfilters.training.readers import Items
 from keyfilters.training.recipe import Recipe
 
 __all__ = ["Data", "load_data"]
@@ -181,9 +182,6 @@ def load_data(name: str = "digits", **options: Any) -> Data:
     """
     options = {"validation": 0.0, **options, "root": str(options.get("root", ""))}
     asked = Recipe.from_dict({"data": {"name": name, **options}}).data
-    if asked.channels == 2 or (asked.stream and asked.channels == 1):
-        got = f"channels is {asked.channels} and stream {asked.stream}"
-        raise KeyFiltersError(f"{got}; 0, 1 or 3 are expected, streamed 0 or 3")
     skipped: list[tuple[str, str]] = []
     parts, classes = find_parts(asked, skipped)
     items = {part: x.images for part, x in parts.items() if isinstance(x.images, Items)}
@@ -223,11 +221,10 @@ def _shaped(images: Tensor, channels: int, resolution: int) -> Tensor:
 
 def _moments(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return mean and standard deviation of every channel on the scale from 0 to 1."""
-    count = images.numel() // images.shape[1]
-    sums = torch.zeros(2, images.shape[1], dtype=torch.int64)  # exact, in any order
-    for part in images.split(1024):
-        x = part.long()
-        sums += torch.stack([x.sum((0, 2, 3)), x.square().sum((0, 2, 3))])
-    mean = sums[0].double() / (255 * count)
-    std = (sums[1].double() / (255**2 * count) - mean.square()).clamp(min=0).sqrt()
-    return tuple(mean.tolist()), tuple(x if x > 1e-6 else 1.0 for x in std.tolist())
+    levels = torch.arange(256, dtype=torch.float64) / 255
+    mean, std = [], []
+    for channel in images.unbind(1):
+        share = torch.bincount(channel.flatten(), minlength=256).double() / channel.numel()
+        mean.append(float(share @ levels))
+        std.append(float(share @ (levels - mean[-1]).square()) ** 0.5)
+    return tuple(mean), tuple(x if x > 1e-6 else 1.0 for x in std)

@@ -7,86 +7,34 @@ not hold the random states of workers.
 
 from __future__ import annotations
 
-import os
 import random
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import chain
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
-from zlib import crc32
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import Dataset
 
 from keyfilters.errors import KeyFiltersError
 from keyfilters.seeds import child_integer, child_seed
-from keyfilters.training.borrowed import own_randomness
-from keyfilters.training.images import open_image, square, why
+from keyfilters.training.images import Failed, square, why
+from keyfilters.training.processes import own_randomness
+from keyfilters.training.readers import Items
 from keyfilters.training.recipe import Augmentation
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["Batch", "Images", "Items", "StreamedImages", "crop_and_flip"]
+__all__ = ["Batch", "Images", "StreamedImages", "crop_and_flip"]
 
 CROP_SHARE = 0.875  # of the short side of a test image, timm's usual crop_pct
 TRIES = 50  # images in a row; if none of them can be read, the run ends
 
-Failed: TypeAlias = list[tuple[str, str]]  # name and reason of images that could not be read
 Batch: TypeAlias = tuple[Tensor, Tensor, Failed]  # uint8 (b, c, h, w), int64 (b,)
-
-
-@dataclass(frozen=True, eq=False)
-class Items:
-    """Images of a source, decoded one by one.
-
-    Attributes:
-        source: what `rows` index: a data set, or names of files below `folder` in bytes, since a
-            million strings would be copied into every worker.
-        rows: ``(n,)`` positions in `source`.
-        decode: makes an image of an entry that is no file.
-        folder: of the files.
-    """
-
-    source: Any
-    rows: NDArray[np.int64]
-    decode: Callable[[Any], Image] | None = None
-    folder: str = ""
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def path(self, i: int) -> Path:
-        """Return the file of an image, or its number in the source."""
-        row = int(self.rows[i])
-        return Path(f"image {row}" if self.decode else os.fsdecode(self.source[row]))
-
-    def image(self, i: int) -> Image:
-        """Decode an image; raises nearly anything where it is damaged."""
-        if self.decode:
-            return self.decode(self.source[int(self.rows[i])])
-        return open_image(self.folder / self.path(i))
-
-    def checksum(self) -> int:
-        """Return the CRC-32 of the content of all images; every one of them is read."""
-
-        def one(i: int) -> int:
-            try:
-                if self.decode:
-                    return crc32(self.image(i).tobytes())
-                return crc32((self.folder / self.path(i)).read_bytes())
-            except Exception:  # an image that cannot be read has no content
-                return 0
-
-        with ThreadPoolExecutor(8) as pool:
-            return crc32(np.fromiter(pool.map(one, range(len(self))), np.uint32).tobytes())
 
 
 class Images(Dataset[Batch]):
@@ -155,12 +103,12 @@ class StreamedImages(Images):
 
     def read(self, numbers: Sequence[int]) -> tuple[Tensor, Sequence[int], Failed]:
         """Decode images; workers call it ahead of time."""
-        images = np.empty((len(numbers), 3, self.side, self.side), np.uint8)
+        images = torch.empty(len(numbers), 3, self.side, self.side, dtype=torch.uint8)
         kept: list[int] = []
         failed: Failed = []
         with own_randomness(torch.device("cpu")):  # without workers, it is the caller's
             for number in numbers:
-                for other in chain([number], self._others(number)):
+                for other in [number, *self._others(number)]:
                     try:
                         images[len(kept)] = self._changed(other)
                         kept.append(other)
@@ -168,22 +116,23 @@ class StreamedImages(Images):
                     except Exception as error:  # damaged files make decoders raise nearly anything
                         failed.append((str(self.items.path(other)), why(error)))
                     if self.stop:
-                        return torch.from_numpy(images[:0]), [], failed
-        return torch.from_numpy(images[: len(kept)]), kept, failed
+                        return images[:0], [], failed
+        return images[: len(kept)], kept, failed
 
-    def _changed(self, number: int) -> NDArray[np.uint8]:
+    def _changed(self, number: int) -> Tensor:
         if self.change is not None:
             seed = child_integer(self.seed, "image", self.epoch, number)
             random.seed(seed)
             np.random.seed(seed)  # noqa: NPY002
             torch.default_generator.manual_seed(seed)
         image = self.transform(self.items.image(number).convert("RGB"))
-        return np.array(image).transpose(2, 0, 1)
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
-    def _others(self, number: int) -> Iterator[int]:
-        if self.change is not None:
-            seed = child_seed(self.seed, "stand-in", self.epoch, number)
-            yield from np.random.default_rng(seed).integers(len(self), size=TRIES).tolist()
+    def _others(self, number: int) -> list[int]:
+        """Draw the images that may stand in for one that cannot be read."""
+        seed = child_seed(self.seed, "stand-in", self.epoch, number)
+        tries = 0 if self.change is None else TRIES
+        return np.random.default_rng(seed).integers(len(self), size=tries).tolist()
 
 
 def _transform(side: int, change: Augmentation | None, still: str) -> Callable[[Image], Image]:

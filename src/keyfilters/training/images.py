@@ -10,7 +10,7 @@ import os
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import torch
@@ -32,6 +32,7 @@ SHIPPED = {
     ),
     "sklearn/datasets/images": ("china.jpg", "flower.jpg"),
 }
+Failed: TypeAlias = list[tuple[str, str]]  # name and reason of images that could not be read
 REGIONS = {"all": (0.0, 1.0), "left": (0.0, 0.5), "right": (0.5, 1.0)}  # of the width
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
 

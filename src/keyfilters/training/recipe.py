@@ -10,7 +10,6 @@ pydantic dataclasses, so types and bounds are checked; ``dataclasses.replace`` c
 from __future__ import annotations
 
 import os
-import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, field, fields, is_dataclass
@@ -77,7 +76,7 @@ class DataSource:
     name: Text = doc("as `load_data` takes it", default="digits")
     classes: Names = doc("names or numbers, in order; none: all", default=())
     samples: Whole = doc("training images, drawn by seed, even by class; 0: all", default=0)
-    channels: Whole = doc("1 (mean), 3 (grey repeated) or 0: as they are", default=0, le=3)
+    channels: Literal[0, 1, 3] = doc("1 (mean), 3 (grey repeated) or 0: as they are", default=0)
     resolution: Whole = doc("side in pixels, of the middle square; 0: see `load_data`", default=0)
     root: Text = doc("folder of torchvision's data sets", default="")
     unreadable: Literal["skip", "stop"] = doc("damaged images: list or refuse", default="skip")
@@ -87,6 +86,11 @@ class DataSource:
     validation: Share = doc("share of each class that chooses the epoch", default=0.1, lt=1)
     stream: Bool = doc("decode images when a batch needs them", default=False)
     workers: Whole = doc("decoding processes for each that trains, if streamed", default=4)
+
+    def __post_init__(self) -> None:
+        if self.stream and self.channels == 1:
+            got = f"data.channels is {self.channels} and data.stream {self.stream}"
+            raise KeyFiltersError(f"{got}; streamed images are in colour: set channels to 0")
 
 
 @section
@@ -293,6 +297,6 @@ def _sentence(cls: type, error: ValidationError) -> str:
         return str(context["error"])
     expected = first["msg"].removeprefix("Input should be ") + " is expected"
     if first["type"] == "literal_error":
-        words = re.findall(r"'([^']*)'", context["expected"])
+        words = context["expected"].replace("'", "").replace(" or ", ", ").split(", ")
         expected = f"one of {', '.join(words)} is expected{nearest(str(got), words)}"
     return f"{'.'.join(place) or 'the recipe'} is {got!r}; {expected}"
