@@ -7,10 +7,8 @@ from keyfilters.training.images import (
     centre_crop,
     image_folder,
     normalise,
-    open_image,
     photographs,
     random_crops,
-    read_image,
 )
 from keyfilters.training.loop import train
 from keyfilters.training.models import make_model, try_model
@@ -35,12 +33,10 @@ __all__ = [
     "logits",
     "make_model",
     "normalise",
-    "open_image",
     "own_randomness",
     "photographs",
     "plan",
     "random_crops",
-    "read_image",
     "section",
     "train",
     "try_model",

@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from keyfilters.errors import KeyFiltersError
-from keyfilters.training.dataset import Images, StreamedImages
+from keyfilters.training.dataset import Images
+from keyfilters.training.images import Failed
 from keyfilters.training.parts import find_parts, first_side
 from keyfilters.training.readers import Items
 from keyfilters.training.recipe import Recipe
@@ -99,18 +100,15 @@ class Data:
         Raises:
             KeyFiltersError: an augmentation that these images do not get.
         """
-        change = recipe.augmentation if part == "training" else None
         images, labels = self.parts()[part]
-        if self.items:
-            how, stop = recipe.augmentation.interpolation, self.unreadable == "stop"
-            return StreamedImages(
-                self.items[part], images, labels, change, recipe.seed, interpolation=how, stop=stop
-            )
         for name, value in recipe.augmentation.changed().items():
-            if name in ("scale", "auto_augment", "interpolation"):
+            if name in ("scale", "auto_augment", "interpolation") and not self.items:
                 got = f"augmentation.{name} is {value!r} for images that are held in memory"
                 raise KeyFiltersError(f"{got}; set data.stream=true, or leave it out")
-        return Images(images.to(device), labels.to(device), change, recipe.seed)
+        source = self.items[part] if self.items else images.to(device)
+        labels = labels if self.items else labels.to(device)
+        training, stop = part == "training", self.unreadable == "stop"
+        return Images(source, labels, images.shape[-1], recipe, change=training, stop=stop)
 
     def describe(self) -> dict[str, Any]:
         """Return what tells one data set from another, to write beside a result."""
@@ -182,7 +180,7 @@ def load_data(name: str = "digits", **options: Any) -> Data:
     """
     options = {"validation": 0.0, **options, "root": str(options.get("root", ""))}
     asked = Recipe.from_dict({"data": {"name": name, **options}}).data
-    skipped: list[tuple[str, str]] = []
+    skipped: Failed = []
     parts, classes = find_parts(asked, skipped)
     items = {part: x.images for part, x in parts.items() if isinstance(x.images, Items)}
     side = asked.resolution or (first_side(items["training"]) if items else 0)

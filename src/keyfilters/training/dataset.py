@@ -21,15 +21,15 @@ from torch.utils.data import Dataset
 
 from keyfilters.errors import KeyFiltersError
 from keyfilters.seeds import child_integer, child_seed
-from keyfilters.training.images import Failed, square, why
+from keyfilters.training.images import Failed, pixels, square, why
 from keyfilters.training.processes import own_randomness
 from keyfilters.training.readers import Items
-from keyfilters.training.recipe import Augmentation
+from keyfilters.training.recipe import Augmentation, Recipe
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["Batch", "Images", "StreamedImages", "crop_and_flip"]
+__all__ = ["Images", "crop_and_flip"]
 
 CROP_SHARE = 0.875  # of the short side of a test image, timm's usual crop_pct
 TRIES = 50  # images in a row; if none of them can be read, the run ends
@@ -38,13 +38,30 @@ Batch: TypeAlias = tuple[Tensor, Tensor, Failed]  # uint8 (b, c, h, w), int64 (b
 
 
 class Images(Dataset[Batch]):
-    """Images ``(n, c, h, w)`` uint8 in memory; where there is a `change`, cropped and mirrored."""
+    """Images of one part: ``(n, c, h, w)`` uint8 in memory, or items decoded to squares.
+
+    Where there is a `change`, they are changed by it, and another image that is drawn stands in for
+    an item that cannot be read; otherwise it is left out. With `stop`, it ends the batch.
+
+    Raises:
+        KeyFiltersError: timm does not know the policy ``auto_augment``.
+    """
 
     def __init__(
-        self, images: Tensor, labels: Tensor, change: Augmentation | None = None, seed: int = 0
+        self,
+        images: Tensor | Items,
+        labels: Tensor,
+        side: int,
+        recipe: Recipe,
+        *,
+        change: bool = False,
+        stop: bool = False,
     ) -> None:
-        self.images, self.labels, self.change, self.seed = images, labels, change, seed
+        self.images, self.labels, self.side, self.stop = images, labels, side, stop
+        self.change, self.seed = recipe.augmentation if change else None, recipe.seed
         self.epoch, self._drawn = 0, -1
+        if isinstance(images, Items):
+            self.transform = _transform(side, recipe.augmentation, change)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -54,7 +71,11 @@ class Images(Dataset[Batch]):
         self.epoch = epoch
 
     def __getitems__(self, numbers: Sequence[int]) -> Batch:
-        images, kept, failed = self.read(numbers)
+        source, kept, failed = self.images, numbers, list[tuple[str, str]]()
+        if isinstance(source, Items):
+            images, kept, failed = self._decode(source, numbers)
+        else:
+            images = source[torch.as_tensor(numbers, device=source.device)]
         rows = torch.as_tensor(kept, dtype=torch.int64, device=self.labels.device)
         if self.change is not None and (self.change.crop or self.change.flip):
             if self._drawn != self.epoch:
@@ -63,10 +84,6 @@ class Images(Dataset[Batch]):
             images = crop_and_flip(images, corner, mirror, self.change.crop)
         return images, self.labels[rows], failed
 
-    def read(self, numbers: Sequence[int]) -> tuple[Tensor, Sequence[int], Failed]:
-        """Return uint8 images, the number of each, and what could not be read."""
-        return self.images[torch.as_tensor(numbers, device=self.images.device)], numbers, []
-
     def _draw(self, change: Augmentation, device: torch.device) -> None:
         """Draw corner and mirror of all images of an epoch."""
         generator = torch.Generator().manual_seed(child_integer(self.seed, "crop", self.epoch))
@@ -74,59 +91,30 @@ class Images(Dataset[Batch]):
         mirror = (torch.rand(len(self), generator=generator) < 0.5) & change.flip
         self._corner, self._mirror, self._drawn = corner.to(device), mirror.to(device), self.epoch
 
-
-class StreamedImages(Images):
-    """Images that are decoded when a batch needs them.
-
-    In training, another image that is drawn stands in for one that cannot be read; in validation
-    and tests it is left out. With `stop`, it ends the batch.
-
-    Raises:
-        KeyFiltersError: timm does not know the policy ``auto_augment``.
-    """
-
-    def __init__(
-        self,
-        items: Items,
-        images: Tensor,
-        labels: Tensor,
-        change: Augmentation | None = None,
-        seed: int = 0,
-        *,
-        interpolation: str = "bicubic",
-        stop: bool = False,
-    ) -> None:
-        super().__init__(images, labels, change, seed)
-        self.items, self.stop, self.side = items, stop, int(images.shape[-1])
-        still = "bicubic" if interpolation == "random" else interpolation
-        self.transform = _transform(self.side, change, still)
-
-    def read(self, numbers: Sequence[int]) -> tuple[Tensor, Sequence[int], Failed]:
-        """Decode images; workers call it ahead of time."""
+    def _decode(self, items: Items, numbers: Sequence[int]) -> tuple[Tensor, Sequence[int], Failed]:
+        """Return images, the number of each, and what could not be read."""
         images = torch.empty(len(numbers), 3, self.side, self.side, dtype=torch.uint8)
-        kept: list[int] = []
-        failed: Failed = []
+        kept, failed = list[int](), list[tuple[str, str]]()
         with own_randomness(torch.device("cpu")):  # without workers, it is the caller's
             for number in numbers:
                 for other in [number, *self._others(number)]:
                     try:
-                        images[len(kept)] = self._changed(other)
+                        images[len(kept)] = self._changed(items.image(other), other)
                         kept.append(other)
                         break
                     except Exception as error:  # damaged files make decoders raise nearly anything
-                        failed.append((str(self.items.path(other)), why(error)))
+                        failed.append((str(items.path(other)), why(error)))
                     if self.stop:
                         return images[:0], [], failed
         return images[: len(kept)], kept, failed
 
-    def _changed(self, number: int) -> Tensor:
+    def _changed(self, image: Image, number: int) -> Tensor:
         if self.change is not None:
             seed = child_integer(self.seed, "image", self.epoch, number)
             random.seed(seed)
             np.random.seed(seed)  # noqa: NPY002
             torch.default_generator.manual_seed(seed)
-        image = self.transform(self.items.image(number).convert("RGB"))
-        return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+        return pixels(self.transform(image.convert("RGB")))
 
     def _others(self, number: int) -> list[int]:
         """Draw the images that may stand in for one that cannot be read."""
@@ -135,15 +123,14 @@ class StreamedImages(Images):
         return np.random.default_rng(seed).integers(len(self), size=tries).tolist()
 
 
-def _transform(side: int, change: Augmentation | None, still: str) -> Callable[[Image], Image]:
+def _transform(side: int, change: Augmentation, training: bool) -> Callable[[Image], Image]:
     from timm.data import create_transform
     from torchvision.transforms import Compose
 
-    if change is None:
-        resize, crop, *_ = create_transform(
-            side, crop_pct=CROP_SHARE, interpolation=still
-        ).transforms
-        return Compose([resize, crop])
+    still = "bicubic" if change.interpolation == "random" else change.interpolation
+    if not training:
+        made = create_transform(side, crop_pct=CROP_SHARE, interpolation=still)
+        return Compose(made.transforms[:2])  # resize and crop
     try:
         cut, policy, _ = create_transform(
             side,
@@ -167,12 +154,8 @@ def _transform(side: int, change: Augmentation | None, still: str) -> Callable[[
 
 
 def _posterize(image: Image, bits_to_keep: int, **_: Any) -> Image:
-    """Posterise as timm does, also to 0 bits, which Pillow 13 refuses."""
-    from PIL import ImageOps
-
-    if bits_to_keep < 1:
-        return image.point(lambda _: 0)
-    return image if bits_to_keep >= 8 else ImageOps.posterize(image, bits_to_keep)
+    """Keep the upper bits of each byte as timm does, also none, which Pillow 13 refuses."""
+    return image.point(lambda x: x & ~(0xFF >> max(bits_to_keep, 0)))
 
 
 def crop_and_flip(images: Tensor, corner: Tensor, mirror: Tensor, border: int) -> Tensor:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from keyfilters.errors import KeyFiltersError, nearest
-from keyfilters.training.images import Failed, refusal, square, why
+from keyfilters.training.images import Failed, pixels, refusal, square, why
 from keyfilters.training.readers import READERS, Items, Part
 from keyfilters.training.recipe import DataSource
 
@@ -113,42 +113,42 @@ def _decoded(parts: dict[str, Part], side: int, skipped: Failed) -> dict[str, Pa
     """Decode all images: as they are if they have one shape, otherwise as squares in colour."""
     shapes: list[tuple[int, ...]] = []
     try:
-        return {name: _decode(x, side, False, shapes, skipped) for name, x in parts.items()}
+        return {name: _decode(x, side, skipped, shapes) for name, x in parts.items()}
     except _UnevenError:
         skipped.clear()
         side = side or min(SIDE, *shapes[0][1:])
-        return {name: _decode(x, side, True, [], skipped) for name, x in parts.items()}
+        return {name: _decode(x, side, skipped, [(3, side, side)]) for name, x in parts.items()}
 
 
-def _decode(
-    part: Part, side: int, colour: bool, shapes: list[tuple[int, ...]], skipped: Failed
-) -> Part:
-    """Decode a part; `shapes` gets the shapes of the images, which must be equal."""
+def _decode(part: Part, side: int, skipped: Failed, shapes: list[tuple[int, ...]]) -> Part:
+    """Decode images of one shape, the first of `shapes` if there is one; grey ones stay grey."""
     if isinstance(part.images, Tensor):
         return part
-    items, images = part.images, np.empty(0, np.uint8)
-    kept: list[int] = []
+    items, images, kept = part.images, torch.empty(0), list[int]()
     for i in range(len(items)):
         try:
             image = items.image(i)
-            image = image if image.mode == "L" and not colour else image.convert("RGB")
-            pixels = np.atleast_3d(np.array(square(image, side) if side else image))
+            image = (
+                image
+                if image.mode == "L" and shapes[:1] != [(3, side, side)]
+                else image.convert("RGB")
+            )
+            found = pixels(square(image, side) if side else image)
         except Exception as error:  # damaged files make decoders raise nearly anything
-            skipped.append((str(items.folder / items.path(i)), why(error)))
+            skipped.append((items.path(i).as_posix(), why(error)))
             continue
-        pixels = pixels.transpose(2, 0, 1)
-        shapes += [pixels.shape] if not shapes else []
-        if pixels.shape != shapes[0]:
+        shapes += [found.shape] if not shapes else []
+        if found.shape != shapes[0]:
             raise _UnevenError
-        if not len(images):
-            _require_memory(len(items), pixels.shape)
-            images = np.empty((len(items), *pixels.shape), np.uint8)
-        images[len(kept)] = pixels
+        if not kept:
+            _require_memory(len(items), found.shape)
+            images = torch.empty(len(items), *found.shape, dtype=torch.uint8)
+        images[len(kept)] = found
         kept.append(i)
     if not kept:
         seen = "; ".join(": ".join(x) for x in skipped[:3]) or "none is there"
         raise KeyFiltersError(f"none of {len(items)} images can be read ({seen})")
-    return Part(part.labels[kept], torch.from_numpy(images[: len(kept)]))
+    return Part(part.labels[kept], images[: len(kept)])
 
 
 def _require_memory(count: int, shape: tuple[int, ...]) -> None:

@@ -163,14 +163,14 @@ def _image_folder(argument: str, asked: DataSource) -> Found:
         raise KeyFiltersError(f"{folder} has no folders; one for each class is expected in it")
     parts = {}
     for part, place in places.items():
-        listed = [_files(folder, place / name) for name in names]
+        listed = [_files(place / name, folder) for name in names]
         files = np.array([file for own in listed for file in own], dtype="S")
         labels = np.repeat(np.arange(len(names), dtype=np.int64), [len(own) for own in listed])
         parts[part] = Part(labels, Items(files, np.arange(len(files)), folder=str(folder)))
     return parts, names
 
 
-def _files(root: Path, folder: Path) -> list[bytes]:
+def _files(folder: Path, root: Path) -> list[bytes]:
     """Return all files of a folder by their names below a root; a missing folder has none."""
 
     def fail(error: OSError) -> None:
