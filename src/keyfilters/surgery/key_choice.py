@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from keyfilters.bank import FilterBank
 from keyfilters.depthwise import extent
 from keyfilters.errors import KeyFiltersError, nearest
 from keyfilters.keyset import KeySet
+from keyfilters.learned_filters import METHODS
 from keyfilters.receptive_fields import match
 from keyfilters.receptive_fields.models import render_models
 from keyfilters.surgery.targets import Target
 
-__all__ = ["Choice", "Keys", "choose_keys", "one_key_set", "published_hint"]
+__all__ = ["Choice", "Keys", "choose_keys", "named_key_sets", "one_key_set", "published_hint"]
 
 Keys = KeySet | Sequence[KeySet] | Mapping[str, KeySet] | Literal["idealized"]
 
@@ -58,6 +61,35 @@ def choose_keys(targets: Sequence[Target], keys: Keys, left: list[Target]) -> di
         why = "; ".join(sorted({target.left for target in left}))
         raise KeyFiltersError(f"nothing would be replaced: {why}")
     return choices
+
+
+def named_key_sets(name: str, bank: FilterBank, seed: int = 0) -> list[KeySet]:
+    """Return the keys of a file, or those of a name at each kernel size of a bank that they have.
+
+    Args:
+        name: as `KeySet.named` takes it.
+        bank: filters whose kernel sizes count, and from which keys are learned.
+        seed: of random and learned keys.
+
+    Raises:
+        KeyFiltersError: as `KeySet.named`, or the bank has no filters of the shape of the keys.
+    """
+    if Path(name).is_file() or (Path(name).suffix and ":" not in name):
+        return [KeySet.from_file(name)]
+    sizes, shape = sorted({k for k, other in bank.sizes if k == other and k > 1}), "square"
+    if name.partition(":")[0] not in ("random", *METHODS):
+        sizes, shape = [k for k in sizes if k % 2], "square, of 3×3, 5×5, 7×7, … taps"
+    if not sizes:
+        held = ", ".join(map(extent, bank.sizes))
+        raise KeyFiltersError(f"keys {name} are {shape}, but the filters are {held}")
+    found: list[KeySet] = []
+    for k in sizes:
+        try:
+            found.append(KeySet.named(name, k, seed, bank=bank))
+        except KeyFiltersError:
+            if k == sizes[-1] and not found:
+                raise
+    return found
 
 
 def published_hint(sizes: Iterable[tuple[int, int]]) -> str:
