@@ -1,8 +1,5 @@
 """A recipe: everything that a training run depends on, in one TOML file.
 
-    [schedule]
-    epochs = 20
-
 A missing key has the default below. Where a value can be switched off, 0 does it. Sections are
 pydantic dataclasses, so types and bounds are checked; ``dataclasses.replace`` changes one.
 """
