@@ -16,6 +16,7 @@ from keyfilters.report.drawing import (
     INK,
     KIND_COLOURS,
     MUTED,
+    WIDTH,
     legend_below,
     shorten,
     single_axes,
@@ -82,7 +83,7 @@ def _dots(record: Mapping[str, Any]) -> str:
     for run in record["runs"]:
         if run.get("top1") is not None:
             values.setdefault(str([run.get(x) for x in factors]), []).append(run["top1"])
-    figure, axes = single_axes(6.2, 0.5 * len(conditions) + 0.9)
+    figure, axes = single_axes(WIDTH, 0.5 * len(conditions) + 0.9)
     for y, row in enumerate(conditions):
         colour = COLOURS[y % len(COLOURS)]
         seen = values.get(str([row.get(x) for x in factors]), [])
@@ -104,7 +105,7 @@ def _chart(chart: Mapping[str, Any]) -> str:
     """Draw the mean over the seeds at every place, and a band from lowest to highest."""
     from matplotlib.ticker import MaxNLocator, ScalarFormatter
 
-    figure, axes = single_axes(6.2, 3.6 + 0.12 * len(chart["lines"]))
+    figure, axes = single_axes(WIDTH, 3.6 + 0.12 * len(chart["lines"]))
     places: Sequence[float] = chart["at"]
     for i, (name, seeds) in enumerate(chart["lines"].items()):
         table = pd.DataFrame([[np.nan if x is None else x for x in seed] for seed in seeds])
