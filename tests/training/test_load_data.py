@@ -343,7 +343,7 @@ def test_hugging_face_on_a_stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"classes": ["1", 1]}, "classes names one twice: 1, 1"),
         ({"samples": 2000}, "1438 training images; samples is 2000"),
         ({"samples": -1}, "samples is -1"),
-        ({"channels": 2}, "channels is 2.*0, 1 or 3"),
+        ({"channels": 2}, "channels is 2.*0, 1, 3"),
         ({"validation": 1.0}, "validation is 1.0"),
         ({"colour": 1}, "'colour' is no key of .data."),
         ({"unreadable": "stopp"}, "unreadable is 'stopp'; .*skip, stop"),
