@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import os
 import sys
 from dataclasses import replace
 from functools import partial
@@ -223,6 +224,19 @@ def test_unreadable_images_are_named_or_stop(tmp_path: Path) -> None:
     assert len(data.describe()["skipped"]) == 4
     with pytest.raises(KeyFiltersError, match=r"(png|txt) cannot be read \("):
         load_data(f"imagefolder:{tmp_path}", resolution=4, unreadable="stop")
+
+
+def test_pipes_and_dangling_links_are_no_images(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for name in [f"{kind}/{i}.png" for kind in "ab" for i in range(5)]:
+        file = tmp_path / name
+        file.parent.mkdir(exist_ok=True)
+        Image.fromarray(rng.integers(0, 255, (4, 4, 3), dtype=np.uint8)).save(file)
+    before = load_data(f"imagefolder:{tmp_path}", stream=True).describe()
+    (tmp_path / "a" / "5.png").symlink_to("nowhere.png")
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(tmp_path / "b" / "5.png")
+    assert load_data(f"imagefolder:{tmp_path}", stream=True).describe() == before  # opens none
 
 
 def test_image_folders_that_are_none(tmp_path: Path) -> None:

@@ -179,6 +179,7 @@ def _files(folder: Path, root: Path) -> list[bytes]:
 
     start = len(str(root / "x")) - 1
     found = [os.path.join(at, x) for at, _, own in os.walk(folder, onerror=fail) for x in own]  # noqa: PTH118
+    found = [x for x in found if os.path.isfile(x)]  # noqa: PTH113  # a pipe would wait for ever
     return [os.fsencode(x[start:]) for x in sorted(found, key=lambda x: x.replace(os.sep, "\0"))]
 
 
