@@ -101,7 +101,7 @@ def test_command_line(tmp_path: Path, drawn_filters: Path) -> None:
     done = run(app, ["reproduce", "echos", "--out", str(out)])
     assert done.exit_code == 0, done.output
     page = (out / "report.html").read_text(encoding="utf-8")
-    assert "babaiee2024echos" in page and not re.search('(src|href)=.http', page)
+    assert "babaiee2024echos" in page and not re.search("(src|href)=.http", page)
     assert {path.name for path in out.iterdir()} == {"report.html", "figures.csv", "measured.csv"}
     missing = run(app, ["reproduce", "modelling", "--filters", str(tmp_path / "no.txt")])
     assert isinstance(missing.exception, kf.KeyFiltersError)
