@@ -31,6 +31,7 @@ from keyfilters.clusters.summary import summarise
 from keyfilters.errors import KeyFiltersError, NoFiltersError
 from keyfilters.files import write_whole
 from keyfilters.nulls import NULLS, null_units
+from keyfilters.receptive_fields import has_models
 from keyfilters.scalespace import centred_unit
 from keyfilters.seeds import child_seed
 from keyfilters.threads import one_thread
@@ -58,7 +59,7 @@ class SizeAtlas:
         evidence: see `Evidence`.
         agreement: one row a data set (the filters, then each null), see `pattern_agreement`.
         squares: see `square_report`.
-        matched: see `Matched`; None for windows with an even side or a single row or column.
+        matched: see `Matched`; None for windows of less than 3 taps along both sides.
         keys: how the published and the consensus keys explain the filters, where there are such.
         claims: all claims, each beside its nulls.
     """
@@ -268,8 +269,8 @@ class Atlas:
         nulls: dict[str, NDArray[np.float32]],
         threshold: float,
     ) -> Matched | None:
-        """Match the filters and some of each null, where the window has a centre tap."""
-        if min(filters.shape[1:]) < 3 or any(side % 2 == 0 for side in filters.shape[1:]):
+        """Match the filters and some of each null, where the window has idealised models."""
+        if not has_models((filters.shape[1], filters.shape[2])):
             return None
         some = self._sample(len(filters), NULL_SAMPLE, "matched")
         samples = {kind: null[some] for kind, null in nulls.items()}

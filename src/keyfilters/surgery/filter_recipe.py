@@ -21,6 +21,8 @@ from keyfilters.errors import KeyFiltersError, nearest
 from keyfilters.keyset import KeySet
 from keyfilters.passes import undoing
 from keyfilters.query_strings import parse
+from keyfilters.receptive_fields import published_in
+from keyfilters.sizes import extent
 from keyfilters.sources import read
 from keyfilters.surgery.freeze import digest_of, freeze_filters_
 from keyfilters.surgery.initialize import initialize_filters_
@@ -244,7 +246,7 @@ def _borrow_(model: nn.Module, filters: Filters) -> None:
             f"filters.assign_from = {source!r} has {len(there)} layers of other filters than the "
             f"model's {len(here)}{first} (filters, height, width); name the same architecture"
         )
-    sizes = {(keys.size, keys.size) for keys in _keys(model, filters.keys)}
+    sizes = {keys.window for keys in _keys(model, filters.keys)}
     pairs = [pair for pair in zip(sites, layers, strict=True) if pair[0].size in sizes]
     for write_ in [site.prepare(layer.weight.copy()) for site, layer in pairs]:
         write_()
@@ -272,8 +274,11 @@ def _keys(model: nn.Module, named: str) -> list[KeySet]:
             raise KeyFiltersError(f"filters.keys: there is no file {named}")
         return [KeySet.from_file(named)]
     sizes = sorted({site.size for site in find_targets(model)[0]})
-    odd = [height for height, width in sizes if height == width and height % 2 and height > 1]
-    if not odd:
-        found = ", ".join(f"{height}×{width}" for height, width in sizes) or "tied or parametrised"
-        raise KeyFiltersError(f"published keys are square and odd, but the filters are {found}")
-    return [KeySet.published(named, size) for size in odd]
+    shown = [size for size in sizes if published_in(size)]
+    if not shown:
+        found = ", ".join(map(extent, sizes)) or "tied or parametrised"
+        raise KeyFiltersError(
+            "published keys have at least 3 taps a side, or are of a single row or column, but the "
+            f"filters are {found}"
+        )
+    return [KeySet.published(named, size) for size in shown]

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from keyfilters.depthwise import extent
 from keyfilters.errors import KeyFiltersError, nearest
 from keyfilters.keyset import KeySet
-from keyfilters.receptive_fields import match
+from keyfilters.receptive_fields import has_models, match, published_in
 from keyfilters.receptive_fields.models import render_models
+from keyfilters.sizes import as_size
 from keyfilters.surgery.targets import Target
 
 __all__ = ["Choice", "Keys", "choose_keys", "one_key_set", "published_hint"]
@@ -34,7 +35,7 @@ def choose_keys(targets: Sequence[Target], keys: Keys, left: list[Target]) -> di
     if isinstance(keys, str):
         if keys != "idealized":
             raise KeyFiltersError(f"keys must be a KeySet or 'idealized', got {keys!r}")
-        fitting = [t for t in targets if min(t.size) >= 3 and t.size[0] % 2 and t.size[1] % 2]
+        fitting = [t for t in targets if has_models(t.size)]
         choices = {target.name: _own_models(target.filters) for target in fitting}
         reason = "no idealised models for filters of {size}"
     elif isinstance(keys, Mapping):
@@ -66,14 +67,13 @@ def published_hint(sizes: Iterable[tuple[int, int]]) -> str:
     >>> published_hint([(2, 2), (5, 5)])
     "; type for example KeySet.published('lindeberg2026-B', size=5)"
     """
-    square = sorted({height for height, width in sizes if height == width})
-    odd = next((k for k in square if k % 2 and k > 1), None)
-    if odd is not None:
-        return f"; type for example KeySet.published('lindeberg2026-B', size={odd})"
-    if square:
-        made = f"KeySet.random(8, size={square[0]})"
-        return f"; type for example {made} or KeySet.from_filters(filters)"
-    return ", and keys are square"
+    # Square windows of odd side first, as they are the paper's.
+    known = sorted(sizes, key=lambda size: (size[0] != size[1], size[0] % 2 == 0, size))
+    shown = next((size for size in known if published_in(size)), None)
+    if shown is not None:
+        return f"; type for example KeySet.published('lindeberg2026-B', size={as_size(shown)})"
+    made = f"KeySet.random(8, size={as_size(known[0])})"
+    return f"; type for example {made} or KeySet.from_filters(filters)"
 
 
 def one_key_set(keys: KeySet | Sequence[KeySet]) -> KeySet:
@@ -101,7 +101,7 @@ def _sets_by_size(keys: KeySet | Sequence[KeySet]) -> dict[tuple[int, int], KeyS
     _require_sets(keys)
     by_size: dict[tuple[int, int], KeySet] = {}
     for one in keys:
-        size = (one.size, one.size)
+        size = one.window
         if size in by_size:
             raise KeyFiltersError(
                 f"two key sets of one size, {extent(size)}; give one set a size, or one for "
@@ -129,10 +129,9 @@ def _check_names(
         if name not in sizes:
             reason = f": {reasons[name]}" if name in reasons else nearest(name, sizes)
             raise KeyFiltersError(f"no depthwise layer is called {name!r}{reason}")
-        if sizes[name] != (given.size, given.size):
+        if sizes[name] != given.window:
             raise KeyFiltersError(
-                f"the keys for {name} are {given.size}×{given.size}, its filters "
-                f"{extent(sizes[name])}"
+                f"the keys for {name} are {extent(given.window)}, its filters {extent(sizes[name])}"
             )
 
 
