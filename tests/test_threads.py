@@ -5,6 +5,7 @@ import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ import torch
 
 import keyfilters as kf
 from keyfilters import threads
-from keyfilters.threads import in_parts, one_thread
+from keyfilters.threads import in_parts, one_thread, side_by_side
 
 
 def blas() -> list[int]:
@@ -115,3 +116,28 @@ def test_a_forked_process_does_not_hang() -> None:
         child.kill()
         child.join()
     assert not threads._limit.forked
+
+
+def test_side_by_side_keeps_the_order_and_gives_each_task_one_thread() -> None:
+    def task(number: int) -> tuple[int, int, int]:
+        return number, torch.get_num_threads(), max(blas(), default=1)
+
+    for allowed in (1, 3):
+        before = torch.get_num_threads()
+        torch.set_num_threads(allowed)
+        try:
+            found = list(side_by_side([partial(task, number) for number in range(7)]))
+            assert torch.get_num_threads() == allowed
+            with one_thread():  # which keeps in mind how many threads there were
+                inside = list(side_by_side([threading.get_ident] * 2))
+        finally:
+            torch.set_num_threads(before)
+        assert found == [(number, 1, 1) for number in range(7)]
+        assert (inside[0] == threading.get_ident()) == (allowed == 1)
+
+
+def test_side_by_side_raises_the_error_of_a_task_and_leaves_all_as_it_was() -> None:
+    before = torch.get_num_threads(), blas()
+    with pytest.raises(ZeroDivisionError):
+        list(side_by_side([lambda: 1 // 0, lambda: 1]))
+    assert (torch.get_num_threads(), blas()) == before

@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from threadpoolctl import ThreadpoolController
 
-__all__ = ["in_parts", "one_thread", "one_thread_if_forked"]
+__all__ = ["in_parts", "one_thread", "one_thread_if_forked", "side_by_side"]
+
+Result = TypeVar("Result")
 
 
 class _Limit:
@@ -107,6 +109,27 @@ def one_thread() -> Iterator[None]:
 def one_thread_if_forked() -> AbstractContextManager[None]:
     """Return `one_thread` in a forked process, where OpenMP would wait for threads it has lost."""
     return one_thread() if _limit.forked else nullcontext()
+
+
+def side_by_side(tasks: Sequence[Callable[[], Result]]) -> Iterator[Result]:
+    """Yield what each task returns, in their order; each runs on one thread.
+
+    As many run at a time as torch has threads, or had before `one_thread`; in a forked process one.
+    Tasks must not share a random generator.
+    """
+    inside = getattr(_limit.own, "depth", 0)
+    allowed = _limit.own.threads if inside else torch.get_num_threads()
+    if _limit.forked or min(allowed, len(tasks)) < 2:
+        with one_thread():
+            yield from (task() for task in tasks)
+        return
+
+    def alone(task: Callable[[], Result]) -> Result:
+        with one_thread():  # of every thread its own
+            return task()
+
+    with one_thread(), ThreadPoolExecutor(min(allowed, len(tasks))) as pool:
+        yield from pool.map(alone, tasks)
 
 
 def in_parts(work: Callable[[slice], None], count: int, size: int) -> None:

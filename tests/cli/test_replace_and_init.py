@@ -183,3 +183,12 @@ def test_external_data_travel_with_the_model(
         source.read_bytes() == before and kf.read(source).layers[0].weight[0, 0, 0] == w[0, 0, 0, 0]
     )
     assert len(list(out.iterdir())) == 3  # the model, its data and the table
+
+
+def test_filters_that_are_not_square_are_named(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    save_file({"dw.weight": torch.ones(4, 1, 1, 7)}, tmp_path / "a.safetensors")
+    for keys in ("lindeberg2026-B", "lines:4", "random:4"):
+        code, _, error = run(capsys, "replace", str(tmp_path / "a.safetensors"), "--keys", keys)
+        assert code == 2 and "1×7" in error and "square" in error

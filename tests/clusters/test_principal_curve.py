@@ -70,7 +70,7 @@ def test_fitting_together_is_fitting_each_alone() -> None:
 
 
 def test_code_space() -> None:
-    space = CodeSpace(2, resolution=4, bandwidth=2, start=8)
+    space = CodeSpace(2, resolution=4, bandwidth=2)
     assert space.grid().shape == (16, 2)
     assert space.features(space.grid()).shape == (16, 9)
     with pytest.raises(ValueError, match="1 or 2 dimensions"):

@@ -16,6 +16,7 @@ from keyfilters.sources.formats import (
     markdown_table,
     recognise,
 )
+from keyfilters.surgery.files import OPENERS
 from tests.sources.encoders import message
 from tests.sources.tiny_models import FILTERS, NAMES_ONLY, NEEDS, SAME, TINY, conv_node, node
 
@@ -87,7 +88,11 @@ def test_every_reader_has_one_entry_and_the_table_shows_all() -> None:
     assert len({x.name for x in FORMATS}) == len(FORMATS)
     assert {".onnx", ".h5", ".xml", ".pth.tar", ".mlmodel"} <= READERS.keys()
     written = {row["format"] for row in table if row["written"]}
-    assert {"PyTorch", "safetensors", "ONNX"} <= written
+    assert written == {
+        *("PyTorch", "safetensors", "ONNX"),
+        *("TensorFlow Lite", "Keras", "OpenVINO"),
+    }
+    assert all(x in OPENERS for f in FORMATS if f.written for x in f.suffixes[:1])
     assert all(bool(row["extra"]) == (row["library"] != "built in") for row in table)
 
 

@@ -281,15 +281,16 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "cut.pth").write_bytes((tmp_path / "good.pth").read_bytes()[:300])
     (tmp_path / "cut.safetensors").write_bytes(b"nothing")
     kf.read(tmp_path / "good.safetensors").save(tmp_path / "bank.safetensors")
-    for name in ("net.tflite", "net.h5", "cut.onnx"):
+    for name in ("net.tflite", "net.h5", "net.mnn", "cut.onnx"):
         (tmp_path / name).write_bytes(b"some bytes")
     (tmp_path / "folder.pth").mkdir()
     return tmp_path
 
 
 REFUSED = [
-    ("net.tflite", "b.tflite", "TFLite files are only read; export .* to ONNX"),
-    ("net.h5", "b.h5", r"formats written are \.safetensors, \.pth, .*\.onnx$"),
+    ("net.tflite", "b.tflite", "not a readable TensorFlow Lite model"),
+    ("net.h5", "b.h5", "not a readable .* file"),
+    ("net.mnn", "b.mnn", r"formats written are \.safetensors, \.pth, .*\.onnx, \.tflite"),
     ("good.pth", "b.safetensors", r"does not end in \.pth; type .*b\.pth"),
     ("good.pth", "b", r"does not end in \.pth"),
     ("none.pth", "b.pth", r"there is no file .*none\.pth"),

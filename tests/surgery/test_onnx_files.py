@@ -17,6 +17,7 @@ import keyfilters as kf
 from keyfilters.errors import KeyFiltersError, MissingExtraError, SourceError
 from keyfilters.keyset import KeySet
 from keyfilters.surgery.files import replace_in_file
+from keyfilters.surgery.onnx_files import open_onnx
 from keyfilters.surgery.replace import replace_filters_
 
 onnx = pytest.importorskip("onnx")
@@ -539,3 +540,16 @@ def test_a_real_text_detector_runs_and_lies_on_the_keys(folder: Path) -> None:
     outputs = [run(path, **{name: image}) for path in (source, target)]
     assert outputs[0].shape == outputs[1].shape and np.isfinite(outputs[1]).all()
     assert not np.array_equal(*outputs)
+
+
+def test_filters_of_one_dimension_are_written_in_their_shape(folder: Path) -> None:
+    old = proto([conv(group=6)], {"w": weights(6, 1, 5)})
+    (folder / "net.onnx").write_bytes(old.SerializeToString())
+    [before] = kf.read(folder / "net.onnx").layers
+    assert (before.ndim, before.size) == (1, (1, 5))
+    (target,), save = open_onnx(folder / "net.onnx")
+    target.write_(before.weight[::-1].copy())
+    save(folder / "new.onnx", ["dw"])
+    [after] = kf.read(folder / "new.onnx").layers
+    np.testing.assert_array_equal(after.weight, before.weight[::-1])
+    assert changed(old, onnx.load(folder / "new.onnx")) == {"w"}

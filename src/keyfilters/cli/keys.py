@@ -46,6 +46,7 @@ def keys_of(spec: str, bank: FilterBank, seed: int) -> Keys:
         known = grouping in ("", "layer") or (grouping.isdigit() and int(grouping) > 0)
         if not count.isdigit() or int(count) < 1 or not known:
             raise KeyFiltersError(f"--keys {spec}: expected a number of keys, as in {method}:32")
+        _require(sizes, spec, bank, "square")
         if method == "random":
             return [KeySet.random(int(count), size, seed) for size in sizes]
         if grouping:
@@ -58,4 +59,12 @@ def keys_of(spec: str, bank: FilterBank, seed: int) -> Keys:
         ]
     if Path(spec).suffix:
         raise KeyFiltersError(f"there is no file {spec}")
-    return [KeySet.published(spec, size) for size in sizes if size >= 3 and size % 2]
+    sizes = [size for size in sizes if size >= 3 and size % 2]
+    _require(sizes, spec, bank, "square, of 3×3, 5×5, 7×7, … taps")
+    return [KeySet.published(spec, size) for size in sizes]
+
+
+def _require(sizes: list[int], spec: str, bank: FilterBank, shape: str) -> None:
+    if bank.sizes and not sizes:
+        held = ", ".join(f"{y}×{x}" for y, x in bank.sizes)
+        raise KeyFiltersError(f"--keys {spec}: keys are {shape}, but the filters are {held}")

@@ -40,7 +40,8 @@ def replace(
         str,
         typer.Argument(
             metavar="SOURCE",
-            help="timm:NAME, or a .safetensors, .pth, .pt or .onnx file, whose format is kept; "
+            help="timm:NAME, or a .safetensors, .pth, .pt, .onnx, .tflite, .h5, .keras or "
+            "OpenVINO .xml file, whose format is kept; "
             "package:DIST/FILE for one that a package brings.",
             show_default=False,
         ),

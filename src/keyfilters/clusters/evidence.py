@@ -7,8 +7,11 @@ one half of the layers or models and measured on the other.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 
 import numpy as np
 import pandas as pd
@@ -20,10 +23,14 @@ from keyfilters.clusters.methods import (
     KMEANS,
     ONE_DIMENSION,
     Fitted,
+    Method,
+    Problem,
     coverage_methods,
     idealised,
 )
-from keyfilters.clusters.prototypes import PrototypeSet, kmeans_prototypes
+from keyfilters.clusters.principal_curve import START
+from keyfilters.clusters.prototypes import PrototypeSet
+from keyfilters.threads import side_by_side
 
 __all__ = ["STEPS", "STRICT", "Evidence", "gather_evidence"]
 
@@ -80,24 +87,19 @@ def gather_evidence(
         device: where autoencoders are trained.
         progress: called with the name of each step before it starts.
     """
+    problems = {
+        key: _Problems.of(unit, half, seeds if key == FILTERS else seeds[:2])
+        for key, unit in data.items()
+    }
+    progress("k-means")
+    for key, found in problems.items():
+        curve = counts if key in (FILTERS, *STRICT) else ()
+        found.cluster({START, *KMEANS, *curve})
     claims, prototypes, sweeps = [], {}, []
     fits: dict[str, dict[str, list[Fitted]]] = {}
     for name, fit in coverage_methods(feed_forward=feed_forward, device=device).items():
         progress(name)
-        problems, owner = [], []
-        null_seeds = seeds[: 2 if name == ONE_DIMENSION else 1]
-        for key, unit in data.items():
-            runs = list(seeds if key == FILTERS else null_seeds)
-            problems += [(unit, s) for s in runs]
-            problems += [(unit[half], seeds[0]), (unit[~half], seeds[0])]
-            owner += [key] * (len(runs) + 2)
-        fitted = fit(problems)
-        of_data = {k: [f for f, o in zip(fitted, owner, strict=True) if o == k] for k in data}
-        fits[name] = {key: found[:-2] for key, found in of_data.items()}
-        held_out = {
-            key: (_on_other_half(found[-2:], data[key], half) < threshold)
-            for key, found in of_data.items()
-        }
+        fits[name], held_out = _fit(name, fit, problems, threshold)
         claim, sweep = _measure(name, fits[name], data, threshold, held_out)
         claims.append(claim)
         sweeps += sweep
@@ -109,12 +111,69 @@ def gather_evidence(
     sweeps += sweep
     prototypes[IDEALISED] = _count(fits[IDEALISED][FILTERS][0])
     progress("rate–distortion curve")
-    rate = _rate_distortion(data, fits, counts, threshold, seeds)
+    rate = _rate_distortion(problems, fits, counts, threshold)
     return Evidence(claims, prototypes, rate, pd.DataFrame(sweeps), fits)
 
 
 # How often `gather_evidence` calls its progress function, at most.
-STEPS = 3 + len(KMEANS) + 2
+STEPS = 4 + len(KMEANS) + 2
+
+
+@dataclass(frozen=True, eq=False)
+class _Problems:
+    """What every method is fitted to of one data set: all filters, once a seed, and two halves."""
+
+    whole: list[Problem]
+    halves: list[Problem]
+    half: NDArray[np.bool_]
+
+    @classmethod
+    def of(cls, unit: Array, half: NDArray[np.bool_], seeds: Sequence[int]) -> _Problems:
+        halves = [Problem(unit[half], seeds[0]), Problem(unit[~half], seeds[0])]
+        return cls([Problem(unit, seed) for seed in seeds], halves, half)
+
+    def cluster(self, counts: set[int]) -> None:
+        """Find the k-means prototypes that are wanted later, on all cores."""
+        tasks = [partial(problem.kmeans, n) for problem in self.all for n in sorted(counts)]
+        deque(side_by_side(tasks), maxlen=0)
+
+    @property
+    def all(self) -> list[Problem]:
+        return [*self.whole, *self.halves]
+
+    def held_out(self, fitted: list[Fitted]) -> Array:
+        """Dissimilarity to what was fitted to the half that a filter is not in."""
+        unit = self.whole[0].unit
+        far = np.empty(len(unit), dtype=np.float32)
+        far[~self.half] = fitted[0].dissimilarity(unit[~self.half])
+        far[self.half] = fitted[1].dissimilarity(unit[self.half])
+        return far
+
+
+def _fit(
+    name: str, fit: Method, problems: Mapping[str, _Problems], threshold: float
+) -> tuple[dict[str, list[Fitted]], dict[str, NDArray[np.bool_]]]:
+    """Fit one method to everything; return what was fitted and what it covers held out."""
+    chosen = [
+        problem
+        for key, found in problems.items()
+        for problem in (
+            found.all
+            if key == FILTERS or name == ONE_DIMENSION
+            else [found.whole[0], *found.halves]
+        )
+    ]
+    middle = len(chosen) // 2
+    tasks = [partial(fit, chosen[:middle]), partial(fit, chosen[middle:])]
+    fitted = dict(zip(chosen, chain.from_iterable(side_by_side(tasks)), strict=True))
+    whole = {
+        key: [fitted[p] for p in found.whole if p in fitted] for key, found in problems.items()
+    }
+    held_out = {
+        key: found.held_out([fitted[p] for p in found.halves]) < threshold
+        for key, found in problems.items()
+    }
+    return whole, held_out
 
 
 def _measure(
@@ -141,42 +200,33 @@ def _measure(
     return claim, sweep
 
 
-def _on_other_half(fitted: list[Fitted], unit: Array, half: NDArray[np.bool_]) -> Array:
-    """Dissimilarity to what was fitted to the half that a filter is not in."""
-    far = np.empty(len(unit), dtype=np.float32)
-    far[~half] = fitted[0].dissimilarity(unit[~half])
-    far[half] = fitted[1].dissimilarity(unit[half])
-    return far
-
-
 def _rate_distortion(
-    data: Data,
+    problems: Mapping[str, _Problems],
     fits: Mapping[str, Mapping[str, list[Fitted]]],
     counts: Sequence[int],
     threshold: float,
-    seeds: Sequence[int],
 ) -> pd.DataFrame:
     """Coverage against the number of prototypes, k-means refitted and the others thinned out."""
     rows: list[dict[str, object]] = []
 
     def add(method: str, key: str, count: int, sets: list[PrototypeSet]) -> None:
-        shares = [float((s.dissimilarity(data[key]) < threshold).mean()) for s in sets]
+        unit = problems[key].whole[0].unit
+        shares = [float((s.dissimilarity(unit) < threshold).mean()) for s in sets]
         sd = float(np.std(shares, ddof=1)) if len(shares) > 1 else float("nan")
         row = {"method": method, "data": key, "prototypes": count}
         rows.append(row | {"coverage": float(np.mean(shares)), "sd": sd})
 
     for key in (FILTERS, *STRICT):
+        whole = problems[key].whole if key == FILTERS else problems[key].whole[:1]
         for count in counts:
-            runs = seeds if key == FILTERS else seeds[:1]
-            found = [kmeans_prototypes(data[key], count, s, restarts=1) for s in runs]
-            add("k-means", key, count, [PrototypeSet(x) for x in found])
+            add("k-means", key, count, [PrototypeSet(p.kmeans(count)) for p in whole])
         for name, by_data in fits.items():
             sets = [s for s in by_data[key] if isinstance(s, PrototypeSet)]
             drawn = key == FILTERS or name == IDEALISED
             if name.startswith("k-means") or not sets or not drawn:
                 continue
-            pairs = zip(sets if key == FILTERS else sets[:1], seeds, strict=False)
-            chosen = [s.most_covering(data[key], counts, threshold, seed) for s, seed in pairs]
+            pairs = zip(sets, whole, strict=False)
+            chosen = [s.most_covering(p.unit, counts, threshold, p.seed) for s, p in pairs]
             for count in chosen[0]:
                 add(name, key, count, [c[count] for c in chosen])
     return pd.DataFrame(rows)

@@ -9,11 +9,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from keyfilters.clusters.feed_forward import FeedForwardAutoencoder
-from keyfilters.clusters.principal_curve import PrincipalCurve, fit_together
+from keyfilters.clusters.principal_curve import START, PrincipalCurve, fit_together
 from keyfilters.clusters.prototypes import PrototypeSet, kmeans_prototypes
 from keyfilters.receptive_fields import build_dictionary
 
-__all__ = ["IDEALISED", "KMEANS", "ONE_DIMENSION", "Fitted", "coverage_methods", "idealised"]
+__all__ = [
+    "IDEALISED",
+    "KMEANS",
+    "ONE_DIMENSION",
+    "Fitted",
+    "Problem",
+    "coverage_methods",
+    "idealised",
+]
 
 KMEANS = (8, 16, 32, 64)
 ONE_DIMENSION, IDEALISED = "autoencoder 1-D", "idealised filters"
@@ -29,8 +37,27 @@ class Fitted(Protocol):
         ...
 
 
-# Fits one method to several sets of filters, each with a seed of its own.
-Method = Callable[[Sequence[tuple[Array, int]]], list[Fitted]]
+class Problem:
+    """Filters to which every method is fitted with one seed; their k-means is done once.
+
+    Args:
+        unit: ``(n, taps)`` centred unit filters.
+        seed: of every method.
+    """
+
+    def __init__(self, unit: Array, seed: int) -> None:
+        self.unit, self.seed = unit, seed
+        self._found: dict[int, Array] = {}
+
+    def kmeans(self, count: int) -> Array:
+        """Return the ``(count, taps)`` k-means prototypes of the filters."""
+        if count not in self._found:
+            self._found[count] = kmeans_prototypes(self.unit, count, self.seed)
+        return self._found[count]
+
+
+# Fits one method to several problems.
+Method = Callable[[Sequence[Problem]], list[Fitted]]
 
 
 def coverage_methods(*, feed_forward: bool, device: str) -> dict[str, Method]:
@@ -46,7 +73,7 @@ def coverage_methods(*, feed_forward: bool, device: str) -> dict[str, Method]:
     }
     if feed_forward:
         methods["feed-forward autoencoder 1-D"] = lambda problems: [
-            FeedForwardAutoencoder(1, seed).fit(unit) for unit, seed in problems
+            FeedForwardAutoencoder(1, p.seed).fit(p.unit) for p in problems
         ]
     return methods | {f"k-means {count}": _kmeans(count) for count in KMEANS}
 
@@ -58,15 +85,13 @@ def idealised(size: tuple[int, int]) -> PrototypeSet:
 
 
 def _code(dimensions: int, device: str) -> Method:
-    def fit(problems: Sequence[tuple[Array, int]]) -> list[Fitted]:
-        curves = [PrincipalCurve(dimensions, seed, device=device) for _, seed in problems]
-        fit_together(curves, [unit for unit, _ in problems])
+    def fit(problems: Sequence[Problem]) -> list[Fitted]:
+        curves = [PrincipalCurve(dimensions, p.seed, device=device) for p in problems]
+        fit_together(curves, [p.unit for p in problems], [p.kmeans(START) for p in problems])
         return [curve.as_prototypes() for curve in curves]
 
     return fit
 
 
 def _kmeans(count: int) -> Method:
-    return lambda problems: [
-        PrototypeSet(kmeans_prototypes(unit, count, seed)) for unit, seed in problems
-    ]
+    return lambda problems: [PrototypeSet(p.kmeans(count)) for p in problems]

@@ -17,11 +17,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.optim.adam import adam
 
 from keyfilters.clusters.prototypes import PrototypeSet, kmeans_prototypes
 from keyfilters.threads import one_thread
 
-__all__ = ["PrincipalCurve", "distinct_prototypes", "fit_together", "unit_form"]
+__all__ = ["START", "PrincipalCurve", "distinct_prototypes", "fit_together", "unit_form"]
+
+START = 32  # k-means prototypes from which a curve starts
 
 
 @dataclass(frozen=True)
@@ -33,21 +36,19 @@ class CodeSpace:
         resolution: grid points along each axis of [0, 1].
         bandwidth: highest cosine frequency, in half-periods over [0, 1], that the decoder sees; it
             bounds how often the decoded curve or surface can turn.
-        start: number of k-means prototypes from which the decoder starts.
     """
 
     dimensions: int
     resolution: int
     bandwidth: int
-    start: int
 
     @classmethod
     def default(cls, dimensions: int) -> CodeSpace:
         """Return the code space used throughout for one or two dimensions."""
         if dimensions == 1:
-            return cls(1, resolution=256, bandwidth=16, start=32)
+            return cls(1, resolution=256, bandwidth=16)
         if dimensions == 2:
-            return cls(2, resolution=12, bandwidth=2, start=32)
+            return cls(2, resolution=12, bandwidth=2)
         raise ValueError(f"a code has 1 or 2 dimensions, got {dimensions}")
 
     def grid(self) -> Tensor:
@@ -127,7 +128,11 @@ def distinct_prototypes(decoded: NDArray[np.float32]) -> float:
 
 
 @one_thread()
-def fit_together(curves: Sequence[PrincipalCurve], units: Sequence[NDArray[np.float32]]) -> None:
+def fit_together(
+    curves: Sequence[PrincipalCurve],
+    units: Sequence[NDArray[np.float32]],
+    centres: Sequence[NDArray[np.float32]] | None = None,
+) -> None:
     """Train curves of one code space, each on filters of its own, as one batch.
 
     Their decoders do not see each other; a batch only saves the overhead of single steps.
@@ -135,29 +140,30 @@ def fit_together(curves: Sequence[PrincipalCurve], units: Sequence[NDArray[np.fl
     Args:
         curves: with the same space, steps and device.
         units: for each, ``(n, taps)`` centred unit filters; n may differ.
+        centres: for each, the `START` k-means prototypes of its filters from which it starts;
+            default: found here.
     """
     space, steps, device = curves[0].space, curves[0].steps, curves[0].device
     codes = space.grid()
     features = space.features(codes).to(device)
-    targets = [
-        _start(unit, space, curve.seed, codes) for unit, curve in zip(units, curves, strict=True)
-    ]
-    target = torch.stack(targets).to(device)
+    if centres is None:
+        centres = [
+            kmeans_prototypes(unit, START, c.seed) for unit, c in zip(units, curves, strict=True)
+        ]
+    starts = [_start(found, codes, c.seed) for found, c in zip(centres, curves, strict=True)]
+    target = torch.stack(starts).to(device)
     filters = [torch.tensor(unit, device=device) for unit in units]
     decoder = _Decoders(features.shape[1], units[0].shape[1], [a.seed for a in curves])
     decoder = decoder.to(device)
-    optimiser = torch.optim.Adam(decoder.parameters(), fused=True)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 2e-2, total_steps=steps)
+    optimiser = _Adam(list(decoder.parameters()))
     warm_up = 2 * steps // 5
     for step in range(steps):
         decoded = unit_form(decoder(features))
         if step >= warm_up and step % 10 == 0:
             pairs = zip(filters, decoded.detach(), strict=True)
             target = torch.stack([_sum_by_code(f, d) / len(f) for f, d in pairs])
-        optimiser.zero_grad()
-        (-(target * decoded).sum()).backward()
-        optimiser.step()
-        schedule.step()
+        loss = -(target * decoded).sum()
+        optimiser.step(loss, _one_cycle((step + 0.5) / steps, highest=2e-2))
     with torch.no_grad():
         decoded = unit_form(decoder(features)).cpu()
     for curve, found in zip(curves, decoded, strict=True):
@@ -185,10 +191,40 @@ class _Decoders(nn.Module):
         return hidden @ second + second_bias
 
 
-def _start(unit: NDArray[np.float32], space: CodeSpace, seed: int, codes: Tensor) -> Tensor:
+class _Adam:
+    """Adam by PyTorch's own kernel; its optimiser classes import the compiler, which takes seconds.
+
+    Args:
+        weights: to train.
+    """
+
+    def __init__(self, weights: list[Tensor]) -> None:
+        self.weights = weights
+        self.first = [torch.zeros_like(w) for w in weights]
+        self.second = [torch.zeros_like(w) for w in weights]
+        self.steps = [torch.zeros((), device=w.device) for w in weights]
+
+    def step(self, loss: Tensor, rate: float) -> None:
+        """Move the weights down the gradient of a loss at this learning rate."""
+        gradients = list(torch.autograd.grad(loss, self.weights))
+        with torch.no_grad():
+            adam(
+                self.weights, gradients, self.first, self.second, [], self.steps, fused=True,
+                foreach=False, amsgrad=False, beta1=0.9, beta2=0.999, lr=rate, weight_decay=0.0,
+                eps=1e-8, maximize=False,
+            )  # fmt: skip
+
+
+def _one_cycle(passed: float, highest: float) -> float:
+    """Learning rate after a share of the steps: up for three tenths, then down to nearly 0."""
+    if passed < 0.3:
+        return highest * (0.04 + 0.96 * 0.5 * (1 - math.cos(math.pi * passed / 0.3)))
+    return highest * 0.5 * (1 + math.cos(math.pi * (passed - 0.3) / 0.7))
+
+
+def _start(centres: NDArray[np.float32], codes: Tensor, seed: int) -> Tensor:
     """First target of a decoder: k-means prototypes, similar ones at neighbouring codes."""
-    centres = kmeans_prototypes(unit, space.start, seed)
-    place = _arrange(centres, space.dimensions, seed)
+    place = _arrange(centres, codes.shape[1], seed)
     nearest = torch.cdist(codes, torch.tensor(place, dtype=torch.float32)).argmin(1)
     return torch.tensor(centres)[nearest] / len(codes)
 
@@ -214,7 +250,7 @@ def _arrange(centres: NDArray[np.float32], dimensions: int, seed: int) -> NDArra
     """Give every prototype a place in [0, 1]^dimensions so that similar ones are neighbours.
 
     One dimension: the leaf order of a dendrogram with the least sum of distances between
-    neighbours. Two: t-SNE, then ranks along each axis.
+    neighbours. Two: ranks along the two main axes.
     """
     count = len(centres)
     if count < 2 * dimensions + 2:
@@ -226,8 +262,6 @@ def _arrange(centres: NDArray[np.float32], dimensions: int, seed: int) -> NDArra
         rank = np.empty((count, 1))
         rank[order, 0] = np.arange(count)
     else:
-        from sklearn.manifold import TSNE
-
-        tsne = TSNE(2, perplexity=min(10, count / 4), init="pca", random_state=seed)
-        rank = tsne.fit_transform(centres).argsort(0).argsort(0).astype(float)
+        left, values, _ = np.linalg.svd(centres - centres.mean(axis=0), full_matrices=False)
+        rank = (left * values)[:, :dimensions].argsort(0).argsort(0).astype(float)
     return (rank + 0.5) / count

@@ -17,7 +17,7 @@ __all__ = ["PrototypeSet", "kmeans_prototypes", "nearest_prototype"]
 
 @one_thread()
 def kmeans_prototypes(
-    unit: NDArray[np.float32], count: int, seed: int, *, restarts: int = 2
+    unit: NDArray[np.float32], count: int, seed: int, *, restarts: int = 1
 ) -> NDArray[np.float32]:
     """Return the centres of k-means on the sphere of centred unit filters.
 

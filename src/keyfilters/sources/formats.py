@@ -196,6 +196,7 @@ FORMATS: tuple[Format, ...] = (
         lambda c: c.start[4:8] == b"TFL3",
         extra="tflite",
         library="tflite",
+        written=True,
     ),
     Format(
         "Keras",
@@ -204,6 +205,7 @@ FORMATS: tuple[Format, ...] = (
         lambda c: c.start.startswith(b"\x89HDF\r\n\x1a\n") or _zip_with("model.weights.h5")(c),
         extra="keras",
         library="pyfive",
+        written=True,
     ),
     Format(
         "TensorFlow SavedModel",
@@ -255,6 +257,7 @@ FORMATS: tuple[Format, ...] = (
         (".xml",),
         "openvino_files:read_openvino",
         lambda c: b"<net " in c.start and c.start.lstrip()[:1] == b"<",
+        written=True,
         companions=(".bin",),
     ),
     Format(

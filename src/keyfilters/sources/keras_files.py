@@ -7,7 +7,7 @@ import json
 import re
 import zipfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,9 @@ from keyfilters.sources.collect import Array, Collector, SkipError
 from keyfilters.sources.keras_layers import layers_of, offer_layers, offer_rest
 from keyfilters.sources.tensorflow_names import NamedTensor, offer_by_name
 
-__all__ = ["read_keras"]
+__all__ = ["CONFIG", "WEIGHTS", "collect_keras", "load_dataset", "read_keras", "read_member"]
+
+CONFIG, WEIGHTS = "config.json", "model.weights.h5"  # in a .keras archive
 
 MOST = 20_000  # objects in one file
 LARGEST = 2**28  # bytes of one kernel
@@ -35,19 +37,27 @@ def read_keras(path: Path, model: str) -> FilterBank:
     """
     import pyfive
 
+    collector = Collector(model)
     with path.open("rb") as opened:
         zipped = opened.read(2) == b"PK"
     if zipped:
         with zipfile.ZipFile(path) as archive:
-            config = json.loads(_member(archive, "config.json"))
-            weights = io.BytesIO(_member(archive, "model.weights.h5"))
+            config = json.loads(read_member(archive, CONFIG))
+            weights = io.BytesIO(read_member(archive, WEIGHTS))
         with pyfive.File(weights) as file:
-            return _read(file, config, model)
-    with pyfive.File(str(path)) as file:
-        return _read(file, _config(file), model)
+            collect_keras(file, collector, config=config)
+    else:
+        with pyfive.File(str(path)) as file:
+            collect_keras(file, collector)
+    return collector.bank()
 
 
-def _member(archive: zipfile.ZipFile, name: str) -> bytes:
+def read_member(archive: zipfile.ZipFile, name: str) -> bytes:
+    """Return a file of an archive.
+
+    Raises:
+        ValueError: it unpacks to far more than the archive.
+    """
     limit = min(LARGEST_PART, 2**26 + 20 * sum(x.compress_size for x in archive.infolist()))
     with archive.open(name) as file:
         content = file.read(limit + 1)
@@ -77,12 +87,44 @@ def _own_name(file: Any, place: str) -> str:
     return "" if name is None else _text(name)
 
 
-def _read(file: Any, config: Any, model: str) -> FilterBank:
-    collector = Collector(model)
-    tensors = list(_tensors(file))
+def load_dataset(dataset: Any) -> Array:
+    """Return the numbers in a dataset, in its own type.
+
+    Raises:
+        SkipError: it is too large.
+    """
+    if dataset.size * dataset.dtype.itemsize > LARGEST:
+        raise SkipError(f"a kernel of {dataset.size} values, which is not read")
+    if dataset.chunks is not None:
+        stored = dataset.id
+        sizes = [stored.get_chunk_info(i).size for i in range(stored.get_num_chunks())]
+        if max(sizes, default=0) > LARGEST_CHUNK:
+            raise SkipError("its weights are compressed in parts above 1 MB, which is not read")
+    return np.asarray(dataset[()])
+
+
+def collect_keras(
+    file: Any,
+    collector: Collector,
+    *,
+    config: Any = None,
+    load: Callable[[Any], Array] = load_dataset,
+) -> None:
+    """Offer the convolutions of a file.
+
+    Args:
+        file: the ``pyfive.File`` with the weights.
+        collector: takes the convolutions.
+        config: of the model, where the file itself does not hold it.
+        load: returns the numbers in a dataset.
+    """
+    if file.userblock_size:  # pyfive looks for the numbers in the wrong place
+        raise ValueError("an HDF5 file with a user block, which is not read")
+    config = _config(file) if config is None else config
+    tensors = list(_tensors(file, load))
     if config is None:
         offer_by_name(collector, list(_named(file, tensors)))
-        return collector.bank()
+        return
     legacy = "model_weights" in file or "layer_names" in file.attrs
     held = _by_layer(tensors) if legacy else _by_variables(file, tensors, config)
 
@@ -94,10 +136,9 @@ def _read(file: Any, config: Any, model: str) -> FilterBank:
 
     used = offer_layers(collector, config, weights)
     offer_rest(collector, tensors, used)
-    return collector.bank()
 
 
-def _tensors(file: Any) -> Iterator[NamedTensor]:
+def _tensors(file: Any, load: Callable[[Any], Array]) -> Iterator[NamedTensor]:
     """Yield the datasets of a file in order.
 
     Written in Python alone, pyfive follows no link out of a file; HDF5's own library runs for ever
@@ -112,25 +153,13 @@ def _tensors(file: Any) -> Iterator[NamedTensor]:
         name, item = stack.pop()
         if isinstance(item, pyfive.Dataset):
             if getattr(item.dtype, "kind", "") in ("f", "i", "u") and item.shape is not None:
-                yield NamedTensor(name, tuple(item.shape), partial(_load, item))
+                yield NamedTensor(name, tuple(item.shape), partial(load, item))
         elif isinstance(item, pyfive.Group):
             if name.count("/") > DEEPEST:
                 raise ValueError("groups lie in each other too deep")
             children = [(f"{name}/{key}".lstrip("/"), item.get_lazy_view(key)) for key in item]
             stack += reversed(children)
     raise ValueError(f"more than {MOST} objects")
-
-
-def _load(dataset: Any) -> Array:
-    if dataset.size * dataset.dtype.itemsize > LARGEST:
-        raise SkipError(f"a kernel of {dataset.size} values, which is not read")
-    if dataset.chunks is not None:
-        stored = dataset.id
-        sizes = [stored.get_chunk_info(i).size for i in range(stored.get_num_chunks())]
-        if max(sizes, default=0) > LARGEST_CHUNK:
-            raise SkipError("its weights are compressed in parts above 1 MB, which is not read")
-    values = np.asarray(dataset[()])
-    return values.astype(np.float32) if values.dtype == np.float16 else values
 
 
 def _by_layer(tensors: list[NamedTensor]) -> dict[tuple[str, ...], list[NamedTensor]]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from keyfilters.sources.collect import Collector, Geometry
-from keyfilters.sources.tensorflow_names import NamedTensor, offer_named
+from keyfilters.sources.tensorflow_names import SLOTS, NamedTensor, offer_named
 
 __all__ = ["KINDS", "layers_of", "offer_layers"]
 
@@ -91,7 +91,9 @@ def offer_layers(collector: Collector, config: Any, weights: Weights) -> set[str
 def offer_rest(collector: Collector, tensors: list[NamedTensor], used: set[str]) -> None:
     """Offer depthwise kernels that belong to no layer of the configuration, by their names."""
     for name, shape, load in tensors:
-        if name not in used and "depthwise_kernel" in name and len(shape) in (3, 4):
+        if name in used or len(shape) not in (3, 4) or SLOTS.search(name):
+            continue
+        if "depthwise_kernel" in name:
             offer_named(collector, name, shape, load)
 
 

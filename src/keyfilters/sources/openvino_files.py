@@ -15,7 +15,7 @@ from keyfilters.bank import FilterBank
 from keyfilters.sources.collect import Array, Collector, Geometry, SkipError, float_array, symmetric
 from keyfilters.sources.content import beside, mapped
 
-__all__ = ["read_openvino"]
+__all__ = ["LAYOUTS", "UNCHANGED", "Graph", "collect_openvino", "read_openvino"]
 
 LAYOUTS = {
     "Convolution": "oi",
@@ -29,6 +29,8 @@ TYPES = {
     "FP32": "<f4", "FP16": "<f2", "I8": "i1", "U8": "u1",
 }  # fmt: skip
 BINARY = {"Multiply": np.multiply, "Subtract": np.subtract, "Add": np.add, "Divide": np.divide}
+RESHAPING = ("Reshape", "Unsqueeze", "Squeeze")
+UNCHANGED = ("Convert", "Transpose", *RESHAPING)  # behind these a weight keeps its numbers
 DEEPEST = 30  # operators between what is stored and a weight
 LARGEST_XML = 2**28
 
@@ -40,11 +42,22 @@ def read_openvino(path: Path, model: str) -> FilterBank:
         SourceError: the ``.bin`` file of the same name is not beside it.
         ValueError: one of the two is damaged.
     """
-    net = _parse(path)
-    data = mapped(beside(path, f"{path.name.removesuffix(path.suffix)}.bin"))
     collector = Collector(model)
-    _read(collector, _Graph(net, data), 0)
+    collect_openvino(path, mapped(constants_of(path)), collector)
     return collector.bank()
+
+
+def constants_of(path: Path) -> Path:
+    """Return the ``.bin`` file that belongs to an ``.xml`` file."""
+    return beside(path, f"{path.name.removesuffix(path.suffix)}.bin")
+
+
+def collect_openvino(path: Path, data: memoryview, collector: Collector) -> list[Graph]:
+    """Offer the convolutions of an ``.xml`` file, and return its graphs, the outermost first.
+
+    Kernels that are stored as floats are views of the data, which the ``.bin`` file holds.
+    """
+    return _read(collector, Graph(_parse(path), data), 0)
 
 
 def _parse(path: Path) -> Element:
@@ -62,10 +75,11 @@ def _parse(path: Path) -> Element:
     return net
 
 
-class _Graph:
+class Graph:
     """The layers of a network, what leads to them, and the constants."""
 
     def __init__(self, net: Element, data: memoryview) -> None:
+        self.net = net
         self.data = data
         self.layers = {x.get("id", ""): x for x in net.findall("layers/layer")}
         self.before = {
@@ -81,6 +95,17 @@ class _Graph:
         made = self.before.get((layer.get("id", ""), ports[position].get("id", "")), "")
         return self.layers.get(made)
 
+    def source(self, layer: Element, position: int) -> int | None:
+        """Return where the constant begins that an input is made from, None if there is none."""
+        source = self.input(layer, position)
+        for _ in range(DEEPEST):
+            if source is None or source.get("type") in ("Const", None):
+                break
+            source = self.input(source, 0)
+        data = None if source is None else source.find("data")
+        place = None if data is None else data.get("offset")
+        return None if place is None else int(place)
+
     def constant(self, layer: Element) -> Array:
         """Return the value of a constant in its own type."""
         held = layer.find("data")
@@ -93,7 +118,7 @@ class _Graph:
             raise SkipError(f"its weights are of the type {held.get('element_type')}, not read")
         if min(start, size, *shape, 0) < 0 or start + size > len(self.data):
             raise ValueError("a constant lies outside the .bin file")
-        values = float_array(self.data[start : start + size], kind)
+        values = _numbers(self.data[start : start + size], kind)
         if values.size != prod(shape):
             raise ValueError(f"{values.size} values for a constant of shape {shape}")
         return values.reshape(shape)
@@ -122,7 +147,7 @@ class _Graph:
             _broadcastable(a, b)
             with np.errstate(all="ignore"):
                 return np.asarray(BINARY[kind](a, b))
-        if kind in ("Reshape", "Unsqueeze", "Squeeze"):
+        if kind in RESHAPING:
             source, last = operand(0), _port_shape(layer)
             if prod(last) != source.size:
                 raise SkipError(f"its weights are made by {kind}, which is not evaluated")
@@ -138,7 +163,8 @@ class _Graph:
         raise SkipError(f"its weights are made by {kind}, which is not evaluated")
 
 
-def _read(collector: Collector, graph: _Graph, level: int) -> None:
+def _read(collector: Collector, graph: Graph, level: int) -> list[Graph]:
+    graphs = [graph]
     for layer in graph.layers.values():
         kind, name = layer.get("type", ""), layer.get("name", "")
         if kind == "Convolution" and layer.find("blobs/weights") is not None:
@@ -153,10 +179,11 @@ def _read(collector: Collector, graph: _Graph, level: int) -> None:
         for body in ("body", "then_body", "else_body"):
             inner = layer.find(body)
             if inner is not None and level < DEEPEST:
-                _read(collector, _Graph(inner, graph.data), level + 1)
+                graphs += _read(collector, Graph(inner, graph.data), level + 1)
+    return graphs
 
 
-def _offer(collector: Collector, graph: _Graph, layer: Element, name: str) -> None:
+def _offer(collector: Collector, graph: Graph, layer: Element, name: str) -> None:
     kind = layer.get("type", "")
     values = graph.value(graph.input(layer, 1))
     layout = LAYOUTS[kind]
@@ -178,19 +205,16 @@ def _offer(collector: Collector, graph: _Graph, layer: Element, name: str) -> No
         dilation=_ints(told.get("dilations", "")) or None,
         padding="same" if automatic.startswith("same") else symmetric([*begin, *end]),
     )
-    source = graph.input(layer, 1)
-    while source is not None and source.get("type") not in ("Const", None):
-        source = graph.input(source, 0)
-    data = None if source is None else source.find("data")
-    place = None if data is None else data.get("offset")
     if values.dtype.kind != "f":
         raise SkipError("its weights are integers without a scale")
     layout += "zyx"[3 - axes :]
-    values = values.astype(np.float32)
+    if values.dtype == np.float64:  # as scales are computed
+        values = values.astype(np.float32)
+    place = graph.source(layer, 1)
     collector.kernel(name, layout, shape, lambda: values, geometry, identity=place)
 
 
-def _offer_old(collector: Collector, graph: _Graph, layer: Element, name: str) -> None:
+def _offer_old(collector: Collector, graph: Graph, layer: Element, name: str) -> None:
     """Offer a convolution of IR version 7 and before, whose weights are a blob of its own."""
     held, blob = layer.find("data"), layer.find("blobs/weights")
     assert blob is not None
@@ -201,7 +225,7 @@ def _offer_old(collector: Collector, graph: _Graph, layer: Element, name: str) -
     start, size = int(blob.get("offset", 0)), int(blob.get("size", 0))
     if min(start, size, out) < 0 or start + size > len(graph.data) or not out * prod(kernel):
         raise ValueError(f"the weights of {name} lie outside the .bin file")
-    values = float_array(graph.data[start : start + size], kind)
+    values = _numbers(graph.data[start : start + size], kind)
     each = values.size // (out * prod(kernel))
     begin, end = _ints(told.get("pads_begin", "")), _ints(told.get("pads_end", ""))
     geometry = Geometry(
@@ -213,6 +237,11 @@ def _offer_old(collector: Collector, graph: _Graph, layer: Element, name: str) -
     )
     layout = "oi" + "zyx"[3 - len(kernel) :]
     collector.kernel(name, layout, (out, each, *kernel), lambda: values, geometry, identity=start)
+
+
+def _numbers(data: memoryview, kind: str) -> Array:
+    """Return the numbers in a buffer in their own type; bfloat16 as float32."""
+    return float_array(data, kind) if kind == "bf16" else np.frombuffer(data, kind)
 
 
 def _fake_quantize(layer: Element, operands: list[Array]) -> Array:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from keyfilters.errors import SourceError
 from keyfilters.sources.collect import Collector, Load
 
-__all__ = ["NamedTensor", "offer_by_name", "offer_named"]
+__all__ = ["SLOTS", "NamedTensor", "offer_by_name", "offer_named"]
 
 KERNEL = re.compile(r"(^|[/._])(w|weights?|kernels?|filters?|depthwise_\w+)(:\d+)?$")
 # What optimisers keep beside every weight, and averages over training.

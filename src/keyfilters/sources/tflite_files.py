@@ -18,7 +18,7 @@ from keyfilters.errors import MissingExtraError, SourceError
 from keyfilters.sources.collect import Collector
 from keyfilters.sources.tflite_tables import File, Graph, SkipError, Table, text_of
 
-__all__ = ["read_tflite"]
+__all__ = ["KINDS", "collect_tflite", "read_tflite"]
 
 
 @dataclass(frozen=True)
@@ -72,9 +72,7 @@ def read_tflite(path: Path, model: str) -> FilterBank:
         raise MissingExtraError("reading .tflite files", "tflite") from error
     collector = Collector(model)
     try:
-        file = File(path.read_bytes())
-        for graph in file.tables(file.model, "Subgraphs"):
-            _read_graph(Graph(file, graph), collector)
+        collect_tflite(path.read_bytes(), collector)
     except SourceError:
         raise
     except OSError as error:
@@ -85,6 +83,18 @@ def read_tflite(path: Path, model: str) -> FilterBank:
             f"TFL3, but it is truncated or damaged ({error})"
         ) from error
     return collector.bank()
+
+
+def collect_tflite(content: bytes | memoryview, collector: Collector) -> list[Graph]:
+    """Offer the convolutions of a whole file, and return its subgraphs.
+
+    Kernels that are stored as floats are views of the content. A damaged file raises any of BROKEN.
+    """
+    file = File(content)
+    graphs = [Graph(file, graph) for graph in file.tables(file.model, "Subgraphs")]
+    for graph in graphs:
+        _read_graph(graph, collector)
+    return graphs
 
 
 def _read_graph(graph: Graph, collector: Collector) -> None:

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from keyfilters.sources.collect import SkipError
+
 __all__ = ["File", "Graph", "SkipError", "Table", "numbers", "text_of"]
 
 Array = NDArray[Any]
@@ -25,18 +27,14 @@ INTEGERS = {2: "<i4", 3: "u1", 7: "<i2", 9: "i1", 16: "<u2"}
 INT4, BFLOAT16 = 17, 18
 
 
-class SkipError(Exception):
-    """A convolution cannot be read; the message says why."""
-
-
 class File:
     """The tables of a file and the data that tensors point to.
 
     Args:
-        content: the whole file.
+        content: the whole file. The data of tensors are views of it.
     """
 
-    def __init__(self, content: bytes) -> None:
+    def __init__(self, content: bytes | memoryview) -> None:
         import tflite
 
         if content[4:8] != b"TFL3":
@@ -132,10 +130,9 @@ class Graph:
 
 
 def _decode(data: NDArray[np.uint8], kind: int, count: int) -> Array:
-    """Turn bytes into numbers: integers stay integers, small floats become float32, exactly."""
+    """Turn bytes into numbers: integers stay integers, bfloat16 becomes float32, exactly."""
     if kind in FLOATS:
-        values = np.frombuffer(data, FLOATS[kind])
-        return values.astype(np.float32) if kind == 1 else values
+        return np.frombuffer(data, FLOATS[kind])
     if kind in INTEGERS:
         return np.frombuffer(data, INTEGERS[kind])
     if kind == BFLOAT16:

@@ -20,11 +20,13 @@ from keyfilters.errors import KeyFiltersError, SourceError
 from keyfilters.passes import first_line
 from keyfilters.sources.checkpoints import load_pickle, read_safetensors
 from keyfilters.sources.folders import format_of
+from keyfilters.sources.formats import READERS, companions
 from keyfilters.sources.statedicts import WRAPPERS, _holds_tensors, unwrap
 from keyfilters.sources.timm_models import load_timm
 from keyfilters.surgery.key_choice import Keys
 from keyfilters.surgery.onnx_files import Save, open_onnx
 from keyfilters.surgery.replace import replace_targets_
+from keyfilters.surgery.stored_weights import open_stored
 from keyfilters.surgery.targets import (
     SEVERAL_TENSORS,
     Target,
@@ -61,6 +63,10 @@ def replace_in_file(
       unless `layers` names it.
     - ``.onnx``: `keyfilters.surgery.onnx_files.open_onnx` lists what is left alone. External data
       go to ``TARGET.data`` beside the target.
+    - ``.tflite``, ``.h5``, ``.hdf5``, ``.weights.h5``, ``.keras``, ``.xml``: weights stored as
+      floats; see `keyfilters.surgery.stored_weights.open_stored`. All other bytes stay, except for
+      datasets in chunks (`keyfilters.surgery.keras_weights`). The constants of ``NAME.xml`` go to
+      ``NAME.bin`` beside it.
 
     Args:
         source: the model file.
@@ -164,10 +170,10 @@ def _check(source: Path, target: Path, overwrite: bool) -> Callable[[Path, Layer
     """Return what opens the source, once it is clear that the target may be written."""
     suffix = format_of(source, OPENERS)
     if suffix is None:
-        formats = f"the formats written are {', '.join(OPENERS)}"
-        if source.suffix.lower() == ".tflite":
-            formats = "TFLite files are only read; export the model to ONNX and replace there"
-        raise KeyFiltersError(f"cannot replace filters in {source}; {formats}")
+        formats = ", ".join(OPENERS)
+        raise KeyFiltersError(
+            f"cannot replace filters in {source}; the formats written are {formats}"
+        )
     if format_of(target, OPENERS) != suffix:
         raise KeyFiltersError(
             f"the format stays the same, but {target} does not end in {suffix}; "
@@ -181,6 +187,9 @@ def _check(source: Path, target: Path, overwrite: bool) -> Callable[[Path, Layer
         raise KeyFiltersError(
             f"{target} is the source itself; name another file, or type overwrite=True"
         )
+    for other in companions(target, READERS[suffix]):
+        if other.exists() and not target.exists():
+            raise KeyFiltersError(f"{other} would be overwritten; move it, or name another target")
     return OPENERS[suffix]
 
 
@@ -249,9 +258,15 @@ def _open_onnx(path: Path, layers: Layers) -> Opened:
     return *choose_targets(found, layers), save
 
 
+def _open_stored(path: Path, layers: Layers) -> Opened:
+    found, save = open_stored(path)
+    return *choose_targets(found, layers), save
+
+
 PICKLES = (".pth", ".pt", ".ckpt", ".bin", ".pth.tar", ".pt.tar")
 OPENERS: dict[str, Callable[[Path, Layers], Opened]] = {
     ".safetensors": _open_safetensors,
     **dict.fromkeys(PICKLES, _open_pickle),
     ".onnx": _open_onnx,
+    **dict.fromkeys((".tflite", ".h5", ".hdf5", ".keras", ".xml"), _open_stored),
 }

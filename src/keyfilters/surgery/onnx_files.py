@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Collection, Hashable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path, PurePath
 from typing import Any, cast
 
@@ -12,11 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from keyfilters.depthwise import ConvShape, why_not_depthwise
 from keyfilters.errors import SourceError
-from keyfilters.sources.collect import Collector
 from keyfilters.sources.onnx_constants import Proto, Scope, _load, _with_external_data, attribute
 from keyfilters.sources.onnx_files import DOMAINS, WEIGHT, _read_graph, read_onnx
+from keyfilters.surgery.finder import Finder
 from keyfilters.surgery.targets import Target, stored_target
 
 __all__ = ["Save", "open_onnx"]
@@ -54,17 +53,19 @@ def open_onnx(path: Path) -> tuple[list[Target], Save]:
     # As it is stored; the reader, which writes nothing, inlines local functions.
     proto = onnx.load(path, format="protobuf", load_external_data=False)
     opsets = {"" if x.domain == "ai.onnx" else x.domain: x.version for x in proto.opset_import}
-    root, finder = _Scope(proto.graph, path, opsets), _Finder()
+    root, finder = _Scope(proto.graph, path, opsets), Finder()
     _read_graph(root, finder)
     uses = _uses(root)
     found, stored = [], {}
     last = max(len(finder.found) - 1, 1)
-    for i, (name, (scope, constant)) in enumerate(finder.found.items()):
+    for i, (name, conv) in enumerate(finder.found.items()):
+        scope, constant = cast(Constant, conv.identity)
         if (reason := _why_not(scope, constant, uses)) is not None:
             found.append(Target(name, left=reason))
             continue
         stored[name] = tensor = scope.tensors[constant]
         filters = torch.from_numpy(scope.array(constant).astype(np.float64))  # for want of bfloat16
+        filters = filters.view(conv.shape.out_channels, 1, *conv.shape.kernel)
         found.append(stored_target(name, filters.to(DTYPES[tensor.data_type]), i / last))
     inline = "in a local function; inline it first: onnx.inliner.inline_local_functions(model)"
     left = {layer.name: inline for layer in bank.layers if layer.name not in finder.found}
@@ -98,36 +99,6 @@ class _Scope(Scope):
         scope.all = self.all
         self.all.append(scope)
         return scope
-
-
-class _Finder(Collector):
-    """Takes the convolutions that the reader finds, but instead of filters where they are kept."""
-
-    def __init__(self) -> None:
-        super().__init__("")
-        self.found: dict[str, Constant] = {}
-        self.left: dict[str, str] = {}
-        self.owners: dict[Constant, str] = {}
-
-    def offer(
-        self, name: str, shape: ConvShape, *_: Any, identity: Hashable = None, **__: Any
-    ) -> None:
-        if why_not_depthwise(shape) is not None:
-            return
-        constant = cast(Constant, identity)
-        if (owner := self.owners.setdefault(constant, free := self._free(name))) == free:
-            self.found[free] = constant
-        else:
-            self.left[free] = f"shares its weights with {owner}"
-
-    def skip(self, name: str, reason: str) -> None:
-        self.left[self._free(name)] = reason
-
-    def _free(self, name: str) -> str:
-        free, number = name, 2
-        while free in self.found or free in self.left:
-            free, number = f"{name} ({number})", number + 1
-        return free
 
 
 Uses = dict[Constant, list[tuple[_Scope, Proto, int]]]
