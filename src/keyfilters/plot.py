@@ -328,7 +328,9 @@ def flow(comparison: Comparison, *, ax: Axes | None = None) -> Axes:
     """
     table = comparison.flow[comparison.flow["share"] > 0]
     if table.empty:
-        raise KeyFiltersError("no patterns to draw; they need windows with odd sides of 3 or more")
+        raise KeyFiltersError(
+            "no patterns to draw; they need windows of at least 3 taps along a side"
+        )
     ax = _axes(ax, (5.6, 4.2))
     order = [k for k in COLOURS if k in set(table["from"]) | set(table["to"])]
     left = table.groupby("from")["share"].sum().reindex(order, fill_value=0.0)

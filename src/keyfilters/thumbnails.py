@@ -79,15 +79,17 @@ def contact_sheet(
     Args:
         filters: of one or of several sizes ``(k_y, k_x)``.
         columns: filters in a row.
-        side: of a filter, in pixels.
+        side: longer side of a filter, in pixels.
     """
     style = (
         f"display:grid;grid-template-columns:repeat({columns},{side}px);gap:3px;"
         "overflow-x:auto;max-width:100%;margin:6px 0"
     )
-    images = "".join(
-        f'<img src="{filter_image(taps)}" width="{side}" height="{side}" alt="filter" '
-        'style="image-rendering:pixelated;border:1px solid #d5d8de;margin:0">'
-        for taps in filters
-    )
+    images = ""
+    for taps in filters:
+        height, width = (max(2, round(side * k / max(taps.shape))) for k in taps.shape)
+        images += (
+            f'<img src="{filter_image(taps)}" width="{width}" height="{height}" alt="filter" '
+            'style="image-rendering:pixelated;border:1px solid #d5d8de;margin:0">'
+        )
     return f'<div style="{style}">{images}</div>'

@@ -27,26 +27,27 @@ KeysOption = Annotated[
 
 
 def keys_of(spec: str, bank: FilterBank, seed: int) -> Keys:
-    """Return the keys that `spec` names, for the square filters of a bank.
+    """Return the keys that `spec` names, for the filters of a bank.
 
     Raises:
         KeyFiltersError: the name, file or number makes no keys.
     """
     from keyfilters.clusters.keys import learn_keys, learn_keys_by_layer
     from keyfilters.keyset import KeySet
+    from keyfilters.receptive_fields import published_in
+    from keyfilters.sizes import extent
 
     if spec == "idealized":
         return "idealized"
     if Path(spec).suffix and Path(spec).exists():
         return KeySet.from_file(spec)
-    sizes = [k_y for k_y, k_x in bank.sizes if k_y == k_x]
+    sizes = list(bank.sizes)
     method, _, number = spec.partition(":")
     if method in ("lines", "kmeans", "random"):
         count, _, grouping = number.partition("/")
         known = grouping in ("", "layer") or (grouping.isdigit() and int(grouping) > 0)
         if not count.isdigit() or int(count) < 1 or not known:
             raise KeyFiltersError(f"--keys {spec}: expected a number of keys, as in {method}:32")
-        _require(sizes, spec, bank, "square")
         if method == "random":
             return [KeySet.random(int(count), size, seed) for size in sizes]
         if grouping:
@@ -59,12 +60,11 @@ def keys_of(spec: str, bank: FilterBank, seed: int) -> Keys:
         ]
     if Path(spec).suffix:
         raise KeyFiltersError(f"there is no file {spec}")
-    sizes = [size for size in sizes if size >= 3 and size % 2]
-    _require(sizes, spec, bank, "square, of 3×3, 5×5, 7×7, … taps")
-    return [KeySet.published(spec, size) for size in sizes]
-
-
-def _require(sizes: list[int], spec: str, bank: FilterBank, shape: str) -> None:
-    if bank.sizes and not sizes:
-        held = ", ".join(f"{y}×{x}" for y, x in bank.sizes)
-        raise KeyFiltersError(f"--keys {spec}: keys are {shape}, but the filters are {held}")
+    shown = [size for size in sizes if published_in(size)]
+    if sizes and not shown:
+        held = ", ".join(map(extent, sizes))
+        raise KeyFiltersError(
+            f"--keys {spec}: published keys have at least 3 taps a side, or are of a single row or "
+            f"column, but the filters are {held}"
+        )
+    return [KeySet.published(spec, size) for size in shown]

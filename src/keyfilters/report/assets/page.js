@@ -129,7 +129,7 @@ function models(size, s) {
     });
     hover(canvas, (mx, my) => {
       const i = Math.floor(mx / step), below = my > high;
-      return i >= e.r2.length ? null : [below ? drawn : learned, i * d, k, [below ? "model" : "learned filter", e.families[i], "σ " + e.sigmas[i].join(" and "), "r² " + e.r2[i].toFixed(2)]];
+      return i >= e.r2.length ? null : [below ? drawn : learned, i * d, k, [below ? "model" : "learned filter", e.families[i], "σ " + e.sigmas[i].filter((x) => x != null).join(" and "), "r² " + e.r2[i].toFixed(2)]];
     });
     box.append(canvas);
     return box;
