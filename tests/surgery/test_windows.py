@@ -217,7 +217,7 @@ def test_rows_are_parametrised_trained_and_baked(network: Signals) -> None:
         weight = getattr(network, name).weight
         assert weight.shape == (weight.shape[0], 1, keys.window[1]) and weight.requires_grad
         left = keys.assign(weight.detach()).residual
-        assert left.max() < 1e-5 * float(weight.abs().max()) * 10
+        assert left.max() < 1e-5 * float(weight.detach().abs().max()) * 10
 
 
 def test_published_keys_of_a_row_are_kept_with_unit_norm(network: Signals) -> None:
