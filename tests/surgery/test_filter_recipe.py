@@ -160,7 +160,7 @@ def test_sources_that_do_not_fit(tmp_path: Path) -> None:
 
 def test_keys_of_every_size_of_the_model() -> None:
     model = nn.Sequential(
-        nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 8, 5, groups=8), nn.Conv2d(8, 8, 4, groups=8)
+        nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 8, 5, groups=8), nn.Conv2d(8, 8, 2, groups=8)
     )
     filters = Filters(keys=B, learn=("amplitude", "bias"))
     table = apply_filters_(model, filters)
@@ -168,7 +168,7 @@ def test_keys_of_every_size_of_the_model() -> None:
     assert table[["layer", "size", "parameters"]].values.tolist() == [
         ["0", "3×3", 16],
         ["1", "5×5", 16],
-        ["2", "4×4", 0],
+        ["2", "2×2", 0],
     ]
     assert table["left"].tolist()[:2] == ["", ""] and "the keys are" in table["left"][2]
     said = describe(filters, table)

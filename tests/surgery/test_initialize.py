@@ -280,7 +280,7 @@ def test_layers_that_a_scheme_cannot_fill_are_reported(network: nn.Module) -> No
         ({"share": 2}, "share 2 and on 0.5"),
         ({"gammas": [0.5, 1.5]}, "gamma is 1.5"),
         ({"scheme": "idealized"}, "type bank="),
-        ({"scheme": "idealized", "bank": FilterBank([])}, "odd kernel"),
+        ({"scheme": "idealized", "bank": FilterBank([])}, "at least 3 taps"),
         ({"scheme": "kaiming", "mode": "fan"}, "mode is 'fan'"),
         ({"layers": ["9"]}, "no depthwise layer is called '9'"),
     ],

@@ -83,10 +83,10 @@ def discover(
 
     With --out, writes report.html (the page), and for each kernel size K (7, or 1x7) the files
     keys_K.safetensors and keys_K.txt (which `keyfilters replace --keys` reads), curve_K.csv,
-    models_K.csv and served_K.parquet, and discovery.png; the criteria that ask the network note every drop there,
-    so that the same command goes on where it was cut off. For --criterion accuracy, --images is a
-    folder with one folder a class, named by the number that the model gives it, or as many as it
-    has classes. Only what asks the network is computed on --device.
+    models_K.csv and served_K.parquet, and discovery.png; the criteria that ask the network note
+    every drop there, so that the same command goes on where it was cut off. For --criterion
+    accuracy, --images is a folder with one folder a class, named by the number that the model gives
+    it, or as many as it has classes. Only what asks the network is computed on --device.
     """
     import keyfilters as kf
     from keyfilters.report.discovery_figure import discovery_figure
