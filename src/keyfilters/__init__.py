@@ -19,8 +19,10 @@ if TYPE_CHECKING:
     from keyfilters.bank import FilterBank as FilterBank
     from keyfilters.bank import Layer as Layer
     from keyfilters.clusters import Atlas as Atlas
+    from keyfilters.clusters.keys import learn_keys as learn_keys
     from keyfilters.clusters.pattern_book import load_atlas as load_atlas
     from keyfilters.discovery import discover_keys as discover_keys
+    from keyfilters.discovery.universality import universality as universality
     from keyfilters.errors import KeyFiltersError as KeyFiltersError
     from keyfilters.inspection import Monitor as Monitor
     from keyfilters.inspection import check as check
@@ -55,6 +57,7 @@ _PUBLIC = {
     "freeze_filters_": "keyfilters.surgery",
     "init": "",
     "initialize_filters_": "keyfilters.surgery",
+    "learn_keys": "keyfilters.clusters.keys",
     "load_atlas": "keyfilters.clusters.pattern_book",
     "match": "keyfilters.receptive_fields",
     "null_bank": "keyfilters.nulls",
@@ -64,6 +67,7 @@ _PUBLIC = {
     "replace_filters_": "keyfilters.surgery",
     "scalespace": "",
     "transfer_filters_": "keyfilters.surgery",
+    "universality": "keyfilters.discovery.universality",
     "write_report": "keyfilters.report",
 }
 

@@ -15,9 +15,16 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from keyfilters.assignment import Assignment, assign
-from keyfilters.errors import KeyFiltersError
+from keyfilters.bank import FilterBank
+from keyfilters.errors import KeyFiltersError, nearest
 from keyfilters.key_files import read_keys, write_keys
-from keyfilters.receptive_fields import published_filters, published_in, published_parameters
+from keyfilters.learned_filters import METHODS, learn_filters
+from keyfilters.receptive_fields import (
+    PUBLISHED,
+    published_filters,
+    published_in,
+    published_parameters,
+)
 from keyfilters.scalespace import why_unusable
 from keyfilters.sizes import Size, Window, as_size, as_window, extent
 
@@ -133,6 +140,68 @@ class KeySet:
         names = tuple(_PUBLISHED_NAMES[i] for i in shown)
         models = models.iloc[shown].reset_index(drop=True)
         return cls(filters, names, told, models=models)
+
+    @classmethod
+    def named(
+        cls, name: str, size: Size = 7, seed: int = 0, *, bank: FilterBank | None = None
+    ) -> KeySet:
+        """Return the keys that a name stands for: on the command line, in recipes, in experiments.
+
+        Args:
+            name: ``"lindeberg2026-B"`` or ``"published:lindeberg2026-B"``, a published set;
+                ``"consensus"``; ``"random:8"`` (``"random"`` draws 8); ``"lines:32"`` or
+                ``"kmeans:32"``, learned from the filters of `bank`; or a file of keys.
+            size: kernel size, k or ``(k_y, k_x)``; a file must hold keys of this size.
+            seed: of random and learned keys.
+            bank: filters from which ``lines`` and ``kmeans`` are learned.
+
+        Raises:
+            KeyFiltersError: no such keys, none of this size, or no bank to learn them from.
+
+        >>> KeySet.named("random:4", size=5, seed=3)
+        KeySet(4 keys of 5×5: random, seed 3)
+        """
+        window = as_window(size)
+        kind, colon, number = name.partition(":")
+        if Path(name).suffix and (Path(name).exists() or kind == name):
+            keys = cls.from_file(name)
+            if keys.window != window:
+                got = f"{name} holds keys of {extent(keys.window)}"
+                raise KeyFiltersError(f"{got}; keys of {extent(window)} are expected")
+            return keys
+        if name == "consensus":
+            return cls.consensus(window)
+        if kind == "random" or (kind in METHODS and colon):
+            if colon and not (number.isdecimal() and int(number)):
+                raise KeyFiltersError(f"{name!r}: a number of keys is expected, as in {kind}:32")
+            if kind == "random":
+                return cls.random(int(number or 8), window, seed)
+            return cls._learned(kind, int(number), window, seed, bank)
+        label = number if kind == "published" else name
+        if label not in (*PUBLISHED, *(x.removeprefix("lindeberg2026-") for x in PUBLISHED)):
+            known = (*PUBLISHED, "consensus", "random:8", "lines:32")
+            raise KeyFiltersError(
+                f"no keys are called {name!r}; one of {', '.join(known)}, or a file, is expected"
+                f"{nearest(label, known)}"
+            )
+        return cls.published(label, window)
+
+    @classmethod
+    def _learned(
+        cls, method: str, count: int, window: Window, seed: int, bank: FilterBank | None
+    ) -> KeySet:
+        if bank is None:
+            raise KeyFiltersError(
+                f"{method}:{count} learns keys from filters, and none were given; name other keys, "
+                "or in Python pass bank="
+            )
+        filters = bank.stack(window)[0]
+        filters = filters[why_unusable(filters) == ""]
+        if not len(filters):
+            raise KeyFiltersError(f"there are no {extent(window)} filters to learn keys from")
+        count = min(count, len(filters))
+        told = f"{count} keys by {method} from {len(filters):,} filters, seed {seed}"
+        return cls.from_filters(learn_filters(filters, count, method, seed), provenance=told)
 
     @classmethod
     def consensus(cls, size: Size, *, idealised: bool = False) -> KeySet:

@@ -101,7 +101,7 @@ def test_folders_that_name_no_class(capsys: pytest.CaptureFixture[str], tmp_path
     [
         (["--keys", "many"], "--keys many: expected a number or auto"),
         (["--size", "3"], "no 3×3 filters in this bank"),
-        (["--candidates", "5000"], "no kernel size has 5000 square filters (5×5: 1600, 7×7: 400)"),
+        (["--candidates", "5000"], "no kernel size has 5000 filters (5×5: 1600, 7×7: 400)"),
         (["--criterion", "agreement"], "needs --images and one model, timm:NAME"),
         (["--images", "photos"], "--images serve --criterion outputs, agreement and accuracy only"),
         (["--kinds", "codes"], "no candidates are called 'codes'; the nearest names are: code"),

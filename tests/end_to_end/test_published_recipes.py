@@ -22,7 +22,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import keyfilters as kf
-from keyfilters.surgery.filter_recipe import FilterRecipe, apply_filters_
+from keyfilters.surgery.filter_recipe import FilterRecipe
 from keyfilters.surgery.targets import find_targets
 from keyfilters.training import load_data, make_model
 from tests.cli.test_cli import run
@@ -156,7 +156,7 @@ def test_their_first_steps(name: str, batch: int, images: Path, tmp_path: Path) 
     model = make_model(recipe, load_data(**recipe.to_dict()["data"]))
     start = {key: x.clone() for key, x in model.state_dict().items()}
     assert torch.equal(start["stem.0.weight"], load_file(first)["stem.0.weight"])
-    apply_filters_(model, recipe.filters, recipe.seed)
+    recipe.filters.apply_(model, recipe.seed)
     drawn = {key: x.clone() for key, x in model.state_dict().items()}  # buffers and parameters
     state = load_file(out / "checkpoint-20" / "best_model.safetensors")
     assert state.keys() == drawn.keys()
@@ -221,6 +221,10 @@ def in_two_processes(recipe: Path, out: Path, changes: list[str]) -> list[str]:
         )
         for rank in ("0", "1")
     ]
-    said = [process.communicate(timeout=300) for process in processes]
+    try:
+        said = [process.communicate(timeout=3000) for process in processes]
+    finally:
+        for process in processes:  # none outlives a test that failed
+            process.kill()
     assert [process.returncode for process in processes] == [0, 0], [error for _, error in said]
     return [text for text, _ in said]

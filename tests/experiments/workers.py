@@ -69,8 +69,16 @@ def hold(options: dict[str, Any], seed: int, folder: Path) -> dict[str, Any]:
 
 
 def linger(options: dict[str, Any], seed: int, folder: Path) -> dict[str, Any]:
-    """Take a while, in a process whose number lies in the folder."""
+    """Wait for the file that the options name, in a process whose number lies in the folder."""
     found = measure(options, seed, folder)
-    (folder / "process.txt").write_text(str(os.getpid()))
-    time.sleep(options["seconds"])
+    (folder / "process.new").write_text(str(os.getpid()))
+    (folder / "process.new").replace(folder / "process.txt")
+    while not Path(options["until"]).exists():
+        time.sleep(0.05)
     return found
+
+
+def borrow(options: dict[str, Any], seed: int, folder: Path) -> dict[str, Any]:
+    """Count what a source has noted in its folder."""
+    noted = Path(options["sources"]["lender"], "calls.txt").read_text()
+    return {"top1": float(len(noted.splitlines()))}

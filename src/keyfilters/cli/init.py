@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -16,11 +16,6 @@ from keyfilters.cli.common import (
 )
 from keyfilters.cli.tables import show
 from keyfilters.errors import KeyFiltersError
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    import keyfilters as kf
 
 
 def init(
@@ -36,7 +31,7 @@ def init(
         str,
         typer.Option(
             help="center-surround, keys, idealized, covariance, impulse, trunc-normal, kaiming or "
-            "default."
+            "default, with options as in center-surround?gammas=0.5."
         ),
     ] = "center-surround",
     std: Annotated[
@@ -65,6 +60,8 @@ def init(
 
     import keyfilters as kf
     from keyfilters.sources.timm_models import load_timm
+    from keyfilters.surgery.key_choice import named_key_sets, one_key_set
+    from keyfilters.surgery.treated import initialize_by_name_
 
     check_out(out)
     options: dict[str, Any] = {}
@@ -73,29 +70,17 @@ def init(
     name = model.removeprefix("timm:").split("?")[0]
     module, label = load_timm(f"{name}?pretrained=false", seed)
     if keys is not None:
-        options["keys"] = _one_key_set(keys, module, seed)
+        options["keys"] = one_key_set(named_key_sets(keys, kf.read(module), seed))
     if bank:
         options["bank"] = kf.read(*bank)
     chosen = layer_names(layers)
-    report = kf.initialize_filters_(module, scheme, seed=seed, layers=chosen, **options)
+    report = initialize_by_name_(module, scheme, seed, layers=chosen, **options)
     show(report, f"{label}, {scheme}")
     if out is not None:
         with folder_at_once(out) as unfinished:
             save_model(module, str(unfinished / "model.safetensors"), metadata={"format": "pt"})
             report.to_csv(unfinished / "init.csv", index=False)
         typer.echo(f"The model: {(out / 'model.safetensors').resolve()}")
-
-
-def _one_key_set(keys: str, module: nn.Module, seed: int) -> kf.KeySet:
-    import keyfilters as kf
-    from keyfilters.cli.keys import keys_of
-
-    named = keys_of(keys, kf.read(module), seed)
-    if isinstance(named, list) and len(named) == 1:
-        named = named[0]
-    if not isinstance(named, kf.KeySet):
-        raise KeyFiltersError(f"--keys {keys} is no single key set of the model's kernel size")
-    return named
 
 
 def _scale(text: str) -> float | str:

@@ -13,10 +13,10 @@ from keyfilters.cli.tables import show
 from keyfilters.errors import KeyFiltersError
 
 if TYPE_CHECKING:
-    import pandas as pd
     from torch import nn
 
     from keyfilters.surgery.filter_recipe import FilterRecipe
+    from keyfilters.surgery.treatment import Treated
     from keyfilters.training import Data, Trained
 
 SHOWN = 12  # rows of the table: the last epochs
@@ -62,7 +62,7 @@ def train(
     images; the test images are looked at once. On several devices: torchrun --nproc-per-node 2 -m
     keyfilters train …
     """
-    from keyfilters.surgery.filter_recipe import FilterRecipe, apply_filters_, describe
+    from keyfilters.surgery.filter_recipe import FilterRecipe
     from keyfilters.training import load_data, make_model, plan
 
     check_out(out)
@@ -75,13 +75,13 @@ def train(
         raise KeyFiltersError("--processes is for --dry-run; torchrun starts processes")
     data = load_data(**asked.to_dict()["data"])
     model = make_model(asked, data)
-    table = apply_filters_(model, asked.filters, asked.seed)
+    treated = asked.filters.apply_(model, asked.seed)
     facts = plan(asked, model, data, processes or started)
     if os.environ.get("RANK", "0") == "0":
-        for subject, words in {**facts, "filters": describe(asked.filters, table)}.items():
+        for subject, words in {**facts, "filters": str(treated)}.items():
             typer.echo(f"{subject + ':':<15} {words}")
     if not dry_run:
-        _run(asked, model, data, out, None if device == "auto" else device, table)
+        _run(asked, model, data, out, None if device == "auto" else device, treated)
 
 
 def _run(
@@ -90,13 +90,11 @@ def _run(
     data: Data,
     out: Path | None,
     device: str | None,
-    table: pd.DataFrame | None,
+    treated: Treated,
 ) -> None:
     """Train, and let the main process show and write what came of it."""
     import torch
 
-    from keyfilters.surgery import bake_filters_
-    from keyfilters.surgery.filter_recipe import check_frozen
     from keyfilters.training import train as run
 
     with progress_bar() as step:
@@ -111,11 +109,9 @@ def _run(
         torch.distributed.destroy_process_group()
     if not main:
         return
-    check_frozen(trained.model, table)
-    if asked.filters.keys:
-        for net in (trained.model, trained.ema):
-            if net is not None:
-                bake_filters_(net)
+    for net in (trained.model, trained.ema):
+        if net is not None:
+            treated.finish(net)
     name = f"{asked.model.name} on {trained.summary['data']['name']}"
     tests = ("test_loss", "test_top1", "ema_loss", "ema_top1")
     columns = [x for x in trained.history if x not in ("step", "lr", *tests)]
@@ -125,18 +121,18 @@ def _run(
     for image, reason in trained.summary["data"]["skipped"]:
         typer.echo(f"left out {image}: {reason}", err=True)
     if out is not None:
-        _write(out, trained, table, name, bool(asked.filters.keys))
+        _write(out, trained, treated, name)
 
 
-def _write(out: Path, trained: Trained, table: pd.DataFrame | None, name: str, baked: bool) -> None:
+def _write(out: Path, trained: Trained, treated: Treated, name: str) -> None:
     from keyfilters.report.training_figure import training_figure
     from keyfilters.training import write_results
 
-    if baked:
+    if treated.constants:
         write_results(out, trained)  # anew, under the names that plain filters have
     try:
-        if table is not None:
-            table.to_csv(out / "filters.csv", index=False)
+        if treated.table is not None:
+            treated.table.to_csv(out / "filters.csv", index=False)
         training_figure(trained.history, name).savefig(out / "curves.png", dpi=150)
     except OSError as error:
         raise KeyFiltersError(f"cannot write to {out}: {error.strerror or error}") from error

@@ -1,6 +1,6 @@
 """Clusters: the patterns that trained filters fall into, and how far that is above chance."""
 
-from keyfilters.clusters.atlas import Atlas, SizeAtlas
-from keyfilters.clusters.config import AtlasConfig
+from keyfilters.clusters.atlas import Atlas
+from keyfilters.clusters.size_atlas import SizeAtlas
 
-__all__ = ["Atlas", "AtlasConfig", "SizeAtlas"]
+__all__ = ["Atlas", "SizeAtlas"]

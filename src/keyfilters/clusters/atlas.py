@@ -5,29 +5,32 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from keyfilters.bank import FilterBank
-from keyfilters.claims import FILTERS, Claim, claims_table, halves
+from keyfilters.claims import FILTERS, claims_table, halves
 from keyfilters.clusters.agreement import pattern_agreement
-from keyfilters.clusters.config import AtlasConfig
+from keyfilters.clusters.estimator import Estimator
 from keyfilters.clusters.evidence import STEPS, Evidence, gather_evidence
-from keyfilters.clusters.key_use import KeyUse, known_keys, measure_keys
+from keyfilters.clusters.key_use import known_keys, measure_keys
 from keyfilters.clusters.matched import NULL_SAMPLE, Matched, match_filters
 from keyfilters.clusters.methods import ONE_DIMENSION, Fitted
-from keyfilters.clusters.patterns import Patterns, find_patterns
+from keyfilters.clusters.pattern_book import PatternBook, name_filters_of
+from keyfilters.clusters.patterns import find_patterns
 from keyfilters.clusters.prototypes import PrototypeSet
 from keyfilters.clusters.sentences import in_words
+from keyfilters.clusters.size_atlas import SizeAtlas, size_label, threshold_of
 from keyfilters.clusters.square_or_shifted import square_report
+from keyfilters.clusters.stored import load_nested, save_nested
 from keyfilters.clusters.summary import summarise
+from keyfilters.clusters.tables import coverage_table, empty_table, enter
 from keyfilters.errors import KeyFiltersError, NoFiltersError
 from keyfilters.files import write_whole
 from keyfilters.nulls import NULLS, null_units
@@ -36,54 +39,28 @@ from keyfilters.scalespace import centred_unit
 from keyfilters.seeds import child_seed
 from keyfilters.threads import one_thread
 
-__all__ = ["Atlas", "SizeAtlas"]
+__all__ = ["Atlas"]
 
 Progress = Callable[[str], None]
 
-MODEL_COLUMNS = ("family", "sigma_x", "sigma_y", "second", "angle", "amplitude", "offset", "r2",
-                 "p", "q")  # fmt: skip
-KEY_COLUMNS = ("published_key", "published_r2", "consensus_key", "consensus_r2")
+FORMAT = "keyfilters-atlas-1"
+STORED = ("table_", "unclustered_", "coverage_", "claims_", "words_", "summary_")
 
 
-@dataclass(frozen=True, eq=False)
-class SizeAtlas:
-    """The atlas of one kernel size.
-
-    Attributes:
-        size: ``(k_y, k_x)``.
-        threshold: dissimilarity below which a filter counts as classified.
-        rows: ``(n,)`` index of its usable filters in the atlas's table.
-        unit: ``(n, taps)`` their centred unit forms.
-        decoded: ``(G, taps)`` filters that the 1-D code of the first seed decodes to.
-        patterns: see `Patterns`.
-        evidence: see `Evidence`.
-        agreement: one row a data set (the filters, then each null), see `pattern_agreement`.
-        squares: see `square_report`.
-        matched: see `Matched`; None for windows of less than 3 taps along both sides.
-        keys: how the published and the consensus keys explain the filters, where there are such.
-        claims: all claims, each beside its nulls.
-    """
-
-    size: tuple[int, int]
-    threshold: float
-    rows: NDArray[np.int64]
-    unit: NDArray[np.float32]
-    decoded: NDArray[np.float32]
-    patterns: Patterns
-    evidence: Evidence
-    agreement: pd.DataFrame
-    squares: dict[str, Any]
-    matched: Matched | None
-    keys: dict[str, KeyUse]
-    claims: list[Claim]
-
-
-class Atlas:
+class Atlas(Estimator):
     """Unsupervised patterns of a bank's filters, named, and measured against chance.
 
     Args:
-        seed: of everything random.
-        config: further fields of `AtlasConfig`.
+        seed: of everything random; the seeds used are seed, seed + 1, ...
+        seeds: number of seeds over which spreads and agreements are taken.
+        threshold: dissimilarity below which a filter counts as classified; None for the values of
+            babaiee2024unveiling, 0.3 for windows of 49 taps and more and 0.2 for smaller ones.
+        counts: numbers of prototypes of the rate–distortion curve.
+        fewest: kernel sizes with fewer usable filters are listed but not clustered.
+        sample: at most so many filters of a size are used for fitting; all of them are assigned.
+        feed_forward: whether to fit also the encoder network of babaiee2024unveiling, as a control;
+            it takes longer than all other methods together.
+        device: where the autoencoders are trained.
 
     Attributes:
         bank_: the bank.
@@ -111,14 +88,27 @@ class Atlas:
     [(5, 5)]
     """
 
-    def __init__(self, seed: int = 0, **config: Any) -> None:
-        known = AtlasConfig.__dataclass_fields__
-        unknown = [key for key in config if key not in known]
-        if unknown:
-            raise KeyFiltersError(
-                f"unknown setting {unknown[0]!r} of the atlas; the settings are {', '.join(known)}"
-            )
-        self.config = AtlasConfig(seed=seed, **config)
+    def __init__(
+        self,
+        seed: int = 0,
+        *,
+        seeds: int = 3,
+        threshold: float | None = None,
+        counts: Sequence[int] = (1, 2, 4, 8, 16, 32, 64, 128),
+        fewest: int = 64,
+        sample: int = 30_000,
+        feed_forward: bool = False,
+        device: str = "cpu",
+    ) -> None:
+        self.seed = seed
+        self.seeds = seeds
+        self.threshold = threshold
+        self.counts = counts
+        self.fewest = fewest
+        self.sample = sample
+        self.feed_forward = feed_forward
+        self.device = device
+        self._check_options()
 
     def fit(self, bank: FilterBank, progress: Progress | None = None) -> Atlas:
         """Cluster, name and measure all filters of a bank.
@@ -131,35 +121,35 @@ class Atlas:
             NoFiltersError: no kernel size has enough usable filters.
         """
         started = time.perf_counter()
+        self._check_options()
         progress = progress or (lambda step: None)
         self.bank_ = bank
-        self.table_ = _empty_table(bank)
+        self.table_ = empty_table(bank)
         self.sizes_: dict[tuple[int, int], SizeAtlas] = {}
-        self._nulls: dict[tuple[int, int], dict[str, NDArray[np.bool_]]] = {}
+        nulls: dict[tuple[int, int], dict[str, NDArray[np.bool_]]] = {}
         self.unclustered_: dict[tuple[int, int], str] = {}
         for size in bank.sizes:
-            self._fit_size(size, progress)
+            self._fit_size(size, nulls, progress)
         if not self.sizes_:
             reasons = "; ".join(f"{y}×{x}: {why}" for (y, x), why in self.unclustered_.items())
             raise NoFiltersError(f"not enough filters for an atlas ({reasons or 'an empty bank'})")
-        self.coverage_ = self._coverage()
+        self.coverage_ = coverage_table(self.table_, self.sizes_, nulls)
         self.claims_ = self._claims()
         self.words_ = {
-            size: in_words(
-                self.claims_[self.claims_["size"] == _label(size)], _label(size), a.threshold
-            )
-            for size, a in self.sizes_.items()
+            size: in_words(part, size_label(size), one.threshold)
+            for size, one in self.sizes_.items()
+            for part in [self.claims_[self.claims_["size"] == size_label(size)]]
         }
         self.summary_ = summarise(self, time.perf_counter() - started)
         return self
 
     def __repr__(self) -> str:
         if not hasattr(self, "table_"):
-            return f"Atlas({self.config})"
-        sizes = ", ".join(
-            f"{_label(size)}: {len(a.patterns.table)} patterns" for size, a in self.sizes_.items()
-        )
-        return f"Atlas({len(self.table_):,} filters; {sizes})"
+            return super().__repr__()
+        found = [
+            f"{size_label(s)}: {len(a.patterns.table)} patterns" for s, a in self.sizes_.items()
+        ]
+        return f"Atlas({len(self.table_):,} filters; {', '.join(found)})"
 
     def _repr_html_(self) -> str:
         """Show the patterns and every claim beside its strictest null, for a notebook."""
@@ -172,18 +162,51 @@ class Atlas:
         parts = [f"<p>{escape(repr(self))}</p>"]
         for size, one in self.sizes_.items():
             prototypes = one.patterns.prototypes.reshape(-1, *size)
-            parts.append(f"<p>{_label(size)}</p>{contact_sheet(prototypes, 16, 36)}")
+            parts.append(f"<p>{size_label(size)}</p>{contact_sheet(prototypes, 16, 36)}")
         return "".join(parts) + self.claims_.to_html(index=False, float_format="{:.3f}".format)
 
     def steps(self, bank: FilterBank) -> int:
         """Number of times that `fit` will call its progress function for a bank, at most."""
         return (STEPS + 4) * len(bank.sizes)
 
-    def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write ``filters.parquet``, ``summary.json`` and ``bank.safetensors`` into a folder.
+    def predict(self, bank: FilterBank) -> pd.DataFrame:
+        """Name the filters of another bank by the patterns found, without fitting.
 
-        Every file is at any moment the old or the new one.
+        Returns:
+            One row a filter, in the order of the bank, with the columns of `PatternBook.predict`,
+            k_y and k_x. A filter of a kernel size that has no patterns here has no name.
+
+        Raises:
+            KeyFiltersError: not fitted yet, or none of the bank's kernel sizes has patterns here.
         """
+        self._check_fitted()
+        known = [size for size in bank.sizes if size in self.sizes_]
+        if not known:
+            raise KeyFiltersError(
+                f"expected filters of {' or '.join(map(size_label, self.sizes_))}, which this "
+                f"atlas has patterns of, got {', '.join(map(size_label, bank.sizes)) or 'none'}"
+            )
+        return name_filters_of(bank, [PatternBook.of(self, size) for size in known])
+
+    def transform(self, bank: FilterBank) -> NDArray[np.float64]:
+        """Return the code of every filter of a bank, ``(n,)`` in (0, 1); NaN where it has none.
+
+        Raises:
+            KeyFiltersError: as `predict`.
+        """
+        return self.predict(bank)["code"].to_numpy()
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write a fitted atlas into a folder.
+
+        ``filters.parquet`` (the table), ``summary.json`` (all figures), ``bank.safetensors`` (the
+        filters) and ``atlas.safetensors`` (decoded filters, patterns and the rest of what `load`
+        needs). Every file is at any moment the old or the new one.
+
+        Raises:
+            KeyFiltersError: not fitted yet, or the folder cannot be written to.
+        """
+        self._check_fitted()
         folder = Path(folder)
         table = BytesIO()
         self.table_.to_parquet(table, index=False)
@@ -191,21 +214,71 @@ class Atlas:
         text = json.dumps(self.summary_, indent=1, ensure_ascii=False, allow_nan=False)
         write_whole(folder / "summary.json", text + "\n")
         self.bank_.save(folder / "bank.safetensors")
+        nothing = np.empty((0, 0), np.float32)
+        held = {
+            "params": self.get_params(),
+            # The filters are in the bank, and no figure needs each fit of each seed.
+            "sizes": {
+                size: replace(a, unit=nothing, evidence=replace(a.evidence, fits={}))
+                for size, a in self.sizes_.items()
+            },
+        }
+        held |= {name: getattr(self, name) for name in STORED}
+        save_nested(folder / "atlas.safetensors", held, FORMAT)
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str]) -> Atlas:
+        """Read an atlas that `save` wrote; it names filters and makes pages as before.
+
+        Of the fits of `SizeAtlas.evidence`, only the filters that the 1-D code decodes to are kept.
+
+        Raises:
+            SourceError: a file is missing, damaged, or of another kind.
+        """
+        folder = Path(folder)
+        held = load_nested(folder / "atlas.safetensors", FORMAT)
+        atlas = cls(**held["params"])
+        for name in STORED:
+            setattr(atlas, name, held[name])
+        atlas.bank_ = FilterBank.load(folder / "bank.safetensors")
+        atlas.sizes_ = {}
+        for size, one in held["sizes"].items():
+            filters, table = atlas.bank_.stack(size)
+            unit = centred_unit(filters[(table["flaw"] == "").to_numpy()])
+            atlas.sizes_[size] = replace(one, unit=unit)
+        return atlas
+
+    def _check_options(self) -> None:
+        if self.threshold is not None and not 0 < self.threshold < 1:
+            raise KeyFiltersError(f"threshold must lie between 0 and 1, got {self.threshold:g}")
+        if self.seeds < 1 or self.seed < 0:
+            raise KeyFiltersError(
+                f"seeds must be at least 1 and seed at least 0, got {self.seeds} and {self.seed}"
+            )
+
+    def _check_fitted(self) -> None:
+        if not hasattr(self, "summary_"):
+            raise KeyFiltersError("this atlas is not fitted yet; call fit(bank) first")
 
     @one_thread()
-    def _fit_size(self, size: tuple[int, int], progress: Progress) -> None:
+    def _fit_size(
+        self,
+        size: tuple[int, int],
+        null_classified: dict[tuple[int, int], dict[str, NDArray[np.bool_]]],
+        progress: Progress,
+    ) -> None:
         of_size = (self.table_["k_y"] == size[0]) & (self.table_["k_x"] == size[1])
         rows = np.flatnonzero(of_size & (self.table_["flaw"] == ""))
-        if len(rows) < self.config.fewest:
-            self.unclustered_[size] = f"{len(rows)} usable filters, fewer than {self.config.fewest}"
+        if len(rows) < self.fewest:
+            self.unclustered_[size] = f"{len(rows)} usable filters, fewer than {self.fewest}"
             return
-        kernel, threshold = _label(size), self.config.threshold_of(size)
+        kernel, threshold = size_label(size), threshold_of(size, self.threshold)
         filters, table = self.bank_.stack(size)
         usable = (table["flaw"] == "").to_numpy()
         filters, table = filters[usable], table[usable]
         unit = centred_unit(filters)
         progress(f"{kernel}: null filters")
-        nulls = {kind: null_units(unit, size, kind, self.config.seed) for kind in NULLS}
+        nulls = {kind: null_units(unit, size, kind, self.seed) for kind in NULLS}
         evidence, agreement = self._gather(unit, nulls, size, halves(table), progress)
         codes = {key: _prototypes(found) for key, found in evidence.fits[ONE_DIMENSION].items()}
         progress(f"{kernel}: patterns")
@@ -226,10 +299,10 @@ class Atlas:
                 *(use.claim for use in keys.values()),
             ],
         )  # fmt: skip
-        self._nulls[size] = {
+        null_classified[size] = {
             kind: codes[kind][0].dissimilarity(null) < threshold for kind, null in nulls.items()
         }
-        self._enter(self.sizes_[size])
+        enter(self.table_, self.sizes_[size])
 
     def _gather(
         self,
@@ -240,19 +313,19 @@ class Atlas:
         progress: Progress,
     ) -> tuple[Evidence, pd.DataFrame]:
         """Coverage of all methods, and agreement of their patterns, on a sample if it is large."""
-        kernel, threshold = _label(size), self.config.threshold_of(size)
-        seeds = range(self.config.seed, self.config.seed + self.config.seeds)
-        chosen = self._sample(len(unit), self.config.sample, "sample")
+        kernel, threshold = size_label(size), threshold_of(size, self.threshold)
+        seeds = range(self.seed, self.seed + self.seeds)
+        chosen = self._sample(len(unit), self.sample, "sample")
         data = {key: part[chosen] for key, part in ({FILTERS: unit} | nulls).items()}
         evidence = gather_evidence(
             data,
             size,
             threshold,
             seeds,
-            [count for count in self.config.counts if count <= len(chosen) // 4],
+            [count for count in self.counts if count <= len(chosen) // 4],
             half[chosen],
-            feed_forward=self.config.feed_forward,
-            device=self.config.device,
+            feed_forward=self.feed_forward,
+            device=self.device,
             progress=lambda step: progress(f"{kernel}: {step}"),
         )
         progress(f"{kernel}: agreement")
@@ -274,82 +347,23 @@ class Atlas:
             return None
         some = self._sample(len(filters), NULL_SAMPLE, "matched")
         samples = {kind: null[some] for kind, null in nulls.items()}
-        return match_filters(filters, samples, threshold, self.config.device)
+        return match_filters(filters, samples, threshold, self.device)
 
     def _sample(self, count: int, most: int, purpose: str) -> NDArray[np.int64]:
         if count <= most:
             return np.arange(count)
-        generator = np.random.default_rng(child_seed(self.config.seed, purpose))
+        generator = np.random.default_rng(child_seed(self.seed, purpose))
         return np.sort(generator.choice(count, most, replace=False))
-
-    def _enter(self, atlas: SizeAtlas) -> None:
-        """Write what was found for one kernel size into the table of all filters."""
-        patterns = atlas.patterns
-        columns: dict[str, Any] = {
-            name: patterns.table[name].to_numpy()[patterns.index]
-            for name in ("pattern", "name", "kind")
-        } | {
-            "code": patterns.code,
-            "dissimilarity": patterns.dissimilarity,
-            "classified": patterns.dissimilarity < atlas.threshold,
-        }
-        if atlas.matched is not None:
-            columns |= {name: atlas.matched.table[name].to_numpy() for name in MODEL_COLUMNS}
-        for name, use in atlas.keys.items():
-            columns[f"{name}_key"] = np.array(use.keys.names, dtype=object)[use.index]
-            columns[f"{name}_r2"] = use.r2
-        for column, values in columns.items():
-            self.table_.iloc[atlas.rows, self.table_.columns.get_loc(column)] = values
-
-    def _coverage(self) -> pd.DataFrame:
-        parts = []
-        for size, atlas in self.sizes_.items():
-            table = self.table_.iloc[atlas.rows][["model", "layer", "depth", "classified"]]
-            table = table.assign(**self._nulls[size]).rename(columns={"classified": "coverage"})
-            levels = {"bank": [], "model": ["model"], "layer": ["model", "layer", "depth"]}
-            for level, keys in levels.items():
-                groups = table.groupby(keys or (lambda _: 0), sort=False)
-                part = groups[["coverage", *NULLS]].mean()
-                part.insert(0, "filters", groups.size())
-                part = part.reset_index(drop=not keys)
-                parts.append(part.assign(level=level, size=_label(size)))
-        columns = ["level", "size", "model", "layer", "depth", "filters", "coverage", *NULLS]
-        return pd.concat(parts, ignore_index=True).reindex(columns=columns)
 
     def _claims(self) -> pd.DataFrame:
         """All claims of the atlas, so that together at most one page in twenty claims falsely."""
         from scipy.stats import false_discovery_control
 
-        parts = [claims_table(a.claims).assign(size=_label(s)) for s, a in self.sizes_.items()]
+        parts = [claims_table(a.claims).assign(size=size_label(s)) for s, a in self.sizes_.items()]
         table = pd.concat(parts, ignore_index=True)
         table.insert(0, "size", table.pop("size"))
         return table.assign(q=false_discovery_control(table["p"]))
 
 
-def _label(size: tuple[int, int]) -> str:
-    return f"{size[0]}×{size[1]}"
-
-
 def _prototypes(fitted: list[Fitted]) -> list[PrototypeSet]:
     return [found for found in fitted if isinstance(found, PrototypeSet)]
-
-
-def _empty_table(bank: FilterBank) -> pd.DataFrame:
-    """One row a filter in the order of the layers, not yet assigned to patterns."""
-    parts = []
-    for layer in bank.layers:
-        _, table = FilterBank([layer]).stack(layer.size)
-        stride = float(max(layer.stride)) if layer.stride else np.nan
-        parts.append(table.assign(k_y=layer.size[0], k_x=layer.size[1], stride=stride))
-    columns = ["model", "layer", "depth", "channel", "k_y", "k_x", "stride", "norm", "mean", "flaw"]
-    table = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
-    return table[columns].assign(
-        pattern="",
-        name="",
-        kind="",
-        code=np.nan,
-        dissimilarity=np.nan,
-        classified=False,
-        **dict.fromkeys((*MODEL_COLUMNS, *KEY_COLUMNS), np.nan)
-        | {"family": "", "published_key": "", "consensus_key": ""},
-    )

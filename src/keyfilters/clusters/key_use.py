@@ -13,7 +13,9 @@ from keyfilters.claims import FILTERS, Claim
 from keyfilters.errors import KeyFiltersError
 from keyfilters.keyset import KeySet
 
-__all__ = ["KeyUse", "known_keys", "measure_keys"]
+__all__ = ["GOOD", "KeyUse", "known_keys", "measure_keys"]
+
+GOOD = 0.64  # r² from which a filter counts as explained by its key
 
 Array = NDArray[np.float32]
 
@@ -29,6 +31,8 @@ class KeyUse:
         r2: ``(n,)`` share that ``a x + b`` with that key explains.
         claim: mean of `r2` beside that of null filters.
         table: one row a key: key, share (of the filters that it serves), r2 (their mean).
+        quality: one row for the filters and one for each null: data, mean and median of r2, good
+            (share of filters with r2 ≥ 0.64, which is a dissimilarity of 0.2).
     """
 
     keys: KeySet
@@ -37,6 +41,7 @@ class KeyUse:
     r2: Array
     claim: Claim
     table: pd.DataFrame
+    quality: pd.DataFrame
 
 
 def known_keys(size: tuple[int, int]) -> dict[str, KeySet]:
@@ -68,10 +73,18 @@ def measure_keys(name: str, keys: KeySet, data: Mapping[str, Array]) -> KeyUse:
     cosine = data[FILTERS] @ flat.T
     index = np.abs(cosine).argmax(1)
     best = cosine[np.arange(len(cosine)), index]
-    scores = {key: (unit @ flat.T).astype(np.float64) ** 2 for key, unit in data.items()}
+    scores = {key: ((unit @ flat.T).astype(np.float64) ** 2).max(1) for key, unit in data.items()}
     claim = Claim.measure(
         f"variance explained by {len(keys)} {name} keys",
-        {key: s.max(1)[None] for key, s in scores.items()},
+        {key: score[None] for key, score in scores.items()},
+    )
+    quality = pd.DataFrame(
+        {
+            "data": list(scores),
+            "mean": [float(score.mean()) for score in scores.values()],
+            "median": [float(np.median(score)) for score in scores.values()],
+            "good": [float((score >= GOOD).mean()) for score in scores.values()],
+        }
     )
     r2 = best**2
     served = np.bincount(index, minlength=len(keys))
@@ -83,4 +96,4 @@ def measure_keys(name: str, keys: KeySet, data: Mapping[str, Array]) -> KeyUse:
             "r2": np.divide(total, served, out=np.full(len(keys), np.nan), where=served > 0),
         }
     )
-    return KeyUse(keys, index, np.where(best < 0, -1, 1), r2, claim, table)
+    return KeyUse(keys, index, np.where(best < 0, -1, 1), r2, claim, table, quality)

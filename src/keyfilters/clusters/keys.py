@@ -8,16 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from keyfilters.bank import FilterBank, Layer
-from keyfilters.clusters.prototypes import kmeans_prototypes
 from keyfilters.errors import KeyFiltersError
 from keyfilters.keyset import KeySet
-from keyfilters.scalespace import centred_unit, why_unusable
+from keyfilters.learned_filters import METHODS, RESTARTS, learn_filters
+from keyfilters.scalespace import why_unusable
 from keyfilters.threads import one_thread
 
 __all__ = ["learn_keys", "learn_keys_by_layer"]
-
-ROUNDS = 100
-RESTARTS = 4
 
 
 @one_thread()
@@ -54,19 +51,14 @@ def learn_keys(
     >>> len(learn_keys(tilted, 1))
     1
     """
-    if method not in ("lines", "kmeans"):
+    if method not in METHODS:
         raise KeyFiltersError(f"method must be 'lines' or 'kmeans', got {method!r}")
     usable = filters[why_unusable(np.asarray(filters)) == ""]
     if not 1 <= count <= len(usable):
         raise KeyFiltersError(f"cannot learn {count} keys from {len(usable)} filters with a shape")
-    unit = centred_unit(usable)
-    if method == "kmeans":
-        found = kmeans_prototypes(unit, count, seed)
-    else:
-        tries = [_lines(unit, count, seed, restart) for restart in range(restarts)]
-        found = max(tries, key=lambda x: float((np.abs(unit @ x.T).max(1) ** 2).mean()))
+    found = learn_filters(usable, count, method, seed, restarts)
     told = f"{len(found)} keys by {method} from {len(usable):,} filters, seed {seed}"
-    return KeySet.from_filters(found.reshape(-1, *usable.shape[1:]), provenance=told)
+    return KeySet.from_filters(found, provenance=told)
 
 
 def learn_keys_by_layer(
@@ -112,37 +104,3 @@ def learn_keys_by_layer(
         keys = learn_keys(usable, min(count, len(usable)), method=method, seed=seed)
         sets |= {layer.name: keys for layer in layers}
     return sets
-
-
-def _lines(unit: NDArray[np.float32], count: int, seed: int, restart: int) -> NDArray[np.float32]:
-    generator = np.random.default_rng([seed, restart])
-    lines = unit[_spread_out(unit, count, generator)]
-    index = np.full(len(unit), -1)
-    for _ in range(ROUNDS):
-        cosine = np.abs(unit @ lines.T)
-        nearest = cosine.argmax(1)
-        if np.array_equal(nearest, index):
-            break
-        index = nearest
-        worst = np.argsort(cosine.max(1))
-        for k in range(count):
-            members = unit[index == k].astype(np.float64)
-            if len(members):
-                lines[k] = np.linalg.eigh(members.T @ members)[1][:, -1]
-            else:  # a line that nobody joins starts anew at a filter that is ill served
-                lines[k] = unit[worst[k]]
-    return lines
-
-
-def _spread_out(
-    unit: NDArray[np.float32], count: int, generator: np.random.Generator
-) -> NDArray[np.int64]:
-    """Draw filters one after another, with probability the share that those drawn leave over."""
-    chosen = [int(generator.integers(len(unit)))]
-    left = np.ones(len(unit))
-    while len(chosen) < count:
-        left = np.minimum(left, 1 - (unit @ unit[chosen[-1]]) ** 2).clip(0)
-        total = left.sum()
-        chance = left / total if total > 0 else None
-        chosen.append(int(generator.choice(len(unit), p=chance)))
-    return np.array(chosen)

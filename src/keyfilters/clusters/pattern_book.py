@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -14,13 +15,15 @@ from numpy.typing import NDArray
 
 from keyfilters.bank import FilterBank
 from keyfilters.claims import FILTERS
-from keyfilters.clusters.atlas import Atlas
 from keyfilters.errors import KeyFiltersError, SourceError, nearest
 from keyfilters.files import write_whole
 from keyfilters.nulls import NULLS, null_bank
 from keyfilters.scalespace import centred_unit, why_unusable
 
-__all__ = ["PatternBook", "load_atlas"]
+if TYPE_CHECKING:
+    from keyfilters.clusters.atlas import Atlas
+
+__all__ = ["PatternBook", "load_atlas", "name_filters_of", "named_beside_nulls"]
 
 FORMAT = "keyfilters-patterns-1"
 SHIPPED = Path(__file__).parent / "shipped"
@@ -106,31 +109,24 @@ class PatternBook:
         return table.assign(classified=table["dissimilarity"] < self.threshold)
 
     def coverage(self, bank: FilterBank, seed: int = 0) -> dict[str, float]:
-        """Return the share of usable filters that are classified, and the same of every null.
-
-        Returns:
-            ``"filters"`` and the kinds of `keyfilters.null_bank`.
-        """
-        banks = {FILTERS: bank} | {kind: null_bank(bank, kind, seed) for kind in NULLS}
-        found = {key: self.predict(one) for key, one in banks.items()}
-        usable = (found[FILTERS]["flaw"] == "").to_numpy()
-        return {key: float(table["classified"][usable].mean()) for key, table in found.items()}
+        """Return the share of usable filters that are classified, as `named_beside_nulls` does."""
+        return named_beside_nulls(self, bank, seed)[1]
 
     def transform(self, bank: FilterBank) -> NDArray[np.float64]:
         """Return the code of every filter, ``(n,)`` in (0, 1); NaN for one without a shape."""
         return self.predict(bank)["code"].to_numpy()
 
-    def get_params(self) -> dict[str, Any]:
-        """Return what the patterns depend on, in the manner of scikit-learn."""
-        return {"size": self.size, "threshold": self.threshold, "provenance": self.provenance}
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """Return all attributes by name, so that `sklearn.base.clone` copies the patterns."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the patterns as one safetensors file."""
         from safetensors.numpy import save
 
-        fields = {**self.get_params(), "table": self.table.to_dict("list")}
-        tensors = {"decoded": self.decoded, "index": self.index}
-        metadata = {"format": FORMAT, "fields": json.dumps(fields, ensure_ascii=False)}
+        held = self.get_params() | {"table": self.table.to_dict("list")}
+        tensors = {name: held.pop(name) for name in ("decoded", "index")}
+        metadata = {"format": FORMAT, "fields": json.dumps(held, ensure_ascii=False)}
         write_whole(Path(path), save(tensors, metadata=metadata))
 
     @classmethod
@@ -147,15 +143,15 @@ class PatternBook:
                 metadata = file.metadata() or {}
                 if metadata.get("format") != FORMAT:
                     raise SourceError(f"{path} holds no patterns of an atlas")
-                fields = json.loads(metadata["fields"])
+                held = json.loads(metadata["fields"])
                 decoded, index = file.get_tensor("decoded"), file.get_tensor("index")
         except SourceError:
             raise
         except (SafetensorError, OSError, LookupError, ValueError) as error:
             raise SourceError(f"{path} cannot be read as patterns of an atlas: {error}") from error
-        size = (int(fields["size"][0]), int(fields["size"][1]))
-        table = pd.DataFrame(fields["table"])
-        return cls(size, fields["threshold"], decoded, index, table, fields["provenance"])
+        size = (int(held["size"][0]), int(held["size"][1]))
+        table = pd.DataFrame(held["table"])
+        return cls(size, held["threshold"], decoded, index, table, held["provenance"])
 
     def __repr__(self) -> str:
         k_y, k_x = self.size
@@ -174,25 +170,81 @@ class PatternBook:
         return step, dissimilarity
 
 
-def load_atlas(name: str | os.PathLike[str]) -> PatternBook:
-    """Load patterns that ship with the package, or a file of them.
+def name_filters_of(bank: FilterBank, books: Sequence[PatternBook]) -> pd.DataFrame:
+    """Name the filters of all kernel sizes of a bank, each by the patterns of its size.
 
     Args:
-        name: ``"zoo-5x5"``, or a path to a file that `PatternBook.save` wrote.
+        bank: the filters.
+        books: one for each kernel size that has patterns.
+
+    Returns:
+        One row a filter in the order of the bank: the columns of `PatternBook.predict`, k_y, k_x.
+    """
+    by_size = {book.size: book for book in books}
+    sizes = np.repeat([x.size for x in bank.layers], [len(x.weight) for x in bank.layers], axis=0)
+    parts = []
+    for size in bank.sizes:
+        if size in by_size:
+            part = by_size[size].predict(bank)
+        else:
+            part = bank.stack(size)[1][["model", "layer", "depth", "channel", "flaw"]]
+            part = part.assign(pattern="", name="", kind="", code=np.nan, dissimilarity=np.nan,
+                               classified=False)  # fmt: skip
+        part.index = pd.Index(np.flatnonzero((sizes == size).all(axis=1)))
+        parts.append(part)
+    return pd.concat(parts).sort_index().assign(k_y=sizes[:, 0], k_x=sizes[:, 1])
+
+
+def named_beside_nulls(
+    named_by: PatternBook | Atlas, bank: FilterBank, seed: int = 0
+) -> tuple[pd.DataFrame, dict[str, float]]:
+    """Name the filters of a bank, and say how many of as many null filters get a name.
+
+    Args:
+        named_by: patterns, or a fitted atlas with those of several kernel sizes.
+        bank: the filters.
+        seed: of the null filters.
+
+    Returns:
+        The table of `predict`; and of its usable filters the share that is classified, under
+        ``"filters"``, and the same of every kind of `keyfilters.null_bank`.
+
+    Raises:
+        KeyFiltersError: as `predict`.
+    """
+    found = named_by.predict(bank)
+    usable = (found["flaw"] == "").to_numpy()
+    shares = {FILTERS: float(found["classified"][usable].mean())}
+    for kind in NULLS:
+        table = named_by.predict(null_bank(bank, kind, seed))
+        shares[kind] = float(table["classified"][usable].mean())
+    return found, shares
+
+
+def load_atlas(name: str | os.PathLike[str]) -> PatternBook | Atlas:
+    """Load patterns that name the filters of other models: `predict` and `transform`.
+
+    Args:
+        name: ``"zoo-5x5"``, which ships with the package; a file that `PatternBook.save` wrote; or
+            a folder that `Atlas.save` or ``keyfilters atlas`` wrote.
 
     Raises:
         KeyFiltersError: no such patterns.
 
-    >>> load_atlas("zoo-5x5").size
-    (5, 5)
+    >>> len(load_atlas("zoo-5x5").get_params()["table"])
+    55
     """
     shipped = SHIPPED / f"{name}.safetensors"
     if shipped.exists():
         return PatternBook.load(shipped)
+    if Path(name).is_dir():
+        from keyfilters.clusters.atlas import Atlas  # it needs this module
+
+        return Atlas.load(name)
     if not Path(name).exists():
         known = sorted(path.stem for path in SHIPPED.glob("*.safetensors"))
         raise KeyFiltersError(
             f"no atlas {str(name)!r}{nearest(str(name), known)}; there are {', '.join(known)}, or "
-            "give a file"
+            "give a file or folder"
         )
     return PatternBook.load(name)

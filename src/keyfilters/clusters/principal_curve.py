@@ -10,8 +10,9 @@ million.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
@@ -19,7 +20,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim.adam import adam
 
-from keyfilters.clusters.prototypes import PrototypeSet, kmeans_prototypes
+from keyfilters.clusters.estimator import Estimator, load_estimator, save_estimator
+from keyfilters.clusters.prototypes import PrototypeSet, kmeans_prototypes, nearest_prototype
 from keyfilters.threads import one_thread
 
 __all__ = ["START", "PrincipalCurve", "distinct_prototypes", "fit_together", "unit_form"]
@@ -66,13 +68,13 @@ class CodeSpace:
         return features / math.sqrt(self.bandwidth)
 
 
-class PrincipalCurve:
+class PrincipalCurve(Estimator):
     """A curve of filters (or a surface), on which each filter has the code of the nearest one.
 
     Args:
         dimensions: of the code, 1 or 2.
         seed: of k-means and of the decoder's initial weights.
-        space: how much a code can tell; default: `CodeSpace.default`.
+        space: how much a code can tell; None for `CodeSpace.default`.
         steps: gradient steps on the decoder, the first two fifths on the k-means start.
         device: where to train.
 
@@ -99,15 +101,48 @@ class PrincipalCurve:
         steps: int = 400,
         device: str = "cpu",
     ) -> None:
-        self.space = space or CodeSpace.default(dimensions)
+        self.dimensions = dimensions
         self.seed = seed
+        self.space = space
         self.steps = steps
         self.device = device
 
-    def fit(self, unit: NDArray[np.float32]) -> PrincipalCurve:
-        """Train on ``(n, taps)`` centred unit filters."""
+    @property
+    def code_space(self) -> CodeSpace:
+        """The space of its codes."""
+        return self.space or CodeSpace.default(self.dimensions)
+
+    def fit(self, unit: NDArray[np.float32], y: None = None) -> PrincipalCurve:
+        """Train on ``(n, taps)`` centred unit filters; `y` is taken for scikit-learn."""
         fit_together([self], [unit])
         return self
+
+    def predict(self, unit: NDArray[np.float32]) -> NDArray[np.int64]:
+        """Return the place ``(n,)`` in `decoded_` of what is most similar to each filter."""
+        return nearest_prototype(unit, self.decoded_)[0]
+
+    def transform(self, unit: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the codes ``(n, dimensions)`` in (0, 1) of ``(n, taps)`` centred unit filters."""
+        return self.codes_[self.predict(unit)]
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the options, the codes and the decoded filters as one safetensors file."""
+        options = self.get_params()
+        options["space"] = None if self.space is None else asdict(self.space)
+        save_estimator(path, self, options, {"codes": self.codes_, "decoded": self.decoded_})
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> PrincipalCurve:
+        """Read a file that `save` wrote.
+
+        Raises:
+            SourceError: it is missing, damaged, or of another kind.
+        """
+        options, tensors = load_estimator(path, cls)
+        space = options.pop("space")
+        curve = cls(space=None if space is None else CodeSpace(**space), **options)
+        curve.codes_, curve.decoded_ = tensors["codes"], tensors["decoded"]
+        return curve
 
     def as_prototypes(self) -> PrototypeSet:
         """Return the decoded filters as prototypes: the nearest one's code is the filter's code."""
@@ -143,7 +178,7 @@ def fit_together(
         centres: for each, the `START` k-means prototypes of its filters from which it starts;
             default: found here.
     """
-    space, steps, device = curves[0].space, curves[0].steps, curves[0].device
+    space, steps, device = curves[0].code_space, curves[0].steps, curves[0].device
     codes = space.grid()
     features = space.features(codes).to(device)
     if centres is None:

@@ -2,46 +2,15 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from keyfilters.scalespace import centred_unit
-from keyfilters.threads import one_thread
+from keyfilters.learned_filters import kmeans_prototypes
 
 __all__ = ["PrototypeSet", "kmeans_prototypes", "nearest_prototype"]
-
-
-@one_thread()
-def kmeans_prototypes(
-    unit: NDArray[np.float32], count: int, seed: int, *, restarts: int = 1
-) -> NDArray[np.float32]:
-    """Return the centres of k-means on the sphere of centred unit filters.
-
-    Args:
-        unit: ``(n, taps)`` centred, of unit norm.
-        count: number of prototypes, at most n; repeated filters make some of them equal.
-        seed: of the random generator.
-        restarts: the best of so many runs is kept.
-
-    Returns:
-        ``(count, taps)`` centred, of unit norm.
-    """
-    from sklearn.cluster import KMeans
-    from sklearn.exceptions import ConvergenceWarning
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # repeated filters
-        centres = (
-            KMeans(min(count, len(unit)), n_init=restarts, random_state=seed)
-            .fit(unit)
-            .cluster_centers_
-        )
-    shown = np.linalg.norm(centres, axis=1) > 1e-6  # opposite filters can average out
-    return centred_unit(centres[shown])
 
 
 def nearest_prototype(

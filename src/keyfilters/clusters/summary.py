@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +14,8 @@ from keyfilters.clusters.principal_curve import distinct_prototypes
 from keyfilters.environment import environment
 
 if TYPE_CHECKING:
-    from keyfilters.clusters.atlas import Atlas, SizeAtlas
+    from keyfilters.clusters.atlas import Atlas
+    from keyfilters.clusters.size_atlas import SizeAtlas
 
 __all__ = ["summarise"]
 
@@ -26,7 +26,7 @@ def summarise(atlas: Atlas, seconds: float) -> dict[str, Any]:
     return _plain(
         {
             "keyfilters": version("keyfilters"),
-            "config": asdict(atlas.config),
+            "config": atlas.get_params(),
             "models": atlas.bank_.models,
             "layers": len(atlas.bank_.layers),
             "filters": len(atlas.bank_),
@@ -77,6 +77,7 @@ def _summary_of_keys(use: KeyUse) -> dict[str, Any]:
         "provenance": use.keys.provenance,
         "explained": use.claim.value,
         "nulls": use.claim.nulls,
+        "quality": use.quality.to_dict("records"),
         "keys": use.table.to_dict("records"),
     }
 

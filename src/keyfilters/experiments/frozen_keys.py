@@ -6,143 +6,116 @@ way, and the network's own random first filters, frozen.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, Unpack
-
-import pandas as pd
+from dataclasses import replace
+from typing import Annotated, Any
 
 from keyfilters.errors import KeyFiltersError
-from keyfilters.experiments.lending import MODEL, lent
-from keyfilters.experiments.on_keys import Treatment
-from keyfilters.experiments.runs import Run
-from keyfilters.experiments.stages import How, run_stages
-from keyfilters.experiments.trial import (
-    Setup,
-    build_network,
-    check_batch,
-    load,
-    train_and_measure,
-)
+from keyfilters.experiments.experiment import DATA_HELP, Experiment, Panel, Shared
+from keyfilters.experiments.questions import Contrast, Question, Trend
 from keyfilters.query_strings import parse
-from keyfilters.sources import read
-from keyfilters.surgery import transfer_filters_
-from keyfilters.training.results import write_weights
 
-__all__ = ["CONDITIONS", "LEARNED", "condition_name", "frozen_keys"]
+__all__ = ["LEARNED", "TREATMENTS", "WORDS", "frozen_keys", "questions_on_keys"]
 
-LEARNED, FIRST = "learned", "frozen"
-CONDITIONS = (
-    LEARNED,
-    "keys?drawn=1",
-    "keys?drawn=1&learn=bias",
-    "keys",
-    "keys?learn=bias",
-    "keys?keys=random",
-    "keys?keys=random&drawn=1",
-    "keys?keys=random&drawn=1&learn=bias",
-    FIRST,
+TREATMENTS = (
+    *("learned", "keys?drawn=1", "keys?drawn=1&learn=bias", "keys", "keys?learn=bias"),
+    *("keys?keys=random", "keys?keys=random&drawn=1", "keys?keys=random&drawn=1&learn=bias"),
+    "frozen",
+)
+TREATMENT_HELP = (
+    "What is done to the filters: learned, frozen, idealized, or keys?keys=NAME&learn=bias,sigma "
+    "(NAME: lindeberg2026-B, consensus, random:8 or a file)."
+)
+NONE = dict.fromkeys(("keys", "assignment", "amplitude", "bias", "sigma"))
+LEARNED, FROZEN = {"filters": "learned", **NONE}, {"filters": "frozen", **NONE}
+KEYS, RANDOM = "lindeberg2026-B", "random:8"
+WORDS: dict[str, dict[Any, str]] = {
+    "filters": {"learned": "learned filters", "frozen": "filters frozen", "keys": "",
+                "idealized": "own idealised models"},
+    "keys": {KEYS: "8 idealised keys", RANDOM: "8 random keys"},
+    "assignment": {"random": "drawn", "trained": "nearest"},
+    "amplitude": {True: "a learned"},
+    "bias": {True: "b learned"},
+    "sigma": {True: "σ learned"},
+}  # fmt: skip
+DEFAULTS = Shared(size=7)
+EXPLANATION = (
+    "A depthwise convolution looks at each channel with one small filter. Here these filters do "
+    "not learn: each is one of a few keys times a factor, fixed from the first step to the last, "
+    "plus a constant b that may be learned (babaiee2025quest). All else learns. If eight shapes "
+    "are enough, such a network must reach one whose filters learn; if it is these shapes that "
+    "count, eight random ones and the network's own random first filters must be worse. Keys are "
+    "drawn for each channel, or are those nearest to the filters of a network that learned from "
+    "the same images with another seed."
 )
 
 
 def frozen_keys(
-    out: str | os.PathLike[str],
+    shared: Shared = DEFAULTS,
     *,
-    data: str = "digits",
-    samples: Sequence[int] = (0,),
-    conditions: Sequence[str] = CONDITIONS,
-    seeds: Sequence[int] = range(5),
-    setup: Setup | None = None,
-    steps: int = 0,
-    **how: Unpack[How],
-) -> pd.DataFrame:
-    """Train networks whose depthwise filters stay on a few keys, and what controls for it.
+    data: Annotated[str, DATA_HELP] = "digits",
+    samples: Annotated[tuple[int, ...], "Numbers of training images, with commas; 0: all."] = (0,),
+    condition: Annotated[tuple[str, ...], TREATMENT_HELP] = TREATMENTS,
+    steps: Annotated[int, "Of every run, however many images; 0: --epochs counts."] = 0,
+    margin: Annotated[float, "Points within which two accuracies count as equal."] = 0.5,
+) -> Experiment:
+    """Do eight frozen keys suffice to learn, as babaiee2025quest found?
 
-    A condition is a line as `keyfilters.experiments.on_keys.Treatment` reads it: ``"learned"``,
-    ``"frozen"`` (the network's own random first filters), or ``"keys"`` with options. Keys that are
-    not drawn for each channel at random are those nearest to the filters of a network that learned
-    from the same images with the next seed: of it only keys, signs, a and b are taken.
-
-    Args:
-        out: folder of the runs; the same call, also with more seeds, goes on there.
-        data: as `keyfilters.experiments.trial.load` takes it, without a number of samples.
-        samples: numbers of training images; 0 takes all.
-        conditions: as above.
-        seeds: of the runs; those that share one are compared in pairs.
-        setup: what all runs share.
-        steps: of every run, whatever the number of images; 0 takes the setup's epochs.
-        how: workers, progress and executor of `keyfilters.experiments.run_grid`.
-
-    Returns:
-        The table of `run_grid`, with conditions such as ``"500 images: 8 keys, b learned"``.
-
-    Raises:
-        KeyFiltersError: a condition or data that cannot be had, before any run; or a network that
-            others depend on could not be trained.
+    Trains networks whose filters stay on keys from the first step on, drawn or as in a trained
+    network, and beside them learned filters, random keys and frozen random filters.
     """
-    setup = setup or Setup()
-    if not samples or not conditions:
-        raise KeyFiltersError("give at least one number of training images and one condition")
+    from keyfilters.experiments.run_parts import image_count
+    from keyfilters.experiments.single_run import make_run
+    from keyfilters.experiments.source_networks import source_network
+    from keyfilters.surgery.treatment import Treatment
+
+    treatments = [Treatment.parse(text) for text in condition]
     if len(samples) > 1 and 0 in samples:
-        samples = [count or len(load(data, setup, 0).images) for count in samples]
-    asked = {condition: Treatment.parse(condition) for condition in conditions}
-    for count in samples:
-        images = load(_part(data, count), setup, 0)
-        check_batch(setup, images)
-        for treatment in asked.values():
-            treatment.apply_(build_network(setup, images, 0), setup.size, 0)
-    shared = {**setup.to_dict(), "steps": steps}
-
-    lenders: dict[tuple[int, int], Run] = {}
-    wanted = []
-    for seed in seeds:
+        samples = tuple(count or image_count(shared.options(data=data)) for count in samples)
+    if samples != (0,) and "samples" in parse(data)[1]:
+        raise KeyFiltersError(f"{data!r} says how many images to take; --samples says it too")
+    runs = []
+    for seed in shared.all_seeds:
         for count in samples:
-            common = {**shared, "data": _part(data, count), "samples": count}
-            learning = {**common, "condition": LEARNED, "lender": "", "images_seed": seed}
-            lender = Run(f"{condition_name(LEARNED, count)}, lender", seed + 1, learning)
-            for condition, treatment in asked.items():
-                options = {**common, "condition": condition, "lender": ""}
-                if treatment.nearest:
-                    options["lender"] = str(lender.folder)
-                    lenders[seed, count] = lender
-                wanted.append(Run(condition_name(condition, count), seed, options))
-    stages = [(list(lenders.values()), train_on_keys), (wanted, train_on_keys)]
-    return run_stages(stages, out, how)[-1]
+            part = f"{data}{'&' if '?' in data else '?'}samples={count}" if count else data
+            changes = {"schedule": {"steps": steps}} if steps else {}
+            lender = source_network(shared, part, seed, steps)
+            for treatment in treatments:
+                row = {"images": count or None, **treatment.factors()}
+                sources = {"lender": lender} if treatment.uses_filters else {}
+                if sources:
+                    treatment = replace(treatment, assign_from="@lender")
+                given = {"treatment": str(treatment), "changes": changes}
+                runs.append(make_run(row, seed, shared.options(data=part, **given), sources))
+    return Experiment(
+        name="frozen-keys",
+        title="Do eight frozen keys suffice?",
+        explanation=EXPLANATION,
+        runs=runs,
+        questions=[
+            *questions_on_keys(margin),
+            Contrast("Do the keys beat frozen random first filters?", {"keys": KEYS}, FROZEN),
+            Contrast("Do learned filters beat frozen first ones?", LEARNED, FROZEN),
+            Contrast("Does it help to take keys, signs, a and b of a trained network?",
+                     {"keys": KEYS, "assignment": "trained"}, {"assignment": "random"}),
+            Trend("Does what the keys give over learned filters change with the images?",
+                  {"keys": KEYS}, LEARNED, "images", "doubling"),
+        ],
+        panels=[Panel("top-1 accuracy, %", split=("images",))],
+        words=WORDS,
+        matrix=("filters", "images", "mean"),
+    )  # fmt: skip
 
 
-def condition_name(condition: str, samples: int) -> str:
-    """Name of a condition in tables.
-
-    >>> condition_name("keys?keys=random&drawn=1&learn=bias", 500)
-    '500 images: 8 random keys, drawn, b learned'
-    >>> condition_name("frozen", 0), condition_name("keys", 0)
-    ('random first filters, frozen', '8 idealised keys, as trained, frozen')
-    """
-    words = str(Treatment.parse(condition)).replace("nearest", "as trained")
-    if condition == FIRST:
-        words = "random first filters, frozen"
-    return f"{samples} images: {words}" if samples else words
-
-
-def train_on_keys(options: dict[str, Any], seed: int, folder: Path) -> dict[str, Any]:
-    """Perform one run: build, put the filters on keys, train, measure."""
-    setup = Setup.from_dict(options)
-    data = load(options["data"], setup, options.get("images_seed", seed))
-    network = build_network(setup, data, seed)
-    if options["lender"]:
-        transfer_filters_(network, read(lent(folder, options["lender"])))
-    finish = Treatment.parse(options["condition"]).apply_(network, setup.size, seed)
-    result = train_and_measure(setup, network, data, seed, folder, steps=options["steps"])
-    finish()
-    write_weights(folder / MODEL, network)  # by their plain names
-    return result
-
-
-def _part(data: str, samples: int) -> str:
-    if not samples:
-        return data
-    options = parse(data)[1]
-    if "samples" in options:
-        raise KeyFiltersError(f"{data!r} says how many images to take; samples says it too")
-    return f"{data}{'&' if options else '?'}samples={samples}"
+def questions_on_keys(margin: float) -> list[Question]:
+    """Return what is asked of every network whose filters are on keys."""
+    match = "Do networks on keys match learned filters?"
+    return [
+        Contrast(match, {"keys": KEYS}, LEARNED, margin=margin),
+        Contrast(match, {"keys": "consensus"}, LEARNED, margin=margin),
+        Contrast(match, {"filters": "idealized"}, LEARNED, margin=margin),
+        Contrast("Do the keys beat random ones used in the same way?", {"keys": KEYS},
+                 {"keys": RANDOM}),
+        Contrast("Does a learned b help?", {"bias": True}, {"bias": False}),
+        Contrast("Does a learned σ help?", {"sigma": True}, {"sigma": False}),
+        Contrast("Does a learned a help?", {"amplitude": True}, {"amplitude": False}),
+    ]  # fmt: skip

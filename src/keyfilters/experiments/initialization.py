@@ -2,142 +2,118 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Unpack
+from typing import TYPE_CHECKING, Annotated, Any
 
-import pandas as pd
-
-from keyfilters.bank import FilterBank
-from keyfilters.errors import KeyFiltersError
-from keyfilters.experiments.runs import grid
-from keyfilters.experiments.stages import How, run_stages
-from keyfilters.experiments.trial import Setup, build_network, load, train_and_measure
+from keyfilters.experiments.experiment import DATA_HELP, Experiment, Panel, Shared
+from keyfilters.experiments.questions import Contrast, Question, Trend
 from keyfilters.query_strings import parse
-from keyfilters.sources import read
-from keyfilters.surgery import initialize_filters_
 
-__all__ = ["CONDITIONS", "SIZES", "condition_name", "initialization"]
+if TYPE_CHECKING:
+    import pandas as pd
 
-SIZES = (3, 5, 7)
-CONDITIONS = (
-    "default",
-    "kaiming",
-    "trunc-normal",
-    "trunc-normal?std=keep",
-    "covariance",
-    "covariance?std=keep",
-    "center-surround",
-    "center-surround?std=keep",
-    "impulse?std=keep",
-    "keys?std=keep",
+__all__ = ["SCHEMES", "initialization"]
+
+SCHEMES = (
+    *("default", "kaiming", "trunc-normal", "trunc-normal?std=keep"),
+    *("covariance", "covariance?std=keep", "center-surround", "center-surround?std=keep"),
+    *("impulse?std=keep", "keys?std=keep"),
 )
-LENT = "idealized"  # the scheme that draws from trained filters
+REFERENCES = ("default", "kaiming", "trunc-normal", "covariance")  # what a gain must exceed
+REACHED = 0.95  # of the final accuracy of the default
+DEFAULTS = Shared()
+EXPLANATION = (
+    "A network of depthwise convolutions starts from random filters and learns edges, centres and "
+    "bars. Does it learn better or faster if it starts from filters like those of the retina, "
+    "bright centres with dark surrounds and the opposite (babaiee2024echos)? The same network is "
+    "trained from several first filters; everything else, the first weights of the other layers, "
+    "the images and their order, is the same for runs of one seed. The schemes also differ in the "
+    "size of their filters, so each is tried at the root mean square of the network's own first "
+    "filters too (std keep): these are compared with each other, and with the default."
+)
 
 
 def initialization(
-    out: str | os.PathLike[str],
+    shared: Shared = DEFAULTS,
     *,
-    data: str = "digits",
-    sizes: Sequence[int] = SIZES,
-    conditions: Sequence[str] = CONDITIONS,
-    seeds: Sequence[int] = range(5),
-    setup: Setup | None = None,
-    bank: str = "",
-    **how: Unpack[How],
-) -> pd.DataFrame:
-    """Train a network from different first depthwise filters, everything else alike.
+    data: Annotated[str, DATA_HELP] = "digits",
+    sizes: Annotated[tuple[int, ...], "Kernel sizes, with commas."] = (3, 5, 7),
+    condition: Annotated[
+        tuple[str, ...], "An initialisation, such as center-surround?std=keep&gammas=0.5."
+    ] = SCHEMES,
+    bank: Annotated[str, "Trained filters, any source, for the condition idealized."] = "",
+) -> Experiment:
+    """Does starting from center-surround filters help, as babaiee2024echos found?
 
-    Runs of one seed share the first weights of all other layers, the training images and their
-    order, so that their differences are paired.
-
-    Args:
-        out: folder of the runs; the same call goes on there.
-        data: as `keyfilters.experiments.trial.load` takes it.
-        sizes: kernel sizes.
-        conditions: initialisations of `keyfilters.initialize_filters_` with their options, such as
-            ``"center-surround?std=keep&gammas=0.5"``; ``"default"`` leaves the network as built.
-        seeds: of the runs; those that share one are compared in pairs.
-        setup: what all runs share; its size does not count.
-        bank: source of trained filters, for the condition ``"idealized"``.
-        how: workers, progress and executor of `keyfilters.experiments.run_grid`.
-
-    Returns:
-        The table of `run_grid`, with conditions such as
-        ``"7×7 center-surround"``.
-
-    Raises:
-        KeyFiltersError: an unknown condition or option, or data that cannot be had; before any run.
+    Trains the same network from different first depthwise filters.
     """
-    setup = setup or Setup()
-    if not sizes or not conditions:
-        raise KeyFiltersError("give at least one kernel size and one condition")
-    _try(setup, data, sizes, conditions, bank)
-    runs = grid(
-        {
-            condition_name(size, condition): {
-                **setup.to_dict(),
-                "data": data,
-                "size": size,
-                "initialization": condition,
-                "bank": bank if parse(condition)[0] == LENT else "",
-            }
-            for size in sizes
-            for condition in conditions
-        },
-        seeds,
+    from keyfilters.experiments.single_run import make_run
+
+    runs = []
+    for seed in shared.all_seeds:
+        for size in sizes:
+            for text in condition:
+                row = {"size": size, **_factors(text)}
+                if bank and row["scheme"].startswith("idealized"):
+                    text = f"{text}{'&' if '?' in text else '?'}bank={bank}"
+                treatment = "learned" if text == "default" else f"initialize:{text}"
+                options = shared.options(data=data, size=size, treatment=treatment)
+                runs.append(make_run(row, seed, options))
+    return Experiment(
+        name="initialization",
+        title="Does starting from biological filters help?",
+        explanation=EXPLANATION,
+        runs=runs,
+        questions=_questions([_factors(text) for text in condition]),
+        panels=[Panel("top-1 accuracy, %", split=("size",))],
+        words={"std": {"keep": "std keep"}},
+        matrix=("scheme", "size", "mean"),
+        columns=("rms",),
+        derive=epochs_needed,
     )
-    return run_stages([(runs, train_from)], out, how)[-1]
 
 
-def condition_name(size: int, condition: str) -> str:
-    """Name of a condition in tables.
-
-    >>> condition_name(7, "center-surround?std=keep")
-    '7×7 center-surround, std=keep'
-    """
-    return f"{size}×{size} {condition.replace('?', ', ').replace('&', ', ')}"
-
-
-def train_from(options: dict[str, Any], seed: int, folder: Path) -> dict[str, Any]:
-    """Perform one run: build, initialise, train, measure."""
-    setup = Setup.from_dict(options)
-    data = load(options["data"], setup, seed)
-    network = build_network(setup, data, seed)
-    rms = start(network, options["initialization"], options["bank"], seed)
-    return {**train_and_measure(setup, network, data, seed, folder), "rms": rms}
+def _factors(text: str) -> dict[str, Any]:
+    """Return scheme and std of an initialisation; its other options stay with the scheme."""
+    std = parse(text)[1].get("std")
+    name, _, rest = text.partition("?")
+    rest = "&".join(part for part in rest.split("&") if part and not part.startswith("std="))
+    return {"scheme": f"{name}?{rest}" if rest else name, "std": std}
 
 
-def start(network: Any, condition: str, bank: str, seed: int) -> float:
-    """Initialise the depthwise filters; return their root mean square, the median over layers."""
-    scheme, options = parse(condition)
-    if isinstance(options.get("gammas"), float):
-        options["gammas"] = [options["gammas"]]
-    if scheme == "default" and not options:
-        layers = read(network).layers
-        return float(pd.Series([(layer.weight**2).mean() ** 0.5 for layer in layers]).median())
-    given: dict[str, Any] = options
-    if scheme == LENT:
-        given = {**options, "bank": _bank(bank)}
-    try:
-        return float(initialize_filters_(network, scheme, seed=seed, **given)["rms_after"].median())
-    except TypeError as error:  # a text where a number belongs
-        raise KeyFiltersError(f"the condition {condition!r} has a bad value: {error}") from error
+def _questions(rows: list[dict[str, Any]]) -> list[Question]:
+    default = {"scheme": "default", "std": None}
+    questions: list[Question] = []
+    known = [row for row in rows if parse(row["scheme"])[0] in REFERENCES]
+    for row in rows:
+        if row in known:
+            if row != default:
+                words = "Do other first filters differ from the default?"
+                questions.append(Contrast(words, row, default))
+            continue
+        words = f"Does {row['scheme']} beat other first filters of like scale?"
+        alike = [x for x in known if x == default or x["std"] == row["std"]]
+        questions += [Contrast(words, row, other) for other in alike]
+        words = f"Does {row['scheme']} learn faster (epochs to 95 % of the default's accuracy)?"
+        questions.append(Contrast(words, row, default, "epochs_needed", unit="epochs", claim=False))
+        words = f"Does the gain of {row['scheme']} over the default change with the kernel?"
+        questions.append(Trend(words, row, default, "size", "tap"))
+    return questions
 
 
-def _bank(source: str) -> FilterBank:
-    if not source:
-        raise KeyFiltersError(f"the condition {LENT!r} needs a bank of trained filters; give one")
-    return read(source)
+def epochs_needed(table: pd.DataFrame, out: Path) -> pd.DataFrame:
+    """Add the epochs until 95 % of the default's final accuracy of the same seed and size."""
+    import numpy as np
 
+    from keyfilters.experiments.comparison import epochs_to_reach
+    from keyfilters.experiments.results import read_lists
 
-def _try(
-    setup: Setup, data: str, sizes: Sequence[int], conditions: Sequence[str], bank: str
-) -> None:
-    """Refuse what cannot work before the first run."""
-    images = load(data, setup, 0)
-    for size in sizes:
-        for condition in conditions:
-            asked = Setup.from_dict({**setup.to_dict(), "size": size})
-            start(build_network(asked, images, 0), condition, bank, 0)
+    curves = read_lists(table, out, "curve")
+    default = (table["scheme"] == "default") & (table["status"] == "done")
+    rows = table[default].to_dict("records")
+    marks = {(row["size"], row["seed"]): REACHED * row["top1"] for row in rows}
+    found = [
+        float(epochs_to_reach(curve, marks.get((size, seed), np.nan))) if curve else np.nan
+        for curve, size, seed in zip(curves, table["size"], table["seed"], strict=True)
+    ]
+    return table.assign(epochs_needed=found)

@@ -1,159 +1,159 @@
-"""Grids over machines: every run is a task of a Ray cluster, in a process of its own.
-
-A run that raises, or whose process dies, has failed, as on one machine. A run whose node is lost
-has not: it goes to another node and goes on from what lies in its folder, which all nodes see.
-"""
+"""Grids over machines: every run is a task of a Ray cluster, in a process of its own."""
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
-import time
-from collections import Counter
-from collections.abc import Sequence
+from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from math import inf
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from keyfilters.errors import KeyFiltersError
-from keyfilters.experiments.processes import Ended, Task, perform, thread_environment, words
-from keyfilters.experiments.ray_nodes import (
-    Node,
-    alive,
-    check_nodes,
-    connected,
-    nodes_with_room,
-    room_in_words,
+from keyfilters.errors import KeyFiltersError, MissingExtraError
+from keyfilters.experiments.executors import (
+    Executor,
+    LocalProcesses,
+    Task,
+    perform,
+    thread_environment,
 )
+from keyfilters.experiments.run import code_digest, versions
 
-__all__ = ["RayCluster"]
+__all__ = ["RayCluster", "executor_from"]
 
-LOOK = 30.0  # seconds after which it is checked that a node with room is left
-GRACE = 5.0  # seconds in which a node that is stopped outlives its processes
-LOST = 10  # nodes that may be lost under one run: such a run may be what brings them down
+CONNECT = 10.0  # seconds for an address to answer
+RETRIES = 3  # of a run whose process or machine is lost, by Ray; it goes on in its folder
 
 
-@dataclass(frozen=True)
 class RayCluster:
-    """An executor for `run_grid` that performs every run on a Ray cluster.
+    """Performs every task on a Ray cluster, in a process of its own.
 
     Every node needs this version of keyfilters and must see the folder of the grid under the same
-    path. A Ray that the caller has initialised is used as it is, and stays; another is left, or
-    ended, when the grid ends.
+    path; a run that finds another version or no folder fails and says so. A run whose process or
+    machine is lost is started again elsewhere up to three times, and goes on from what lies in its
+    folder. A Ray that the caller has initialised is used as it is, and stays.
 
     Args:
         address: ``"auto"`` (the cluster of which this machine is a node), ``"host:port"``,
             ``"ray://host:port"`` (from a machine that is no node), or empty: this machine only.
         cpus: for each run; it has as many threads.
         gpus: for each run, such as 0.5 for two runs a GPU; at 0 a run sees none.
+        workers: runs at a time; by default as many as find room.
 
     Raises:
-        KeyFiltersError: CPUs or GPUs that cannot be asked for; at the call: no cluster there, no
-            node that is large enough, or one that lacks this version or does not see the folder.
-        MissingExtraError: at the call: ray is not installed.
-
-    >>> RayCluster("auto", cpus=2, gpus=0.5).threads
-    2
+        KeyFiltersError: CPUs or GPUs that cannot be asked for; when entered: no cluster there;
+            when started: no node that is large enough.
+        MissingExtraError: when entered: ray is not installed.
     """
 
-    address: str = ""
-    cpus: float = 1
-    gpus: float = 0
-
-    def __post_init__(self) -> None:
-        if not self.cpus > 0 or not self.gpus >= 0 or (self.gpus > 1 and self.gpus % 1):
+    def __init__(
+        self, address: str = "", cpus: float = 1, gpus: float = 0, workers: int | None = None
+    ) -> None:
+        self.address, self.cpus, self.gpus, self.workers = address, cpus, gpus, workers
+        self.room = f"{cpus:g} CPUs and {gpus:g} GPUs"
+        self.own, self.running = False, list[Any]()
+        if not cpus > 0 or not gpus >= 0 or (gpus > 1 and gpus % 1):
             expected = "more than 0 CPUs, and a share of one GPU or whole ones, are expected"
-            raise KeyFiltersError(
-                f"a run was to have {room_in_words(self.cpus, self.gpus)}; {expected}"
-            )
+            raise KeyFiltersError(f"a run was to have {self.room}; {expected}")
 
-    @property
-    def threads(self) -> int:
-        """Threads of torch and BLAS in a run, unless the caller says otherwise."""
-        return max(1, int(self.cpus))
-
-    def __call__(self, tasks: Sequence[Task], workers: int, threads: int) -> Ended:
-        """Perform tasks on the cluster; see `Executor`. At most `workers` at a time."""
-        if not tasks:
-            return
-        with connected(self.address) as ray:
-            nodes = nodes_with_room(ray, self.cpus, self.gpus)
-            check_nodes(ray, nodes, tasks[0].folder.absolute())
-            yield from self._perform(ray, tasks, workers, threads)
-
-    def _perform(self, ray: Any, tasks: Sequence[Task], workers: int, threads: int) -> Ended:
-        # Ray itself would try again as often after the death of a process as after that of a node
-        # (max_retries); only without its retries does it tell which of the two it was.
-        unseen = {} if self.gpus else {"CUDA_VISIBLE_DEVICES": ""}  # Ray's habit differs by version
-        remote = ray.remote(
-            num_cpus=self.cpus,
-            num_gpus=self.gpus,
-            max_calls=1,
-            max_retries=0,
-            runtime_env={"env_vars": thread_environment(threads) | unseen},
-        )(_perform_here)
-        waiting, running, lost = list(reversed(tasks)), dict[Any, Task](), Counter[Path]()
+    def __enter__(self) -> Self:
+        """Connect, unless the caller has."""
         try:
-            while waiting or running:
-                while waiting and len(running) < workers:
-                    task = waiting.pop()
-                    moved = replace(task, folder=task.folder.absolute())
-                    running[remote.remote(moved, str(Path.cwd()))] = task
-                nodes = alive(ray)
-                done, _ = ray.wait(list(running), timeout=LOOK)
-                if not done:
-                    nodes_with_room(ray, self.cpus, self.gpus)
-                for reference in done:
-                    task = running.pop(reference)
-                    try:
-                        error = ray.get(reference)
-                    except ray.exceptions.RayError as problem:
-                        error = _ending(ray, problem)
-                        if _node_was_lost(ray, problem, nodes):
-                            lost[task.folder] += 1
-                            if (task.folder / "result.json").exists():
-                                error = None
-                            elif lost[task.folder] < LOST:
-                                waiting.append(task)
-                                continue
-                    yield task, error
-        finally:
-            for reference in running:
-                ray.cancel(reference, force=True)
-            if running:
-                ray.wait(list(running), num_returns=len(running), timeout=LOOK)
+            import ray
+        except ModuleNotFoundError as error:
+            raise MissingExtraError("running on a cluster", "ray") from error
+        self.own = not ray.is_initialized()
+        options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+        if not self.address:
+            options |= {"include_dashboard": False, "object_store_memory": 80 * 2**20}
+        try:
+            if self.own:
+                _reach(self.address)
+                ray.init(self.address or "local", **options)
+        except (OSError, RuntimeError, ValueError) as error:
+            where = f"reach a Ray cluster at {self.address}" if self.address else "start Ray here"
+            hint = "; on its first machine type: ray start --head" if self.address else ""
+            if self.address not in ("", "auto"):  # Ray takes its token along to "auto" only
+                hint += "; if it runs already, type here: export RAY_AUTH_MODE=token"
+            raise KeyFiltersError(f"cannot {where} ({error}){hint}") from error
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """End what still runs; leave the cluster, unless it is the caller's."""
+        import ray
+
+        _, running = ray.wait(self.running, num_returns=len(self.running), timeout=0) \
+            if self.running else ([], [])  # fmt: skip
+        for reference in running:
+            ray.cancel(reference, force=True)
+        if running:
+            ray.wait(running, num_returns=len(running), timeout=30)
+        if self.own:
+            ray.shutdown()
+
+    def start(self, runs: int) -> float:
+        """Refuse runs for which no node is large enough: Ray would wait without end."""
+        import ray
+
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        sizes = [(x.get("CPU", 0.0), x.get("GPU", 0.0)) for x in nodes]
+        if not any(cpus >= self.cpus and gpus >= self.gpus for cpus, gpus in sizes):
+            have = " and ".join(f"{cpus:g} CPUs with {gpus:g} GPUs" for cpus, gpus in sizes)
+            raise KeyFiltersError(f"a run was to have {self.room}, the nodes have {have}; ask less")
+        return self.workers or inf
+
+    def submit(self, task: Task) -> Future[str | None]:
+        """Perform a task on a node with room."""
+        import ray
+
+        variables = thread_environment(max(1, int(self.cpus)))
+        variables |= {} if self.gpus else {"CUDA_VISIBLE_DEVICES": ""}  # Ray's habit changes
+        remote = ray.remote(
+            num_cpus=self.cpus, num_gpus=self.gpus, max_calls=1, max_retries=RETRIES,
+            runtime_env={"env_vars": variables},
+        )(_perform_here)  # fmt: skip
+        self.running.append(remote.remote(task, str(Path.cwd())))
+        future: Future[str | None] = self.running[-1].future()
+        return future
+
+
+def _reach(address: str) -> None:
+    """Refuse an address at which nothing answers; Ray would go on trying for five minutes."""
+    if address and address != "auto":
+        host, _, port = address.removeprefix("ray://").rpartition(":")
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT).close()
 
 
 def _perform_here(task: Task, folder: str) -> str | None:
     """Perform a task on a node, in the working folder of the caller where the node has it."""
-    if not (task.folder / "run.json").exists():  # the node may have come after the check
-        return f"the node {socket.gethostname()} does not see {task.folder}"
+    node = f"the node {socket.gethostname()}"
+    if not (task.folder / "run.json").exists():
+        return f"{node} does not see {task.folder}; --out must lie where all nodes see it"
+    own = {"code": code_digest(task.function.partition(":")[0]), "versions": versions()}
+    if other := [f"{name}: {x}" for name, x in own.items() if task.identity.get(name, x) != x]:
+        return f"{node} has another keyfilters or other packages ({'; '.join(other)})"
+    if (task.folder / "result.json").exists():  # the node was lost when the run had just ended
+        return None
     with suppress(OSError):
         os.chdir(folder)
     return perform(task)
 
 
-def _node_was_lost(ray: Any, problem: Exception, before: dict[str, Node]) -> bool:
-    """Tell whether a task ended with its node; when that is stopped, processes may end first."""
-    if isinstance(problem, ray.exceptions.NodeDiedError):
-        return True
-    if isinstance(problem, ray.exceptions.WorkerCrashedError):
-        deadline = time.monotonic() + GRACE
-        while time.monotonic() < deadline:
-            if before.keys() - alive(ray).keys():
-                return True
-            time.sleep(0.25)
-    return False
+def executor_from(
+    name: str, address: str = "", cpus: float = 1, gpus: float = 0, workers: int | None = None
+) -> Executor:
+    """Return an executor for `run_grid` by its name, ``"local"`` or ``"ray"``.
 
-
-def _ending(ray: Any, problem: Exception) -> str:
-    """Say how a task ended that gave no answer."""
-    hint = "ask for more CPUs a run, so that fewer share a node"
-    if isinstance(problem, ray.exceptions.NodeDiedError):
-        return f"{LOST} nodes were lost while they did this run; often that is lack of memory"
-    if isinstance(problem, ray.exceptions.OutOfMemoryError):
-        return f"Ray ended the process since the memory of its node was full; {hint}"
-    if isinstance(problem, ray.exceptions.WorkerCrashedError):
-        return f"the process ended before its run was done; often that is lack of memory: {hint}"
-    return words(getattr(problem, "cause", None) or problem)
+    Raises:
+        KeyFiltersError: an unknown name, or options of a cluster without one.
+    """
+    if name == "ray":
+        return RayCluster(address, cpus, gpus, workers)
+    if name != "local":
+        raise KeyFiltersError(f"there is no executor {name!r}; local or ray is expected")
+    if (address, cpus, gpus) != ("", 1, 0):
+        got = f"--address {address!r}, --cpus-per-run {cpus:g} or --gpus-per-run {gpus:g}"
+        raise KeyFiltersError(f"{got} is for a cluster; type also: --executor ray")
+    return LocalProcesses(workers)

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from glob import escape, glob
 from pathlib import Path
 from typing import Any
 
 from keyfilters.bank import FilterBank
 from keyfilters.errors import SourceError
-from keyfilters.experiments.processes import Executor, in_processes
-from keyfilters.experiments.runner import run_grid
-from keyfilters.experiments.runs import Run
-from keyfilters.sources import READERS, join, read_one
+from keyfilters.experiments.executors import Executor
+from keyfilters.experiments.grid import run_grid
+from keyfilters.experiments.run import Run
+from keyfilters.sources import join, package_files, read_one
 
 __all__ = ["read_source", "read_sources"]
+
+FUNCTION = f"{__name__}:read_source"
 
 
 def read_sources(
@@ -22,20 +27,17 @@ def read_sources(
     out: str | os.PathLike[str],
     *,
     seed: int = 0,
-    workers: int | None = None,
-    executor: Executor = in_processes,
-    progress: Callable[[str], object] | None = None,
+    executor: Executor | None = None,
+    progress: Callable[[str], object] = lambda words: None,
 ) -> FilterBank:
     """Read sources as `keyfilters.read` does, each in a run of its own.
 
-    Interrupt it and call it again: what was read stays, in ``out/runs/SOURCE/seed-N``. Files that
-    have changed since are refused.
+    Interrupt it and call it again: what was read stays, and is found again unless a file changed.
 
     Args:
         sources: names and paths; see `keyfilters.read`.
         out: folder of the grid.
         seed: initialises models that are read without pretrained weights.
-        workers: sources at a time; see `run_grid`.
         executor: see `run_grid`. On a cluster its nodes must see the files.
         progress: see `run_grid`.
 
@@ -47,18 +49,14 @@ def read_sources(
         NoFiltersError: there is no depthwise filter.
         KeyFiltersError: what else `run_grid` refuses.
     """
-    runs = {source: Run(source, seed, _asked(source)) for source in sources}
+    runs = {
+        source: Run({"source": source}, seed, FUNCTION, _options(source), {}, _contents(source))
+        for source in sources
+    }
     if not runs:
         return join(sources, [])
-    table = run_grid(
-        list(runs.values()),
-        read_source,
-        out,
-        workers=workers,
-        executor=executor,
-        progress=progress,
-    )
-    failed = table.loc[table["status"] == "failed", ["condition", "error"]]
+    table = run_grid(list(runs.values()), out, executor=executor, progress=progress)
+    failed = table.loc[table["status"] == "failed", ["source", "error"]]
     if len(failed):
         told = "; ".join(f"{source}: {error}" for source, error in failed.itertuples(index=False))
         raise SourceError(f"{len(failed)} of {len(runs)} sources cannot be read: {told}")
@@ -73,15 +71,22 @@ def read_source(options: dict[str, Any], seed: int, folder: Path) -> dict[str, A
     return {"layers": len(bank.layers), "filters": len(bank), "skipped": len(bank.skipped)}
 
 
-def _asked(source: str) -> dict[str, Any]:
-    """Return the options of a source; of files also what shows that they have changed."""
-    path = Path(source)
-    if not path.exists():
-        return {"source": source}
-    inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in READERS)
-    states = [p.stat() for p in inside or [path]]
-    return {
-        "source": str(path.absolute()),
-        "bytes": sum(s.st_size for s in states),
-        "changed": max(s.st_mtime for s in states),
-    }
+def _options(source: str) -> dict[str, Any]:
+    return {"source": str(Path(source).absolute()) if Path(source).exists() else source}
+
+
+def _contents(source: str) -> dict[str, str]:
+    """Return what shows that a file of a source, or one beside it of its name, has changed."""
+    name = source if Path(source).exists() else source.partition("#")[0]  # FILE#SET
+    found, files = hashlib.sha256(), list[Path]()
+    if name.startswith("package:"):
+        with suppress(SourceError):  # the run will say what is wrong with it
+            files += package_files(name.removeprefix("package:"))
+    else:
+        for root in map(Path, sorted(glob(name, recursive=True)) or [name]):  # noqa: PTH207
+            beside = f"{escape(root.name.partition('.')[0])}*"
+            files += root.rglob("*") if root.is_dir() else root.parent.glob(beside)
+    for file in sorted(x for x in files if x.is_file()):
+        state = file.stat()
+        found.update(f"{file} {state.st_size} {state.st_mtime_ns}".encode())
+    return {source: found.hexdigest()[:16]} if files else {}

@@ -1,4 +1,4 @@
-"""What a grid of runs has found: one table, the failures in words, the learning curves."""
+"""What a grid of runs has found: one table, the failures in words, and the lists of its results."""
 
 from __future__ import annotations
 
@@ -10,80 +10,61 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
-from keyfilters.errors import KeyFiltersError, nearest
-from keyfilters.experiments.runs import Run
-from keyfilters.options import flat
+from keyfilters.errors import KeyFiltersError
+from keyfilters.experiments.run import Run
 
-__all__ = ["collect", "failures", "read_curves", "read_record"]
+__all__ = ["failures", "read_lists", "read_record", "table_of"]
 
 
-def collect(
-    runs: Sequence[Run], out: Path, errors: Mapping[str, str], attempts: int
-) -> pd.DataFrame:
+def table_of(runs: Sequence[Run], out: Path, errors: Mapping[str, tuple[str, int]]) -> pd.DataFrame:
     """Return the table of all runs; see `run_grid`.
 
     Args:
         runs: those without an error have their ``result.json``.
         out: folder of the grid.
-        errors: folder of a failed run → last line of its error.
-        attempts: how often a failed run was tried.
+        errors: key of a failed run → (first line of its error, attempts).
     """
     rows = []
     for run in runs:
-        row = {"condition": run.condition, "seed": run.seed, **flat(run.options, "options.")}
-        folder = str(run.folder)
-        if folder in errors:
-            own = {"seconds": np.nan, "attempts": attempts, "status": "failed"}
-            result = {}
-        else:
+        row: dict[str, Any] = {**run.factors, "seed": run.seed}
+        result: dict[str, Any] = {}
+        error, attempts = errors.get(run.key, ("", 0))
+        own: dict[str, Any] = {"seconds": np.nan, "attempts": attempts, "status": "failed"}
+        if not error:
             record = read_record(out / run.folder / "result.json")
-            own = {"seconds": record["seconds"], "attempts": record["attempts"], "status": "done"}
             result = {k: v for k, v in record["result"].items() if not isinstance(v, list | dict)}
-        rows.append((row, result, {**own, "error": errors.get(folder, ""), "folder": folder}))
-    first, results, last = (pd.DataFrame(part) for part in zip(*rows, strict=True))
-    return pd.concat([first, results, last], axis=1)
+            own = {"seconds": record["seconds"], "attempts": record["attempts"], "status": "done"}
+        rows.append((row, result, {**own, "error": error, "folder": str(run.folder)}))
+    parts = (pd.DataFrame(list(part), dtype=object) for part in zip(*rows, strict=True))
+    table = pd.concat([part.infer_objects() for part in parts], axis=1)
+    return table.loc[:, ~table.columns.duplicated()]
 
 
 def failures(table: pd.DataFrame) -> list[str]:
     """Return one sentence for every failed run of a table of `run_grid`."""
     return [
-        f"{row.condition}, seed {row.seed}, failed in {row.attempts} of {row.attempts} attempts: "
-        f"{row.error} (see {row.folder}/error.txt)"
-        for row in table[table["status"] == "failed"].itertuples()
+        f"a run of seed {row['seed']} failed in {row['attempts']} attempts: {row['error']} "
+        f"(see {row['folder']}/error.txt)"
+        for row in table[table["status"] == "failed"].to_dict("records")
     ]
 
 
-def read_curves(
-    table: pd.DataFrame, out: str | os.PathLike[str], name: str
-) -> dict[str, NDArray[np.float64]]:
-    """Read a list of numbers, such as the accuracy after every epoch, of all finished runs.
+def read_lists(table: pd.DataFrame, out: str | os.PathLike[str], name: str) -> list[list[float]]:
+    """Return a list of every run's result, such as the accuracy after each epoch.
 
     Args:
         table: of `run_grid`.
         out: folder of the grid.
-        name: of the list in the results.
-
-    Returns:
-        condition → ``(seeds, epochs)`` in the order of the table; shorter lists end in NaN.
-
-    Raises:
-        KeyFiltersError: a result has no such list.
+        name: of the list; a run that has failed, or has no such list, gives an empty one.
     """
-    found: dict[str, list[list[float]]] = {}
-    for row in table[table["status"] == "done"].itertuples():
-        result = read_record(Path(out, row.folder, "result.json"))["result"]
-        if not isinstance(result.get(name), list):
-            lists = [key for key, value in result.items() if isinstance(value, list)]
-            known = f"it has the lists {', '.join(lists)}" if lists else "it has no list"
-            tail = nearest(name, lists)
-            raise KeyFiltersError(f"{row.folder} has no list {name!r}; {known}{tail}")
-        found.setdefault(row.condition, []).append(result[name])
-    return {
-        condition: np.array([c + [np.nan] * (max(map(len, curves)) - len(c)) for c in curves])
-        for condition, curves in found.items()
-    }
+    found = []
+    for row in table.to_dict("records"):
+        done = row["status"] == "done"
+        result = read_record(Path(out, row["folder"], "result.json"))["result"] if done else {}
+        value = result.get(name, [])
+        found.append(value if isinstance(value, list) else [])
+    return found
 
 
 def read_record(path: Path) -> dict[str, Any]:

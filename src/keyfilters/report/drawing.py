@@ -21,6 +21,8 @@ __all__ = [
     "KIND_COLOURS",
     "MUTED",
     "NULL_COLOURS",
+    "UNCLASSIFIED",
+    "WIDTH",
     "figure_of",
     "legend_below",
     "percent",
@@ -54,6 +56,21 @@ NULL_COLOURS = {
     "covariance": "#22252b",
     "phase": "#737985",
 }
+
+UNCLASSIFIED = "#e6e6e6"
+# Colours that a page replaces by its own where it is dark, see page.css.
+PAGE_COLOURS = {
+    INK: "--ink",
+    MUTED: "--muted",
+    "#c4c8d0": "--edge",
+    "#e1e4ea": "--line",
+    "#d5d8de": "--line",
+    "#d9dce2": "--null-1",
+    "#b3b8c2": "--null-2",
+    "#d4d6db": "--blank",
+    UNCLASSIFIED: "--blank",
+}
+WIDTH = 4.8  # inches: text stays legible where a phone shows the whole chart
 
 STYLE = {
     "svg.fonttype": "none",
@@ -97,6 +114,8 @@ def to_svg(figure: Figure) -> str:
         metadata = {"Date": None, "Creator": None}
         figure.savefig(buffer, format="svg", metadata=metadata, transparent=True)
     text = buffer.getvalue()
+    for colour, variable in PAGE_COLOURS.items():
+        text = text.replace(f": {colour}", f": var({variable}, {colour})")
     return text[text.index("<svg") :]
 
 

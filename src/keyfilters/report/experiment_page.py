@@ -1,227 +1,154 @@
-"""Any experiment as one self-contained HTML page: answers first, then what they rest on."""
+"""The record of any experiment as one self-contained page: answers first, then the numbers."""
 
 from __future__ import annotations
 
-import math
 import os
+import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from keyfilters.errors import KeyFiltersError
-from keyfilters.report.experiment_figures import dot_plot, learning_curves, shade
+from keyfilters.report.drawing import (
+    INK,
+    KIND_COLOURS,
+    MUTED,
+    WIDTH,
+    legend_below,
+    shorten,
+    single_axes,
+    to_svg,
+)
 from keyfilters.report.template import render, write_page
 
-__all__ = ["ExperimentReport", "Matrix", "render_experiment", "write_experiment"]
+__all__ = ["render_experiment", "write_experiment"]
 
-RUNS = ("condition", "seed", "value")
-CONDITIONS = ("condition", "seeds", "missing", "mean", "sd", "low", "high")
-COMPARISONS = (
-    *("condition", "reference", "seeds", "missing", "difference", "low", "high"),
-    *("p_holm", "effect"),
-)
-
-
-@dataclass(frozen=True)
-class Matrix:
-    """A table of numbers, source × target say, drawn with its text in coloured cells.
-
-    Attributes:
-        values: the numbers; the names of its index and its columns say what they are.
-        caption: what a cell says.
-        text: what is written into the cells; the numbers if None.
-        middle: value that is drawn white, red above and blue below it; None for shades of blue.
-    """
-
-    values: pd.DataFrame
-    caption: str
-    text: pd.DataFrame | None = None
-    middle: float | None = None
+COLOURS = list(KIND_COLOURS.values())[:8]
+STYLES = ("-", "--", ":")  # after eight conditions the colours come again
+FEW, FAR = 6, 4  # points marked one by one; a logarithmic axis reaches as many times further
+PARTS = ("title", "explanation", "short", "measure", "runs", "conditions", "comparisons", "charts")
+UNITS = ((86400, "days"), (3600, "h"), (60, "min"), (0, "s"))
 
 
-@dataclass(frozen=True)
-class ExperimentReport:
-    """What the page of an experiment shows; numbers are drawn as they are given, in `unit`.
-
-    Attributes:
-        title: of the page.
-        explanation: one paragraph for someone who has not read the papers.
-        answers: (question, the sentence that the numbers support), …
-        short: the result in one or two sentences, shown before all answers.
-        measure: what was measured, with its unit, such as ``"top-1 accuracy, %"``.
-        unit: of differences, such as ``"points"``.
-        runs: one row a run: condition, seed, value (NaN for a failed one).
-        conditions: one row a condition: condition, seeds, missing, mean, sd, low, high (95 %).
-        comparisons: one row a comparison: condition, reference, seeds, missing, difference, low,
-            high, p_holm, effect, and the question if there are several; None where nothing is
-            compared.
-        curves: panel → condition → ``(seeds, epochs)``; a panel is best read with up to 8 of them.
-        axes: panel → (name of its axis, places on it, what is drawn or empty), where that is not
-            the epochs.
-        curves_measure: what the curves show; `measure` if empty.
-        matrices: further tables of numbers.
-        options: the recipe: name → value.
-        failures: one sentence a failed run.
-        environment: versions, hardware, date: name → value.
-        command: what was typed.
-        seconds: of the whole experiment.
-        digits: decimals of the numbers.
-    """
-
-    title: str
-    explanation: str
-    answers: Sequence[tuple[str, str]]
-    measure: str
-    runs: pd.DataFrame
-    conditions: pd.DataFrame
-    comparisons: pd.DataFrame | None = None
-    unit: str = "points"
-    curves: Mapping[str, Mapping[str, NDArray[np.float64]]] = field(default_factory=dict)
-    axes: Mapping[str, tuple[str, Sequence[float], str]] = field(default_factory=dict)
-    curves_measure: str = ""
-    matrices: Sequence[Matrix] = ()
-    options: Mapping[str, Any] = field(default_factory=dict)
-    failures: Sequence[str] = ()
-    environment: Mapping[str, Any] = field(default_factory=dict)
-    command: str = ""
-    seconds: float | None = None
-    digits: int = 1
-    short: str = ""
-
-
-def write_experiment(report: ExperimentReport, path: str | os.PathLike[str]) -> Path:
+def write_experiment(record: Mapping[str, Any], path: str | os.PathLike[str]) -> Path:
     """Write the page of an experiment: one file that opens from disk without a network.
 
     Args:
-        report: what it shows.
-        path: where to; the folder is made if need be.
+        record: as `keyfilters.experiments.run_experiment` returns it, or read from record.json.
+        path: of the page; a missing folder is made.
 
     Returns:
         The path written.
 
     Raises:
-        KeyFiltersError: as `render_experiment`.
+        KeyFiltersError: the record lacks a part.
     """
-    return write_page(render_experiment(report), path)
+    return write_page(render_experiment(record), path)
 
 
-def render_experiment(report: ExperimentReport) -> str:
+def render_experiment(record: Mapping[str, Any]) -> str:
     """Return the page as HTML text.
 
     Raises:
-        KeyFiltersError: a table lacks a column, or the text of a matrix has another shape.
+        KeyFiltersError: as `write_experiment`.
     """
-    _check("runs", report.runs, RUNS)
-    _check("conditions", report.conditions, CONDITIONS)
-    comparisons = report.comparisons
-    if comparisons is not None and len(comparisons):
-        _check("comparisons", comparisons, COMPARISONS)
+    if lacking := [name for name in PARTS if name not in record]:
+        raise KeyFiltersError(f"the record of an experiment lacks {', '.join(lacking)}")
+    questions: dict[str, list[Mapping[str, Any]]] = {}
+    for row in record["comparisons"]:
+        questions.setdefault(row["question"], []).append(row)
+    seconds = record.get("seconds") or 0
+    size, unit = next(x for x in UNITS if seconds >= x[0])
     return render(
         "experiment.html.j2",
-        report=report,
-        done=int(report.runs["value"].notna().sum()),
-        seeds=report.runs["seed"].nunique(),
-        conditions=[_condition(row, report.digits) for row in _records(report.conditions)],
-        comparisons=[_comparison(row, report.digits) for row in _records(comparisons)],
-        dots=dot_plot(report.runs, report.conditions, report.measure),
-        curves=[_chart(report, panel, curves) for panel, curves in report.curves.items() if curves],
-        matrices=[_matrix(matrix, report.digits) for matrix in report.matrices],
-        options=dict(report.options),
-        environment=dict(report.environment),
-        duration=_duration(report.seconds),
+        record={"failures": [], "command": "", "options": {}, "environment": {}, **record},
+        done=sum(run.get("status", "done") == "done" for run in record["runs"]),
+        seeds=len({run["seed"] for run in record["runs"]}),
+        duration=f"{seconds / (size or 1):.{1 if size else 0}f} {unit}",
+        questions=questions,
+        number=_number,
+        dots=_dots(record),
+        charts=[_chart(chart) for chart in record["charts"]],
+        matrices=[{**x, "styles": _shade(x["values"])} for x in record.get("matrices", [])],
     )
 
 
-def _chart(report: ExperimentReport, panel: str, curves: Mapping[str, NDArray[np.float64]]) -> str:
-    name, at, measure = report.axes.get(panel, ("epoch", (), ""))
-    measure = measure or report.curves_measure or report.measure
-    return learning_curves(panel, curves, measure, across=name, at=at)
+def _dots(record: Mapping[str, Any]) -> str:
+    """Draw one row a condition: a small dot a seed, below it the mean with its interval."""
+    conditions, factors = record["conditions"], record.get("factors", [])
+    values: dict[str, list[float]] = {}
+    for run in record["runs"]:
+        if run.get("top1") is not None:
+            values.setdefault(str([run.get(x) for x in factors]), []).append(run["top1"])
+    figure, axes = single_axes(WIDTH, 0.5 * len(conditions) + 0.9)
+    for y, row in enumerate(conditions):
+        colour = COLOURS[y % len(COLOURS)]
+        seen = values.get(str([row.get(x) for x in factors]), [])
+        axes.plot(seen, np.full(len(seen), y + 0.17), "o", color=colour, alpha=0.55, markersize=4.5)
+        if row["low"] is not None:
+            axes.plot([row["low"], row["high"]], [y - 0.12] * 2, color=colour, linewidth=2.2)
+        if row["mean"] is not None:
+            axes.plot(row["mean"], y - 0.12, "o", color=colour, markersize=7.5)
+    labels = ["\n".join(textwrap.wrap(shorten(row["label"], 66), 32)) for row in conditions]
+    axes.set_yticks(range(len(labels)), labels, color=INK)
+    axes.set_ylim(len(labels) - 0.5, -0.5)
+    axes.grid(axis="x", color="#e1e4ea", linewidth=0.8)
+    axes.tick_params(axis="y", length=0)
+    axes.set_xlabel(record["measure"])
+    return to_svg(figure)
 
 
-def _condition(row: Mapping[str, Any], digits: int) -> dict[str, Any]:
-    return {
-        "condition": row["condition"],
-        "seeds": row["seeds"],
-        "missing": row["missing"],
-        "mean": _number(row["mean"], digits),
-        "interval": _interval(row, digits),
-        "sd": _number(row["sd"], digits + 1),
-    }
+def _chart(chart: Mapping[str, Any]) -> str:
+    """Draw the mean over the seeds at every place, and a band from lowest to highest."""
+    from matplotlib.ticker import MaxNLocator, ScalarFormatter
 
-
-def _comparison(row: Mapping[str, Any], digits: int) -> dict[str, Any]:
-    p = row["p_holm"]
-    return {
-        "question": row.get("question", ""),
-        "pair": f"{row['condition']} − {row['reference']}",
-        "seeds": row["seeds"],
-        "missing": row["missing"],
-        "difference": _number(row["difference"], digits, signed=True),
-        "interval": _interval(row, digits),
-        "p": "below 0.001" if p < 0.001 else _number(p, 3),
-        "effect": _number(row["effect"], 1),
-    }
-
-
-def _matrix(matrix: Matrix, digits: int) -> dict[str, Any]:
-    """Rows of cells, each with its text and its style."""
-    values = matrix.values
-    if matrix.text is None:
-        text = [[_number(float(x), digits) for x in row] for row in values.to_numpy(dtype=float)]
-    elif matrix.text.shape == values.shape:
-        text = matrix.text.astype(str).to_numpy().tolist()
+    figure, axes = single_axes(WIDTH, 3.6 + 0.12 * len(chart["lines"]))
+    places: Sequence[float] = chart["at"]
+    for i, (name, seeds) in enumerate(chart["lines"].items()):
+        table = pd.DataFrame([[np.nan if x is None else x for x in seed] for seed in seeds])
+        at = np.asarray(places if len(places) else range(1, table.shape[1] + 1))
+        colour, style = COLOURS[i % len(COLOURS)], STYLES[i // len(COLOURS) % len(STYLES)]
+        at, mark = at[: table.shape[1]], "o" if table.shape[1] <= FEW else None
+        axes.fill_between(at, table.min(), table.max(), color=colour, alpha=0.14, linewidth=0)
+        axes.plot(at, table.mean(), style, color=colour, marker=mark, markersize=4,
+                  label=shorten(name, 30))  # fmt: skip
+    if len(places) and max(places) > FAR * len(places):
+        axes.set_xscale("symlog", linthresh=1)
+        axes.xaxis.set_major_formatter(ScalarFormatter())
     else:
-        raise KeyFiltersError(
-            f"the text of a matrix is {matrix.text.shape}; {values.shape}, as its values, expected"
-        )
-    styles = shade(values, matrix.middle)
-    names = values.index.name, values.columns.name
-    return {
-        "caption": matrix.caption,
-        "corner": " \\ ".join(str(name) for name in names if name),
-        "columns": list(values.columns),
-        "rows": [
-            (name, list(zip(words, style, strict=True)))
-            for name, words, style in zip(values.index, text, styles, strict=True)
-        ],
-    }
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(axis="y", color="#e1e4ea", linewidth=0.8)
+    axes.set_xlabel(chart["x"], color=MUTED)
+    axes.set_ylabel("\n".join(textwrap.wrap(chart["measure"], 40)))
+    axes.set_title(shorten(chart["title"], 60))
+    legend_below(figure, axes, columns=2)
+    return to_svg(figure)
 
 
-def _interval(row: Mapping[str, Any], digits: int) -> str:
-    if math.isnan(row["low"]):
-        return "–"
-    return f"{_number(row['low'], digits)} to {_number(row['high'], digits)}"
+def _shade(values: Sequence[Sequence[float | None]]) -> list[list[str]]:
+    """Return a CSS style for each cell: from white (lowest) to blue, with ink that reads on it."""
+    import matplotlib
+
+    known = [x for row in values for x in row if x is not None]
+    low, high = min(known, default=0.0), max(known, default=1.0)
+
+    def style(value: float | None) -> str:
+        if value is None:
+            return ""
+        at = 0.75 * ((value - low) / (high - low) if high > low else 0.5)
+        red, green, blue, _ = matplotlib.colormaps["Blues"](at)
+        ink = INK if 0.2126 * red + 0.7152 * green + 0.0722 * blue > 0.45 else "#fff"
+        return f"background:{matplotlib.colors.to_hex((red, green, blue))};color:{ink}"
+
+    return [[style(value) for value in row] for row in values]
 
 
-def _number(value: float, digits: int, *, signed: bool = False) -> str:
-    """Write a number with the true minus sign; "–" for NaN."""
-    if math.isnan(value):
+def _number(value: float | None, digits: int = 1, signed: bool = False) -> str:
+    """Write a number with the true minus sign; "–" where there is none."""
+    if value is None:
         return "–"
     value = 0.0 if round(value, digits) == 0 else value
     return f"{value:{'+' if signed and value else ''}.{digits}f}".replace("-", "−")
-
-
-def _duration(seconds: float | None) -> str:
-    """Write a time in the unit that suits it."""
-    if seconds is None:
-        return ""
-    for size, unit in ((86400, "days"), (3600, "h"), (60, "min")):
-        if seconds >= size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.0f} s"
-
-
-def _records(table: pd.DataFrame | None) -> list[dict[Any, Any]]:
-    return [] if table is None else table.to_dict("records")
-
-
-def _check(name: str, table: pd.DataFrame, columns: Sequence[str]) -> None:
-    lacking = [column for column in columns if column not in table]
-    if lacking:
-        has = ", ".join(map(str, table))
-        raise KeyFiltersError(f"the table {name} lacks {', '.join(lacking)}; it has {has}")

@@ -14,7 +14,8 @@ from keyfilters.report.drawing import (
     KIND_COLOURS,
     MUTED,
     NULL_COLOURS,
-    figure_of,
+    UNCLASSIFIED,
+    WIDTH,
     legend_below,
     percent,
     shorten,
@@ -22,15 +23,13 @@ from keyfilters.report.drawing import (
     to_svg,
 )
 
-__all__ = ["coverage_bars", "depth_profile", "layer_coverage", "rate_curve", "sweep"]
-
-UNCLASSIFIED = "#e6e6e6"
+__all__ = ["coverage_bars", "depth_profiles", "layer_coverage", "rate_curve", "sweep"]
 
 
 def coverage_bars(atlas: SizeAtlas) -> str:
     """Bars: coverage of every method, beside that of the same method on the nulls."""
     claims = atlas.evidence.claims[::-1]
-    figure, axes = single_axes(6.2, 0.5 * len(claims) + 1.6)
+    figure, axes = single_axes(WIDTH, 0.5 * len(claims) + 1.6)
     y = np.arange(len(claims))
     axes.barh(y + 0.22, [c.value for c in claims], 0.34, color="#2f66b0", ecolor=INK,
               xerr=[c.sd for c in claims], label="trained filters (± sd over seeds)")  # fmt: skip
@@ -50,7 +49,7 @@ def coverage_bars(atlas: SizeAtlas) -> str:
 def rate_curve(atlas: SizeAtlas) -> str:
     """Rate–distortion curve: coverage against the number of prototypes."""
     rate = atlas.evidence.rate
-    figure, axes = single_axes(6.2, 3.9)
+    figure, axes = single_axes(WIDTH, 3.9)
     colours = {"k-means": "#2f66b0", "autoencoder 1-D": "#c8452f", "autoencoder 2-D": "#e0a021",
                "idealised filters": "#2a9d6f"}  # fmt: skip
     for method, colour in colours.items():
@@ -71,14 +70,14 @@ def rate_curve(atlas: SizeAtlas) -> str:
     percent(axes, "y")
     axes.set_xlabel("number of prototypes")
     axes.set_ylabel(f"covered at {atlas.threshold:g}")
-    legend_below(figure, axes, columns=2)
+    legend_below(figure, axes, columns=1)
     return to_svg(figure)
 
 
 def sweep(atlas: SizeAtlas) -> str:
     """Coverage against the threshold, with the nulls."""
     table = atlas.evidence.sweep
-    figure, axes = single_axes(6.2, 3.9)
+    figure, axes = single_axes(WIDTH, 3.9)
     methods = ("autoencoder 1-D", "k-means 32", "idealised filters")
     for method, colour in zip(methods, ("#c8452f", "#2f66b0", "#2a9d6f"), strict=True):
         for data, style in zip(("filters", *STRICT), ("-", "--", ":"), strict=True):
@@ -97,35 +96,31 @@ def sweep(atlas: SizeAtlas) -> str:
     return to_svg(figure)
 
 
-def depth_profile(atlas: Atlas, size: tuple[int, int], models: Sequence[str]) -> str:
-    """Stacked bars: share of the kinds of patterns in every layer, one panel a model."""
+def depth_profiles(atlas: Atlas, size: tuple[int, int], models: Sequence[str]) -> list[str]:
+    """Stacked bars: share of the kinds of patterns in every layer, one chart a model."""
     chosen = atlas.sizes_[size]
     table = atlas.table_.iloc[chosen.rows]
-    columns = min(2, len(models))
-    rows = -(-len(models) // columns)
-    figure, grid = figure_of(6.2 if columns == 1 else 12.6, 2.9 * rows + 0.9, rows, columns)
-    for axes, model in zip(grid, models, strict=False):
+    charts = []
+    for model in models:
+        figure, axes = single_axes(WIDTH, 2.9)
         part = table[table["model"] == model]
         layers = part[["layer", "depth"]].drop_duplicates().sort_values("depth")
         bottom = np.zeros(len(layers))
         for kind, colour in KIND_COLOURS.items():
             of_kind = part["classified"] & (part["kind"] == kind)
             share = of_kind.groupby(part["layer"], sort=False).mean()[layers["layer"]].to_numpy()
-            axes.bar(range(len(layers)), share, 0.86, bottom, color=colour, label=kind)
+            axes.bar(range(len(layers)), share, 0.86, bottom, color=colour)
             bottom += share
-        axes.bar(range(len(layers)), 1 - bottom, 0.86, bottom, color=UNCLASSIFIED,
-                 label="not classified")  # fmt: skip
+        axes.bar(range(len(layers)), 1 - bottom, 0.86, bottom, color=UNCLASSIFIED)
         axes.set_xticks(range(len(layers)), [f"{d:.2f}" for d in layers["depth"]], fontsize=8.5)
-        if len(layers) > 14:
-            axes.set_xticks(axes.get_xticks()[:: len(layers) // 10])
+        if len(layers) > 10:
+            axes.set_xticks(axes.get_xticks()[:: len(layers) // 8])
         axes.set_title(shorten(model), loc="left", fontsize=10.5)
         axes.set_ylim(0, 1)
         axes.set_xlabel("relative depth of the layer")
         percent(axes, "y")
-    for axes in grid[len(models) :]:
-        axes.set_visible(False)
-    legend_below(figure, grid[0], columns=5 if columns == 2 else 3)
-    return to_svg(figure)
+        charts.append(to_svg(figure))
+    return charts
 
 
 def layer_coverage(atlas: Atlas, size: tuple[int, int], models: Sequence[str]) -> str:
@@ -133,7 +128,7 @@ def layer_coverage(atlas: Atlas, size: tuple[int, int], models: Sequence[str]) -
     table = atlas.coverage_
     label = f"{size[0]}×{size[1]}"
     table = table[(table["level"] == "layer") & (table["size"] == label)]
-    figure, axes = single_axes(6.2, 3.4)
+    figure, axes = single_axes(WIDTH, 3.4)
     palette = list(KIND_COLOURS.values())
     for i, model in enumerate(models):
         part = table[table["model"] == model]

@@ -13,6 +13,7 @@ from keyfilters.report.drawing import (
     INK,
     KIND_COLOURS,
     NULL_COLOURS,
+    WIDTH,
     legend_below,
     percent,
     shorten,
@@ -29,7 +30,7 @@ def explained_share(atlas: SizeAtlas) -> str:
     """Share of filters explained to at least r², beside the null models."""
     matched = atlas.matched
     assert matched is not None
-    figure, axes = single_axes(6.2, 3.6)
+    figure, axes = single_axes(WIDTH, 3.6)
     levels = np.linspace(0, 1, 201)
 
     def draw(r2: object, style: str, colour: str, label: str) -> None:
@@ -46,7 +47,7 @@ def explained_share(atlas: SizeAtlas) -> str:
     percent(axes, "x")
     percent(axes, "y")
     axes.set_xlabel("explained variance r²")
-    axes.set_ylabel("share of filters with at least that")
+    axes.set_ylabel("share with at least that")
     legend_below(figure, axes, columns=1)
     return to_svg(figure)
 
@@ -57,7 +58,7 @@ def explained_depth(atlas: Atlas, size: tuple[int, int], models: Sequence[str]) 
     matched = chosen.matched
     assert matched is not None
     table = atlas.table_.iloc[chosen.rows].assign(good=lambda t: t["r2"] >= matched.bar)
-    figure, axes = single_axes(6.2, 3.6)
+    figure, axes = single_axes(WIDTH, 3.6)
     palette = list(KIND_COLOURS.values())
     for i, model in enumerate(models):
         part = table[table["model"] == model].groupby("depth")["good"].mean()
@@ -71,7 +72,7 @@ def explained_depth(atlas: Atlas, size: tuple[int, int], models: Sequence[str]) 
     percent(axes, "y")
     axes.set_xlabel("relative depth of the layer")
     axes.set_ylabel(f"explained to at least {matched.bar:.0%}")
-    legend_below(figure, axes, columns=2)
+    legend_below(figure, axes, columns=1)
     return to_svg(figure)
 
 
@@ -84,7 +85,7 @@ def scale_depth(atlas: Atlas, size: tuple[int, int]) -> str:
     table = table.join(matched.table[["kind", "sigma_x", "sigma_y", "r2"]])
     table = table[table["r2"] >= matched.bar]
     table = table.assign(sigma=mean_scale(table))
-    figure, axes = single_axes(6.2, 3.6)
+    figure, axes = single_axes(WIDTH, 3.6)
     for kind in matched.shares["kind"].head(5):
         groups = table[table["kind"] == kind].groupby("depth")["sigma"]
         enough = groups.size() >= 8

@@ -14,7 +14,7 @@ from keyfilters.clusters.principal_curve import distinct_prototypes
 from keyfilters.nulls import NULLS
 from keyfilters.report import figures, model_figures
 from keyfilters.report.drawing import KIND_COLOURS
-from keyfilters.report.payload import build_payload
+from keyfilters.report.payload import KEY_SETS, build_payload
 from keyfilters.report.template import asset, render, script_json, write_page
 
 __all__ = ["render_report", "write_report"]
@@ -53,8 +53,7 @@ def render_report(atlas: Atlas) -> str:
         unusable=_flaw_table(atlas),
         shown=payload["shown"],
         js=asset("page.js"),
-        data=script_json(payload),
-        colours=script_json(KIND_COLOURS),
+        data=script_json({"atlas": payload, "colours": KIND_COLOURS}),
     )
 
 
@@ -96,22 +95,20 @@ def _size_context(atlas: Atlas, size: SizeAtlas) -> dict[str, Any]:
         "words": atlas.words_[size.size],
         "squares": size.squares["words"],
         "agreement": size.agreement.reset_index(names="data").to_dict("records"),
-        "seeds": atlas.config.seeds,
+        "seeds": atlas.seeds,
         "distinct": distinct_prototypes(size.decoded),
         "name_bar": atlas.summary_["sizes"][f"{size.size[0]}×{size.size[1]}"][
             "similarity_of_chance_names"
         ],
         "claims": _claim_rows(atlas, size),
-        "keys": {
-            name: {"provenance": use.keys.provenance, "count": len(use.keys)}
-            for name, use in size.keys.items()
-        },
+        "keys": _keys_context(size),
+        "no_keys": [name for name in KEY_SETS if name not in size.keys],
         "models_left_out": len(models) - len(ordered),
         "explained": _explained_context(atlas, size, ordered),
         "coverage_bars": figures.coverage_bars(size),
         "rate_curve": figures.rate_curve(size),
         "sweep": figures.sweep(size),
-        "depth_profile": figures.depth_profile(atlas, size.size, ordered),
+        "depth_profiles": figures.depth_profiles(atlas, size.size, ordered),
         "layer_coverage": figures.layer_coverage(atlas, size.size, ordered),
     }
 
@@ -127,6 +124,18 @@ def _claim_rows(atlas: Atlas, size: SizeAtlas) -> list[dict[str, Any]]:
         }
         for row in table.to_dict("records")
     ]
+
+
+def _keys_context(size: SizeAtlas) -> dict[str, dict[str, Any]]:
+    """Where the keys of each set come from, and how well they explain filters and nulls."""
+    return {
+        name: {
+            "provenance": use.keys.provenance,
+            "count": len(use.keys),
+            "quality": {row["data"]: row for row in use.quality.to_dict("records")},
+        }
+        for name, use in size.keys.items()
+    }
 
 
 def _explained_context(atlas: Atlas, size: SizeAtlas, models: list[str]) -> dict[str, Any] | None:

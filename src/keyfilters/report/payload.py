@@ -17,11 +17,12 @@ from keyfilters.receptive_fields import build_dictionary
 from keyfilters.receptive_fields.families import family
 from keyfilters.receptive_fields.models import render_models
 
-__all__ = ["build_payload"]
+__all__ = ["KEY_SETS", "build_payload"]
 
 MEMBERS = 12  # random members shown with every pattern
 STRIP = 96  # decoded filters drawn along the 1-D code
 NO_PATTERN = 255
+KEY_SETS = ("published", "consensus")
 EXAMPLES = 5  # best and worst of every kind of model
 
 
@@ -89,7 +90,7 @@ def _pack_layer(
         & (coverage["model"] == first["model"])
         & (coverage["layer"] == first["layer"])
     ]
-    far = rows["dissimilarity"].fillna(2.0).to_numpy()
+    far = rows["dissimilarity"].fillna(2.0)
     return {
         "model": first["model"],
         "name": first["layer"],
@@ -100,17 +101,24 @@ def _pack_layer(
         "coverage": _round(own["coverage"].iloc[0]) if len(own) else None,
         "chance": _round(own[list(NULLS)].max(axis=1).iloc[0]) if len(own) else None,
         "keys": {
-            name: _bytes(_key_numbers(atlas, size, name, rows))
-            for name in ("published", "consensus")
+            name: {
+                "serves": _bytes(_key_numbers(atlas, size, name, rows)),
+                "r2": _bytes(_hundredths(rows[f"{name}_r2"].fillna(0.0))),
+            }
+            for name in KEY_SETS
         },
         "w": _bytes(_quantise(weight)),
         "pattern": _bytes(pattern.astype(np.uint8)),
         "classified": _bytes(rows["classified"].to_numpy(dtype=np.uint8)),
-        "far": _bytes(np.clip(far * 100, 0, 255).round().astype(np.uint8)),
+        "far": _bytes(_hundredths(far)),
         "channel": _bytes(rows["channel"].to_numpy(dtype="<u2")),
         "norm": _bytes(rows["norm"].to_numpy(dtype="<f4")),
         "mean": _bytes(rows["mean"].to_numpy(dtype="<f4")),
     }
+
+
+def _hundredths(values: pd.Series) -> NDArray[np.uint8]:
+    return np.clip(values.to_numpy(np.float64) * 100, 0, 255).round().astype(np.uint8)
 
 
 def _key_numbers(

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from keyfilters.bank import FilterBank
 from keyfilters.depthwise import extent
 from keyfilters.errors import KeyFiltersError, nearest
 from keyfilters.keyset import KeySet
+from keyfilters.learned_filters import METHODS
 from keyfilters.receptive_fields import has_models, match, published_in
 from keyfilters.receptive_fields.models import render_models
 from keyfilters.sizes import as_size
 from keyfilters.surgery.targets import Target
 
-__all__ = ["Choice", "Keys", "choose_keys", "one_key_set", "published_hint"]
+__all__ = ["Choice", "Keys", "choose_keys", "named_key_sets", "one_key_set", "published_hint"]
 
 Keys = KeySet | Sequence[KeySet] | Mapping[str, KeySet] | Literal["idealized"]
 
@@ -59,6 +62,38 @@ def choose_keys(targets: Sequence[Target], keys: Keys, left: list[Target]) -> di
         why = "; ".join(sorted({target.left for target in left}))
         raise KeyFiltersError(f"nothing would be replaced: {why}")
     return choices
+
+
+def named_key_sets(name: str, bank: FilterBank, seed: int = 0) -> list[KeySet]:
+    """Return the keys of a file, or those of a name at each kernel size of a bank that they have.
+
+    Args:
+        name: as `KeySet.named` takes it.
+        bank: filters whose kernel sizes count, and from which keys are learned.
+        seed: of random and learned keys.
+
+    Raises:
+        KeyFiltersError: as `KeySet.named`, or the bank has no filters of the shape of the keys.
+    """
+    if Path(name).is_file() or (Path(name).suffix and ":" not in name):
+        return [KeySet.from_file(name)]
+    windows = sorted(bank.sizes)
+    if name.partition(":")[0] not in ("random", *METHODS):
+        windows = [window for window in windows if published_in(window)]
+    if not windows:
+        held = ", ".join(map(extent, bank.sizes)) or "none"
+        raise KeyFiltersError(
+            f"keys {name} have at least 3 taps a side, or are of a single row or column, but the "
+            f"filters are {held}"
+        )
+    found: list[KeySet] = []
+    for window in windows:
+        try:
+            found.append(KeySet.named(name, window, seed, bank=bank))
+        except KeyFiltersError:
+            if window == windows[-1] and not found:
+                raise
+    return found
 
 
 def published_hint(sizes: Iterable[tuple[int, int]]) -> str:

@@ -26,7 +26,7 @@ from keyfilters.surgery.targets import (
     refuse_programs,
 )
 
-__all__ = ["LEARNABLE", "bake_filters_", "parametrize_filters_"]
+__all__ = ["LEARNABLE", "bake_filters_", "learns_scales", "parametrize_filters_"]
 
 LEARNABLE = ("amplitude", "bias", "sigma")
 Assignment = Literal["trained", "random"]
@@ -111,6 +111,15 @@ def parametrize_filters_(
     return layer_table(fitting, left, rows, ["explained", "parameters"])
 
 
+def learns_scales(size: tuple[int, int]) -> bool:
+    """Whether scales can be learned in a window ``(k_y, k_x)``: a square one of odd side.
+
+    >>> learns_scales((7, 7)), learns_scales((4, 4)), learns_scales((1, 7))
+    (True, False, False)
+    """
+    return size[0] == size[1] and size[0] % 2 == 1
+
+
 def bake_filters_(model: nn.Module) -> list[str]:
     """Turn the layers that `parametrize_filters_` made back into plain convolutions, in place.
 
@@ -165,7 +174,7 @@ def _checked(learn: Sequence[str], keys: KeySet, assignment: str) -> tuple[str, 
             "only idealised keys have scales to learn, and these have no models; type for example "
             f"KeySet.published('lindeberg2026-B', size={keys.size})"
         )
-    if "sigma" in learn and (len(set(keys.window)) > 1 or keys.window[0] % 2 == 0):
+    if "sigma" in learn and not learns_scales(keys.window):
         raise KeyFiltersError(
             f"the scales of keys are learned in square windows of odd side, these are "
             f"{extent(keys.window)}; type learn=('amplitude', 'bias')"

@@ -8,6 +8,7 @@ const make = (tag, props = {}, ...children) => {
   node.append(...children);
   return node;
 };
+const { atlas: ATLAS, colours: COLOURS } = JSON.parse($("data").textContent);
 const percent = (x, digits = 0) => (x == null ? "–" : (100 * x).toFixed(digits) + "%");
 
 // Blue (negative) – white (0) – red (positive).
@@ -18,6 +19,7 @@ const MAP = Array.from({ length: 255 }, (_, i) => {
   return "rgb(" + STOPS[lo].map((c, j) => Math.round(c + f * (STOPS[lo + 1][j] - c))).join(",") + ")";
 });
 const colourOf = (kind) => COLOURS[kind] || "#999";
+const themed = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
 function drawFilter(ctx, taps, offset, [ky, kx], x, y, px) {
   for (let r = 0; r < ky; r++)
@@ -55,16 +57,19 @@ for (const layer of ATLAS.layers) {
   layer.channel = as(Uint16Array, layer.channel);
   layer.norm = as(Float32Array, layer.norm); layer.mean = as(Float32Array, layer.mean);
   layer.first = total; total += layer.n;
-  for (const name in layer.keys) layer.keys[name] = bytes(layer.keys[name]);
+  for (const key of Object.values(layer.keys)) { key.serves = bytes(key.serves); key.r2 = bytes(key.r2); }
   layer.patterns = layer.size < 0 ? [] : ATLAS.sizes[layer.size].patterns;
 }
+// The page's address keeps the choice, as in "#size=5×5&pattern=smoothing".
+const address = (choice) => "#" + new URLSearchParams(Object.entries(choice).filter(([, value]) => value));
 const owner = (i) => ATLAS.layers.find((layer) => i < layer.first + layer.n);
 
 // Gallery of patterns.
 function card(size, pattern) {
   const k = size.k, box = make("article", { className: "card" });
   box.style.setProperty("--kind", colourOf(pattern.kind));
-  box.append(make("h4", {}, pattern.label, make("span", { title: "share of all filters of this size" }, percent(pattern.share, 1))));
+  const all = { href: address({ size: k.join("×"), pattern: pattern.label }), title: "show all filters of this pattern" };
+  box.append(make("h4", {}, make("a", all, pattern.label), make("span", { title: "share of all filters of this size" }, percent(pattern.share, 1))));
   const named = pattern.name !== "unnamed";
   const value = (x) => Number(x).toFixed(2);
   const parameters = ", σ " + value(pattern.sigma) + (pattern.second == null ? "" : " and " + value(pattern.second));
@@ -89,9 +94,10 @@ function members(numbers, k, label) {
   return [canvas];
 }
 // Keys: the key, how many filters it serves, and those that it explains best.
-function keyCard(size, key) {
+function keyCard(size, name, key) {
   const box = make("article", { className: "card" });
-  box.append(make("h4", {}, key.label, make("span", { title: "share of filters that it serves" }, percent(key.share, 1))));
+  const all = { href: address({ size: size.k.join("×"), key: name + ": " + key.label }), title: "show all filters that it serves" };
+  box.append(make("h4", {}, make("a", all, key.label), make("span", { title: "share of filters that it serves" }, percent(key.share, 1))));
   box.append(make("div", { className: "pair" },
     make("figure", {}, single(as(Int8Array, key.key), size.k, 84, key.label), make("figcaption", {}, "key")),
     make("div", { className: "meta" }, "explains ", make("b", {}, key.r2 == null ? "–" : percent(key.r2)), " of the variance of the filters that it serves, of either sign")));
@@ -109,7 +115,7 @@ ATLAS.sizes.forEach((size, s) => {
   }
   strip(size, $("strip-" + s));
   for (const name in size.keys)
-    $("keys-" + name + "-" + s).append(...[...size.keys[name]].sort((a, b) => b.share - a.share).map((key) => keyCard(size, key)));
+    $("keys-" + name + "-" + s).append(...[...size.keys[name]].sort((a, b) => b.share - a.share).map((key) => keyCard(size, name, key)));
   if (size.models) models(size, s);
 });
 
@@ -125,7 +131,7 @@ function models(size, s) {
     e.r2.forEach((r2, i) => {
       framed(ctx, learned, i * d, k, i * step, 0, px);
       framed(ctx, drawn, i * d, k, i * step, high, px);
-      ctx.fillStyle = "#6b717d"; ctx.font = "11px system-ui"; ctx.fillText("r² " + r2.toFixed(2), i * step, 2 * high + 10);
+      ctx.fillStyle = "#7a808a"; ctx.font = "11px system-ui"; ctx.fillText("r² " + r2.toFixed(2), i * step, 2 * high + 10);
     });
     hover(canvas, (mx, my) => {
       const i = Math.floor(mx / step), below = my > high;
@@ -148,10 +154,10 @@ function strip(size, box) {
   for (let i = 0; i < n; i++) {
     const x = (i % perRow) * step, y = Math.floor(i / perRow) * high;
     const pattern = size.patterns[size.stripPattern[i]], h = Math.round((bars - 14) * Math.sqrt(size.stripUsage[i] / most));
-    ctx.fillStyle = pattern ? colourOf(pattern.kind) : "#ddd";
+    ctx.fillStyle = pattern ? colourOf(pattern.kind) : themed("--blank");
     ctx.fillRect(x, y + bars - 4 - h, step - 4, h);
     framed(ctx, taps, i * k[0] * k[1], k, x, y + bars, px);
-    if (i % perRow === 0) { ctx.fillStyle = "#6b717d"; ctx.font = "11px system-ui"; ctx.fillText("code " + size.stripCode[i].toFixed(2), x, y + 10); }
+    if (i % perRow === 0) { ctx.fillStyle = "#7a808a"; ctx.font = "11px system-ui"; ctx.fillText("code " + size.stripCode[i].toFixed(2), x, y + 10); }
   }
   box.replaceChildren(canvas);
   hover(canvas, (mx, my) => {
@@ -181,71 +187,145 @@ function hover(canvas, find) {
 }
 
 // The browser of all filters: canvases drawn when they come into view.
-const chosen = { model: "", size: "", kind: "" };
-const eye = new IntersectionObserver((seen) => seen.forEach((entry) => entry.isIntersecting && paint(entry.target.layer, entry.target)), { rootMargin: "400px" });
-const geometry = (layer, width) => {
-  const px = Math.max(2, Math.floor(30 / Math.max(...layer.k))), cell = [px * layer.k[1] + 6, px * layer.k[0] + 6];
-  const columns = Math.max(1, Math.floor(width / cell[0]));
-  return { px, cell, columns, rows: Math.ceil(layer.n / columns) };
+const NOTHING = { model: "", size: "", layer: "", pattern: "", key: "", kind: "", search: "" };
+let chosen = { ...NOTHING };
+const keyOf = (layer, name, i) => {
+  const number = layer.keys[name].serves[i];
+  return number === 255 || layer.size < 0 ? null : ATLAS.sizes[layer.size].keys[name][number];
 };
-function paint(layer, box) {
-  const width = box.clientWidth, key = width + chosen.kind;
+// Does a word of the search fit a filter? Tests of one layer, so that its name is compared once.
+function fits(word, layer) {
+  const channel = /^(?:channel:)?(\d+)$/.exec(word), name = (layer.model + " " + layer.name).toLowerCase();
+  if (channel && (word !== channel[1] || !name.split(/[^a-z0-9]+/).includes(word))) return (i) => layer.channel[i] === +channel[1];
+  if (channel || name.includes(word)) return () => true;
+  const patterns = layer.patterns.map((p) => (p.label + " " + p.kind).toLowerCase().includes(word));
+  return (i) => layer.classified[i] && patterns[layer.pattern[i]];
+}
+// The filters of a layer that the choice leaves, as their places in the layer.
+function left(layer) {
+  if ((chosen.model && layer.model !== chosen.model) || (chosen.size && layer.k.join("×") !== chosen.size) || (chosen.layer && layer.name !== chosen.layer)) return [];
+  const tests = chosen.search.toLowerCase().split(/\s+/).filter(Boolean).map((word) => fits(word, layer));
+  const [set, ...label] = chosen.key.split(": ");
+  if (chosen.pattern) tests.push((i) => layer.classified[i] && layer.patterns[layer.pattern[i]]?.label === chosen.pattern);
+  if (chosen.key) tests.push((i) => layer.keys[set] && keyOf(layer, set, i)?.label === label.join(": "));
+  return Array.from({ length: layer.n }, (_, i) => i).filter((i) => tests.every((test) => test(i)));
+}
+const eye = new IntersectionObserver((seen) => seen.forEach((entry) => entry.isIntersecting && paint(entry.target)), { rootMargin: "400px" });
+const geometry = (k, count, width) => {
+  const px = Math.max(2, Math.floor(30 / Math.max(...k))), cell = [px * k[1] + 6, px * k[0] + 6];
+  const columns = Math.max(1, Math.min(count, Math.floor(width / cell[0])));
+  return { px, cell, columns, rows: Math.ceil(count / columns) };
+};
+function paint(box) {
+  const { layer, filters } = box, width = box.clientWidth, key = width + chosen.kind;
   if (!width || box.painted === key) return;
   box.painted = key;
-  const { px, cell, columns, rows } = geometry(layer, width);
-  const [canvas, ctx] = canvasOf(columns * cell[0], rows * cell[1], layer.n + " filters of " + layer.name);
-  for (let i = 0; i < layer.n; i++) {
-    const x = (i % columns) * cell[0], y = Math.floor(i / columns) * cell[1];
+  const { px, cell, columns, rows } = geometry(layer.k, filters.length, width), blank = themed("--blank");
+  const [canvas, ctx] = canvasOf(columns * cell[0], rows * cell[1], filters.length + " filters of " + layer.name);
+  filters.forEach((i, place) => {
+    const x = (place % columns) * cell[0], y = Math.floor(place / columns) * cell[1];
     const pattern = layer.patterns[layer.pattern[i]], on = layer.classified[i] === 1;
     ctx.globalAlpha = chosen.kind && !(chosen.kind === "not classified" ? !on : on && pattern && pattern.kind === chosen.kind) ? 0.13 : 1;
-    ctx.fillStyle = on && pattern ? colourOf(pattern.kind) : "#e6e6e6";
+    ctx.fillStyle = on && pattern ? colourOf(pattern.kind) : blank;
     ctx.fillRect(x, y, cell[0] - 2, cell[1] - 2);
     drawFilter(ctx, layer.w, i * layer.k[0] * layer.k[1], layer.k, x + 2, y + 2, px);
-  }
+  });
   box.replaceChildren(canvas);
   hover(canvas, (mx, my) => {
-    const column = Math.floor(mx / cell[0]), i = Math.floor(my / cell[1]) * columns + column;
-    if (column >= columns || i >= layer.n) return null;
-    const pattern = layer.patterns[layer.pattern[i]];
-    return [layer.w, i * layer.k[0] * layer.k[1], layer.k, [
-      pattern ? pattern.label + (layer.classified[i] ? "" : " (nearest; not classified)") : "no pattern",
-      pattern ? "dissimilarity " + (layer.far[i] / 100).toFixed(2) : "",
-      ...Object.entries(layer.keys).filter(([, serves]) => serves[i] !== 255).map(([name, serves]) => `${name} key: ${ATLAS.sizes[layer.size].keys[name][serves[i]].label}`),
-      layer.model, layer.name + ", channel " + layer.channel[i],
-      "norm " + layer.norm[i].toPrecision(3) + ", mean " + layer.mean[i].toPrecision(3)].filter(Boolean)];
+    const column = Math.floor(mx / cell[0]), i = filters[Math.floor(my / cell[1]) * columns + column];
+    return column >= columns || i == null ? null : [layer.w, i * layer.k[0] * layer.k[1], layer.k, facts(layer, i)];
   });
 }
+function facts(layer, i) {
+  const pattern = layer.patterns[layer.pattern[i]];
+  return [
+    pattern ? pattern.label + (layer.classified[i] ? "" : " (nearest; not classified)") : "no pattern",
+    pattern ? "dissimilarity " + (layer.far[i] / 100).toFixed(2) : "",
+    ...Object.keys(layer.keys).map((name) => keyOf(layer, name, i) && `${name} key: ${keyOf(layer, name, i).label} (r² ${(layer.keys[name].r2[i] / 100).toFixed(2)})`),
+    layer.model, layer.name + ", channel " + layer.channel[i],
+    "norm " + layer.norm[i].toPrecision(3) + ", mean " + layer.mean[i].toPrecision(3)].filter(Boolean);
+}
 function browse() {
-  const shown = ATLAS.layers.filter((l) => (!chosen.model || l.model === chosen.model) && (!chosen.size || l.k.join("×") === chosen.size));
-  let model = "";
-  $("browser").replaceChildren(...shown.flatMap((layer) => {
-    const box = make("div"); box.layer = layer;
-    box.style.minHeight = (() => { const g = geometry(layer, $("browser").clientWidth || 1000); return g.rows * g.cell[1] + "px"; })();
-    const facts = ` ${layer.n} filters of ${layer.k.join("×")}` + (layer.stride ? `, stride ${layer.stride.join("×")}` : "") + `, depth ${layer.depth.toFixed(2)}` +
+  const found = ATLAS.layers.map((layer) => [layer, left(layer)]).filter(([, filters]) => filters.length);
+  let model = "", count = 0;
+  eye.disconnect();
+  $("browser").replaceChildren(...found.flatMap(([layer, filters]) => {
+    const box = make("div", { layer, filters }), g = geometry(layer.k, filters.length, $("browser").clientWidth || 1000);
+    box.style.minHeight = g.rows * g.cell[1] + "px";
+    count += filters.length;
+    const told = ` ${filters.length < layer.n ? filters.length + " of " : ""}${layer.n} filters of ${layer.k.join("×")}` + (layer.stride ? `, stride ${layer.stride.join("×")}` : "") + `, depth ${layer.depth.toFixed(2)}` +
       (layer.coverage == null ? "" : `; classified ${percent(layer.coverage)} (strictest null: ${percent(layer.chance)})`);
-    const section = make("section", { className: "layer" }, make("h4", {}, layer.name, make("span", {}, facts)), box);
+    const only = { href: address({ model: layer.model, layer: layer.name }), title: "show this layer only" };
+    const section = make("section", { className: "layer" }, make("h4", {}, make("a", only, layer.name), make("span", {}, told)), box);
     eye.observe(box);
     if (layer.model === model) return [section];
     model = layer.model;
     return [make("h3", {}, model), section];
   }));
+  const plural = (n, what) => n.toLocaleString("en") + " " + what + (n === 1 ? "" : "s");
+  $("found").replaceChildren(plural(count, "filter") + " in " + plural(found.length, "layer") + ". ");
+  if (address(chosen) !== "#") $("found").append(make("a", { href: address(chosen) }, "Link to this choice"), " ", make("a", { href: "#all", onclick: () => choose({}) }, "Show all"));
 }
-function select(key, label, values) {
-  const box = make("select", { onchange: () => { chosen[key] = box.value; browse(); } }, make("option", { value: "" }, label), ...values.map((v) => make("option", { value: v }, v)));
+
+// Controls: what they say is the choice, and so is the address.
+const boxes = {};
+function choose(choice) {
+  chosen = { ...NOTHING, ...choice };
+  if (!chips.some((chip) => chip.kind === chosen.kind)) chosen.kind = "";
+  for (const name in boxes) {
+    boxes[name].value = chosen[name];
+    if (boxes[name].value !== chosen[name]) chosen[name] = boxes[name].value = "";
+  }
+  chips.forEach((chip) => chip.setAttribute("aria-pressed", String(chip.kind === chosen.kind)));
+  browse();
+}
+function changed() {
+  const hash = address(chosen);
+  history.replaceState(null, "", hash === "#" ? "#all" : hash);
+  browse();
+}
+function select(name, label, values) {
+  const box = make("select", { onchange: () => { chosen[name] = box.value; changed(); } }, make("option", { value: "" }, label), ...values.map((v) => make("option", { value: v }, v)));
   box.setAttribute("aria-label", label);
+  boxes[name] = box;
   return values.length > 1 ? [box] : [];
 }
+const distinct = (values) => [...new Set(values)];
+const search = boxes.search = make("input", { type: "search", placeholder: "search: layer, pattern, channel", oninput: () => {
+  clearTimeout(typing); typing = setTimeout(() => { chosen.search = search.value.trim(); changed(); }, 200);
+} });
+search.setAttribute("aria-label", "search");
 const chips = [...Object.keys(COLOURS), "not classified"].map((kind) => {
-  const chip = make("button", { type: "button", onclick: () => {
-    chosen.kind = chosen.kind === kind ? "" : kind;
-    chips.forEach((c) => c.setAttribute("aria-pressed", String(c.kind === chosen.kind)));
-    document.querySelectorAll("#browser .layer > div").forEach((box) => { const r = box.getBoundingClientRect(); if (r.top < innerHeight + 400 && r.bottom > -400) paint(box.layer, box); else eye.unobserve(box), eye.observe(box); });
+  const chip = make("button", { type: "button", kind, onclick: () => {
+    const pressed = chosen.kind !== kind;
+    chips.forEach((c) => c.setAttribute("aria-pressed", String(c === chip && pressed)));
+    chosen.kind = pressed ? kind : "";
+    changed();
   } }, make("i"), kind);
-  chip.firstChild.style.background = COLOURS[kind] || "#e6e6e6"; chip.kind = kind; chip.setAttribute("aria-pressed", "false");
+  chip.firstChild.style.background = COLOURS[kind] || "var(--blank)";
   return chip;
 });
-$("controls").append(...select("model", "all models", [...new Set(ATLAS.layers.map((l) => l.model))]), ...select("size", "all kernel sizes", [...new Set(ATLAS.layers.map((l) => l.k.join("×")))]), ...chips);
-browse();
-let timer;
-addEventListener("resize", () => { clearTimeout(timer); timer = setTimeout(() => { ATLAS.sizes.forEach((size, s) => strip(size, $("strip-" + s))); browse(); }, 200); });
-addEventListener("beforeprint", () => document.querySelectorAll("#browser .layer > div").forEach((box) => paint(box.layer, box)));
+let typing, resizing, width = innerWidth;
+$("controls").append(search,
+  ...select("model", "all models", distinct(ATLAS.layers.map((l) => l.model))),
+  ...select("size", "all kernel sizes", distinct(ATLAS.layers.map((l) => l.k.join("×")))),
+  ...select("layer", "all layers", distinct(ATLAS.layers.map((l) => l.name))),
+  ...select("pattern", "all patterns", distinct(ATLAS.sizes.flatMap((s) => s.patterns.map((p) => p.label))).sort()),
+  ...select("key", "all keys", distinct(ATLAS.sizes.flatMap((s) => Object.entries(s.keys).flatMap(([set, keys]) => keys.map((k) => set + ": " + k.label))))),
+  ...chips);
+function follow() {
+  if (!location.hash.includes("=")) return false;
+  const asked = new URLSearchParams(location.hash.slice(1));
+  choose(Object.fromEntries(Object.keys(NOTHING).map((name) => [name, asked.get(name) || ""])));
+  $("all").scrollIntoView({ behavior: "instant" });
+  return true;
+}
+addEventListener("hashchange", follow);
+if (!follow()) choose({});
+function redraw() { ATLAS.sizes.forEach((size, s) => strip(size, $("strip-" + s))); browse(); }
+addEventListener("resize", () => {
+  if (width === innerWidth) return; // a phone's browser that hides its bar
+  width = innerWidth; clearTimeout(resizing); resizing = setTimeout(redraw, 200);
+});
+matchMedia("screen and (prefers-color-scheme: dark)").addEventListener("change", redraw);
+addEventListener("beforeprint", () => document.querySelectorAll("#browser .layer > div").forEach(paint));

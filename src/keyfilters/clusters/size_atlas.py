@@ -1,0 +1,72 @@
+"""What the atlas finds for one kernel size."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from keyfilters.claims import Claim
+from keyfilters.clusters.evidence import Evidence
+from keyfilters.clusters.key_use import KeyUse
+from keyfilters.clusters.matched import Matched
+from keyfilters.clusters.patterns import Patterns
+
+__all__ = ["SizeAtlas", "size_label", "threshold_of"]
+
+
+def size_label(size: tuple[int, int]) -> str:
+    """Write a window ``(k_y, k_x)``.
+
+    >>> size_label((1, 7))
+    '1×7'
+    """
+    return f"{size[0]}×{size[1]}"
+
+
+def threshold_of(size: tuple[int, int], threshold: float | None = None) -> float:
+    """Return the dissimilarity below which a filter of ``(k_y, k_x)`` counts as classified.
+
+    Args:
+        size: window.
+        threshold: the one chosen; None for that of babaiee2024unveiling.
+    """
+    if threshold is not None:
+        return threshold
+    return 0.3 if size[0] * size[1] >= 49 else 0.2
+
+
+@dataclass(frozen=True, eq=False)
+class SizeAtlas:
+    """The atlas of one kernel size.
+
+    Attributes:
+        size: ``(k_y, k_x)``.
+        threshold: dissimilarity below which a filter counts as classified.
+        rows: ``(n,)`` index of its usable filters in the atlas's table.
+        unit: ``(n, taps)`` their centred unit forms.
+        decoded: ``(G, taps)`` filters that the 1-D code of the first seed decodes to.
+        patterns: see `Patterns`.
+        evidence: see `Evidence`.
+        agreement: one row a data set (the filters, then each null), see `pattern_agreement`.
+        squares: see `square_report`.
+        matched: see `Matched`; None for windows of less than 3 taps along both sides.
+        keys: how the published and the consensus keys explain the filters, where there are such.
+        claims: all claims, each beside its nulls.
+    """
+
+    size: tuple[int, int]
+    threshold: float
+    rows: NDArray[np.int64]
+    unit: NDArray[np.float32]
+    decoded: NDArray[np.float32]
+    patterns: Patterns
+    evidence: Evidence
+    agreement: pd.DataFrame
+    squares: dict[str, Any]
+    matched: Matched | None
+    keys: dict[str, KeyUse]
+    claims: list[Claim]

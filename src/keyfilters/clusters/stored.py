@@ -1,0 +1,115 @@
+"""A fitted atlas in one safetensors file: nested results as JSON, their arrays as tensors."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from keyfilters.claims import Claim
+from keyfilters.clusters.evidence import Evidence
+from keyfilters.clusters.key_use import KeyUse
+from keyfilters.clusters.matched import Matched
+from keyfilters.clusters.patterns import Patterns
+from keyfilters.clusters.size_atlas import SizeAtlas
+from keyfilters.errors import SourceError
+from keyfilters.files import write_whole
+from keyfilters.keyset import KeySet
+
+__all__ = ["load_nested", "save_nested"]
+
+RESULTS = {c.__name__: c for c in (Claim, Evidence, KeySet, KeyUse, Matched, Patterns, SizeAtlas)}
+Tensors = dict[str, NDArray[Any]]
+
+
+def save_nested(path: Path, value: Any, kind: str) -> None:
+    """Write dictionaries, lists, tuples, arrays, tables, and results of an atlas, nested at will.
+
+    Args:
+        path: of the file.
+        value: what to write.
+        kind: a word that tells such files from others.
+    """
+    from safetensors.numpy import save
+
+    tensors: Tensors = {}
+    told = json.dumps(_pack(value, tensors), ensure_ascii=False).encode()
+    tensors["value"] = np.frombuffer(told, np.uint8)  # not metadata, whose length has a limit
+    write_whole(path, save(tensors, metadata={"format": kind}))
+
+
+def load_nested(path: Path, kind: str) -> Any:
+    """Read what `save_nested` wrote.
+
+    Raises:
+        SourceError: the file is missing, damaged, or of another kind.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        found = metadata.get("format")
+        if found == kind:
+            return _unpack(json.loads(tensors["value"].tobytes()), tensors)
+    except (SafetensorError, OSError, LookupError, ValueError, TypeError) as error:
+        raise SourceError(f"{path} cannot be read as a fitted atlas: {error}") from error
+    raise SourceError(f"{path} is not a fitted atlas: expected format {kind!r}, got {found!r}")
+
+
+def _pack(value: Any, tensors: Tensors) -> Any:
+    """Turn a value into JSON; everything but numbers and text is a list that starts with its type.
+
+    Arrays go into `tensors`, by their number.
+    """
+    if isinstance(value, np.generic):
+        value = value.item()
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, np.ndarray):
+        name = str(len(tensors))
+        tensors[name] = np.ascontiguousarray(value)
+        return ["array", name]
+    if isinstance(value, pd.DataFrame):
+        columns = [[name, _pack_column(value[name], tensors)] for name in value]
+        index = None if isinstance(value.index, pd.RangeIndex) else value.index.tolist()
+        return ["table", index, columns]
+    if isinstance(value, dict):
+        return ["dict", *([_pack(k, tensors), _pack(v, tensors)] for k, v in value.items())]
+    if isinstance(value, (list, tuple)):
+        return [type(value).__name__, *(_pack(item, tensors) for item in value)]
+    fields = [[f.name, _pack(getattr(value, f.name), tensors)] for f in dataclasses.fields(value)]
+    return [type(value).__name__, *fields]
+
+
+def _pack_column(column: pd.Series, tensors: Tensors) -> Any:
+    """Pack numbers as an array, and text as numbers of the words that occur in it."""
+    if column.dtype.kind in "biuf":
+        return _pack(column.to_numpy(), tensors)
+    codes, words = pd.factorize(column)
+    return ["words", _pack(codes, tensors), words.tolist()]
+
+
+def _unpack(data: Any, tensors: Tensors) -> Any:
+    if not isinstance(data, list):
+        return data
+    kind, *parts = data
+    if kind == "array":
+        return tensors[parts[0]]
+    if kind == "words":
+        return np.array([*parts[1], None], dtype=object)[_unpack(parts[0], tensors)]
+    if kind == "table":
+        index, columns = parts
+        return pd.DataFrame({k: _unpack(v, tensors) for k, v in columns}, index=index)
+    if kind == "dict":
+        return {_unpack(k, tensors): _unpack(v, tensors) for k, v in parts}
+    if kind in ("list", "tuple"):
+        items = [_unpack(item, tensors) for item in parts]
+        return tuple(items) if kind == "tuple" else items
+    return RESULTS[kind](**{name: _unpack(part, tensors) for name, part in parts})

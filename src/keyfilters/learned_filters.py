@@ -1,0 +1,111 @@
+"""Learning a few filters from many: lines through the origin, and k-means on the sphere."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+from numpy.typing import NDArray
+
+from keyfilters.scalespace import centred_unit
+from keyfilters.threads import one_thread
+
+__all__ = ["METHODS", "RESTARTS", "kmeans_prototypes", "learn_filters"]
+
+METHODS = ("lines", "kmeans")
+ROUNDS = 100
+RESTARTS = 4
+
+
+@one_thread()
+def learn_filters(
+    filters: NDArray[np.floating],
+    count: int,
+    method: str = "lines",
+    seed: int = 0,
+    restarts: int = RESTARTS,
+) -> NDArray[np.float32]:
+    """Learn a few filters near many; see `keyfilters.clusters.keys.learn_keys`.
+
+    Args:
+        filters: ``(n, k_y, k_x)``, finite and not constant.
+        count: number of filters to learn, at most n.
+        method: ``"lines"`` or ``"kmeans"``.
+        seed: of the starts.
+        restarts: number of starts of lines, of which the best is kept.
+
+    Returns:
+        ``(at most count, k_y, k_x)``, centred and of unit norm.
+    """
+    unit = centred_unit(filters)
+    if method == "kmeans":
+        found = kmeans_prototypes(unit, count, seed)
+    else:
+        tries = [_principal_lines(unit, count, seed, restart) for restart in range(restarts)]
+        found = max(tries, key=lambda x: float((np.abs(unit @ x.T).max(1) ** 2).mean()))
+    return found.reshape(-1, *filters.shape[1:])
+
+
+@one_thread()
+def kmeans_prototypes(
+    unit: NDArray[np.float32], count: int, seed: int, *, restarts: int = 1
+) -> NDArray[np.float32]:
+    """Return the centres of k-means on the sphere of centred unit filters.
+
+    Args:
+        unit: ``(n, taps)`` centred, of unit norm.
+        count: number of prototypes, at most n; repeated filters make some of them equal.
+        seed: of the random generator.
+        restarts: the best of so many runs is kept.
+
+    Returns:
+        ``(count, taps)`` centred, of unit norm.
+    """
+    from sklearn.cluster import KMeans
+    from sklearn.exceptions import ConvergenceWarning
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # repeated filters
+        centres = (
+            KMeans(min(count, len(unit)), n_init=restarts, random_state=seed)
+            .fit(unit)
+            .cluster_centers_
+        )
+    shown = np.linalg.norm(centres, axis=1) > 1e-6  # opposite filters can average out
+    return centred_unit(centres[shown])
+
+
+def _principal_lines(
+    unit: NDArray[np.float32], count: int, seed: int, restart: int
+) -> NDArray[np.float32]:
+    generator = np.random.default_rng([seed, restart])
+    lines = unit[_spread_out(unit, count, generator)]
+    index = np.full(len(unit), -1)
+    for _ in range(ROUNDS):
+        cosine = np.abs(unit @ lines.T)
+        nearest = cosine.argmax(1)
+        if np.array_equal(nearest, index):
+            break
+        index = nearest
+        worst = np.argsort(cosine.max(1))
+        for k in range(count):
+            members = unit[index == k].astype(np.float64)
+            if len(members):
+                lines[k] = np.linalg.eigh(members.T @ members)[1][:, -1]
+            else:  # a line that nobody joins starts anew at a filter that is ill served
+                lines[k] = unit[worst[k]]
+    return lines
+
+
+def _spread_out(
+    unit: NDArray[np.float32], count: int, generator: np.random.Generator
+) -> NDArray[np.int64]:
+    """Draw filters one after another, with probability the share that those drawn leave over."""
+    chosen = [int(generator.integers(len(unit)))]
+    left = np.ones(len(unit))
+    while len(chosen) < count:
+        left = np.minimum(left, 1 - (unit @ unit[chosen[-1]]) ** 2).clip(0)
+        total = left.sum()
+        chance = left / total if total > 0 else None
+        chosen.append(int(generator.choice(len(unit), p=chance)))
+    return np.array(chosen)

@@ -1,0 +1,214 @@
+"""What every experiment is made of, and what comes out of a small one."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.torch import load_file
+
+import keyfilters as kf
+from keyfilters.errors import KeyFiltersError
+from keyfilters.experiments import EXPERIMENTS, Experiment, run_experiment
+from keyfilters.experiments.filter_measures import explained_filters, patterns_by_step
+from keyfilters.experiments.run import Run
+from keyfilters.experiments.run_parts import build_network, load
+from keyfilters.experiments.single_run import MODEL
+from tests.experiments.cheap_measures import explained
+from tests.experiments.experiments import DATA, build
+from tests.experiments.in_process import InProcess
+
+Ran = tuple[Experiment, Path, dict[str, Any]]
+
+
+@pytest.fixture(scope="session")
+def ran(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Ran]:
+    """Those experiments that other runs build on, each run once with one seed."""
+    found = {}
+    for name in ("replacement", "depth-curve"):
+        experiment, out = build(name), tmp_path_factory.mktemp(name)
+        found[name] = (experiment, out, run_experiment(experiment, out, executor=InProcess()))
+    return found
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_conditions_have_names_of_their_own_and_questions_find_them(name: str) -> None:
+    experiment = build(name, seeds=2)
+    rows = [json.dumps(run.factors) for run in experiment.runs]
+    labels = {experiment.label(json.loads(row)) for row in rows}
+    assert len(labels) == len(set(rows)) == len(rows) / 2
+    assert all(list(run.factors) == experiment.factors for run in experiment.runs)
+    assert len({run.key for run in experiment.runs}) == len(experiment.runs)
+    known = {name: {run.factors[name] for run in experiment.runs} for name in experiment.factors}
+    for question in experiment.questions:
+        levels = getattr(question, "one", {})
+        assert isinstance(levels, str) or set(levels) <= set(known)
+
+
+@pytest.mark.parametrize("name", ["transfer", "depth-curve", "frozen-keys"])
+def test_source_networks_differ_in_their_first_weights_but_not_in_their_images(name: str) -> None:
+    experiment = build(name, seeds=2)
+    lent = [(run, source) for run in experiment.runs for source in run.sources.values()]
+    assert lent
+    for run, source in lent:
+        assert source.seed == run.seed + 1
+        if source.options["data"] == run.options["data"]:
+            one, other = (load(x.options, x.seed).images for x in (run, source))
+            assert {x.numpy().tobytes() for x in one} == {x.numpy().tobytes() for x in other}
+
+
+def test_the_record_of_an_experiment(ran: dict[str, Ran]) -> None:
+    experiment, out, record = ran["replacement"]
+    text = json.dumps(record, allow_nan=False)
+    assert json.loads(text) == record
+    assert len(record["runs"]) == len(experiment.runs) and not record["failures"]
+    assert {row["verdict"] for row in record["comparisons"]} == {"few"}
+    assert record["conditions"][0]["mean"] == record["runs"][0]["top1"]
+    assert record["conditions"][1]["before"] == record["runs"][1]["before"]
+    assert {len(chart["lines"]) for chart in record["charts"]} == {3, 4}
+    again = run_experiment(experiment, out, executor=InProcess())
+    assert again["runs"] == record["runs"], "finished runs are found again"
+
+
+def test_what_was_replaced(ran: dict[str, Ran]) -> None:
+    """Every filter is a key of the set, nearest to the trained network's where that chooses."""
+    experiment, out, record = ran["replacement"]
+    filters = {}
+    for run in experiment.runs:
+        filters[experiment.label(run.factors)] = kf.read(out / run.folder / MODEL).stack(3)[0]
+    trained = filters["learned filters"]
+    tuned = {name: x for name, x in filters.items() if name.startswith("tuned")}
+    assert np.array_equal(tuned["tuned, filters frozen"], trained)
+    assert not np.array_equal(tuned["tuned, learned filters"], trained)
+    keys = kf.KeySet.published("lindeberg2026-B", 3)
+    expected = keys.reconstruct(*keys.assign(trained)[:3])
+    for name in ("tuned, 8 idealised keys, nearest", "from early, by trained, 8 idealised keys"):
+        [found] = [x for label, x in filters.items() if label.startswith(name)]
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+    before = {row["label"]: row["before"] for row in record["conditions"]}
+    assert before["tuned, filters frozen"] == record["conditions"][0]["mean"]
+
+
+def test_first_layers_come_from_elsewhere(ran: dict[str, Ran]) -> None:
+    experiment, out, _ = ran["depth-curve"]
+    for run in experiment.runs:
+        if run.factors["layers"] == "depthwise" and run.sources and not run.factors["tuned"]:
+            theirs, ours = (
+                kf.read(out / x.folder / MODEL).stack(3)[0] for x in (run.sources["lender"], run)
+            )
+            assert np.array_equal(theirs, ours)
+    kinds = {(run.factors["source"], run.factors["tuned"]) for run in experiment.runs}
+    assert len(kinds) == 6
+
+
+def test_the_larger_source_is_asked_for_and_trained_as_long() -> None:
+    small = "digits?samples=70&classes=0,1,2"
+    experiment = build("transfer", source=(small, DATA), pointwise=False)
+    lenders = [run.sources["lender"].options for run in experiment.runs if run.sources]
+    assert {x["changes"]["schedule"]["steps"] for x in lenders} == {1}
+    assert [q.one["source"] for q in experiment.questions if "larger" in q.words] == [DATA]
+
+
+def test_frozen_keys_take_the_filters_of_a_source_and_steps_are_equal() -> None:
+    experiment = build("frozen-keys", steps=3)
+    for run in experiment.runs:
+        nearest = run.factors["assignment"] == "trained"
+        assert ("assign_from=@lender" in run.options["treatment"]) is nearest is bool(run.sources)
+        assert run.options["changes"]["schedule"]["steps"] == 3
+    assert {run.factors["images"] for run in experiment.runs} == {100, 200}
+
+
+def test_qualities_change_what_they_name() -> None:
+    experiment = build("emergence", quality=("usual", "steps=0.5", "lr=3", "width=4", "noise=1"))
+    usual, *others = [run.options for run in experiment.runs]
+    for other, changed in zip(others, ({"keep", "changes"}, {"changes"}, {"width"}, {"noise"}),
+                              strict=True):  # fmt: skip
+        assert {k for k in other if other.get(k) != usual.get(k)} <= changed
+    assert others[1]["changes"]["optimiser"] == {"lr": 3}
+
+
+def test_filters_are_measured_on_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "keyfilters.experiments.emergence.MEASURES", "tests.experiments.cheap_measures"
+    )
+    experiment = replace(build("emergence", epochs=4.0), extra={})
+    record = run_experiment(experiment, tmp_path, executor=InProcess())
+    row, [shares, keys, accuracy] = record["runs"][0], record["charts"]
+    line = shares["lines"]["as usual"][0]
+    assert shares["at"] == accuracy["at"] == [0, 1, 2, 4] and row["beyond"] == line[-1]
+    assert keys["lines"]["as usual"][0] == [2 * x for x in line]
+    network = build_network(experiment.runs[0].options, load(experiment.runs[0].options, 0), 0)
+    path = tmp_path / experiment.runs[0].folder / "step-2.safetensors"
+    network.load_state_dict(load_file(path))
+    assert line[2] == pytest.approx(explained(network, 0)["beyond"])
+    gained = [x - line[0] for x in line]
+    if gained[-1] > 0:
+        half = next(x for i, x in enumerate(shares["at"]) if min(gained[i:]) >= gained[-1] / 2)
+        assert row["beyond_half"] == half
+
+
+def test_shares_of_planted_filters() -> None:
+    keys = kf.KeySet.published("lindeberg2026-B").filters
+    generator = np.random.default_rng(0)
+    index, scale = generator.integers(8, size=60), generator.normal(size=(60, 1, 1))
+    filters = (scale * keys[index] + generator.normal(size=(60, 1, 1))).astype(np.float32)
+    found = explained_filters(filters, seed=0)
+    assert found["keys"] == pytest.approx(100, abs=1e-3) and found["explained"] > 95
+    assert found["shuffled"] < 20 and found["covariance"] > found["shuffled"] + 50
+    noise = explained_filters(generator.normal(size=(60, 7, 7)).astype(np.float32), seed=0)
+    assert abs(noise["beyond"]) < 5 and abs(noise["keys_beyond"]) < 4
+
+
+@pytest.mark.long
+def test_patterns_step_by_step(tmp_path: Path) -> None:
+    experiment = build("emergence", quality=("usual",), data="digits?samples=200&classes=0,1,2")
+    record = run_experiment(experiment, tmp_path, executor=InProcess())
+    chart = record["charts"][-1]
+    assert chart["at"] == [0, 1, 2, 3] and "classified" in chart["lines"]
+    kinds = [line[0][-1] for name, line in chart["lines"].items() if name != "classified"]
+    assert sum(kinds) == pytest.approx(chart["lines"]["classified"][0][-1])
+
+
+def test_patterns_of_too_few_filters_are_told(tmp_path: Path) -> None:
+    found = patterns_by_step({"sources": {"seed-0": str(tmp_path)}}, 0, tmp_path)
+    assert set(found) == {"why"}
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("initialization", {"condition": ("defalt",)}, "no initialisation is called 'defalt'"),
+        ("transfer", {"target": ("digit",)}, "no data set is called 'digit'"),
+        ("transfer", {"source": ("package:nothing",)}, "nothing"),
+        ("frozen-keys", {"condition": ("kees",)}, "'kees' cannot be done"),
+        ("frozen-keys", {"data": DATA}, "--samples says it too"),
+        ("replacement", {"early": 2.0}, "a share between 0 and 1"),
+        ("depth-curve", {"depths": (9,)}, "1 depthwise layers"),
+        ("emergence", {"quality": ("nose=1",)}, "'nose' cannot be changed"),
+        ("emergence", {"quality": ("noise=2",)}, "at most 1"),
+        ("emergence", {"quality": ("lr=fast",)}, "above 0"),
+    ],
+)
+def test_what_the_user_can_mend(name: str, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(KeyFiltersError, match=message):
+        build(name, **changes)
+
+
+def test_epochs_needed_are_those_of_the_reference_of_the_seed(tmp_path: Path) -> None:
+    import pandas as pd
+
+    from keyfilters.experiments.initialization import epochs_needed
+
+    rows = []
+    for scheme, curve in (("default", [10.0, 90.0, 100.0]), ("keys", [96.0, 97.0, 98.0])):
+        folder = tmp_path / scheme
+        folder.mkdir()
+        (folder / "result.json").write_text(json.dumps({"result": {"curve": curve}}))
+        row = {"scheme": scheme, "size": 3, "seed": 0, "status": "done", "folder": scheme}
+        rows.append({**row, "top1": curve[-1]})
+    assert epochs_needed(pd.DataFrame(rows), tmp_path)["epochs_needed"].tolist() == [3, 1]
+    assert isinstance(build("initialization").runs[0], Run)
