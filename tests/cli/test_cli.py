@@ -40,13 +40,14 @@ def model_file(tmp_path: Path) -> Path:
     return tmp_path / "net.pth"
 
 
-def test_atlas_writes_four_files(
+def test_atlas_writes_its_files(
     capsys: pytest.CaptureFixture[str], model_file: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "deep" / "out"
     code, text, _ = run(capsys, "atlas", str(model_file), "--out", str(out), "--seeds", "1")
     assert code == 0
     assert sorted(p.name for p in out.iterdir()) == [
+        "atlas.safetensors",
         "bank.safetensors",
         "filters.parquet",
         "report.html",

@@ -12,9 +12,8 @@ from torch import Tensor
 from keyfilters.errors import KeyFiltersError
 from keyfilters.training import Data, Recipe, load_data, normalise
 from keyfilters.training.batches import Batches, share_of
-from keyfilters.training.borrowed import own_accelerate
 from keyfilters.training.dataset import crop_and_flip
-from keyfilters.training.processes import make_accelerator
+from keyfilters.training.processes import make_accelerator, own_accelerate
 
 CPU = torch.device("cpu")
 

@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from keyfilters.training import Recipe, load_data, train
-from keyfilters.training.borrowed import own_accelerate
+from keyfilters.training.processes import own_accelerate
 
 
 @pytest.mark.parametrize("fails", [False, True])

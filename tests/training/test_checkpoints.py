@@ -17,9 +17,8 @@ from torch.nn.utils import parametrize
 
 from keyfilters.errors import KeyFiltersError
 from keyfilters.training import Data, Recipe, load_data, train
-from keyfilters.training.borrowed import own_accelerate
 from keyfilters.training.checkpoints import fingerprint, identity, newest, save
-from keyfilters.training.processes import make_accelerator
+from keyfilters.training.processes import make_accelerator, own_accelerate
 from tests.training.networks import network
 
 
@@ -131,12 +130,6 @@ def test_a_run_that_differs_is_refused_by_what_differs(
 def test_damaged_checkpoints(tmp_path: Path, content: str) -> None:
     (tmp_path / "checkpoint-3").mkdir()
     (tmp_path / "checkpoint-3" / "progress.json").write_text(content)
-    with pytest.raises(KeyFiltersError, match="is no checkpoint of this version"):
-        newest(tmp_path, {})
-
-
-def test_a_checkpoint_of_an_older_version(tmp_path: Path) -> None:
-    (tmp_path / "checkpoint.pt").write_bytes(b"")
     with pytest.raises(KeyFiltersError, match="is no checkpoint of this version"):
         newest(tmp_path, {})
 

@@ -32,8 +32,7 @@ from keyfilters.training import (
     train,
 )
 from keyfilters.training.batches import Batches
-from keyfilters.training.borrowed import own_accelerate, own_threads
-from keyfilters.training.processes import make_accelerator
+from keyfilters.training.processes import make_accelerator, own_accelerate, own_threads
 from keyfilters.training.run import Run
 from tests.training.networks import network, recipe
 

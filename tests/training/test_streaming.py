@@ -22,10 +22,10 @@ from torch import Tensor, nn
 from keyfilters.errors import KeyFiltersError
 from keyfilters.training import Data, Recipe, Trained, load_data, normalise, train
 from keyfilters.training.batches import Batches
-from keyfilters.training.borrowed import own_accelerate
 from keyfilters.training.data import MEAN, STD
-from keyfilters.training.dataset import Items, StreamedImages
-from keyfilters.training.processes import make_accelerator
+from keyfilters.training.dataset import Images
+from keyfilters.training.processes import make_accelerator, own_accelerate
+from keyfilters.training.readers import Items
 from keyfilters.training.run import Run
 from tests.conftest import require
 
@@ -188,7 +188,7 @@ def test_workers_and_parts_change_nothing(folder: Path) -> None:
 
 def test_what_decodes_can_be_sent_to_a_process_that_is_not_forked(folder: Path) -> None:
     images = load(folder).dataset("training", recipe(RANDOM), CPU)
-    sent: StreamedImages = ForkingPickler.loads(ForkingPickler.dumps(images))
+    sent: Images = ForkingPickler.loads(ForkingPickler.dumps(images))
     assert torch.equal(sent.__getitems__([3, 5])[0], images.__getitems__([3, 5])[0])
 
 
@@ -321,13 +321,13 @@ def test_a_folder_that_is_gone_ends_the_run(tmp_path: Path) -> None:
 def test_a_process_that_ends_is_said_in_a_sentence(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def die(self: StreamedImages, numbers: list[int]) -> None:
+    def die(self: Images, numbers: list[int]) -> None:
         import os
         import signal
 
         os.kill(os.getpid(), signal.SIGKILL)  # the decoding process, as when memory runs out
 
-    monkeypatch.setattr(StreamedImages, "__getitems__", die)
+    monkeypatch.setattr(Images, "__getitems__", die)
     with pytest.raises(KeyFiltersError, match="a process that decodes images ended; its memory"):
         epochs(recipe(), load(folder, workers=1))
 
@@ -372,7 +372,7 @@ def test_what_the_user_can_mend(folder: Path) -> None:
         lambda: load_data("digits", stream=True),
         "data.stream is true for images in memory",
     )
-    refused(lambda: load(folder, channels=1), "channels is 1 and stream True")
+    refused(lambda: load(folder, channels=1), "channels is 1 and data.stream True")
     refused(lambda: load(folder, workers=-1), "workers is -1; ")
     refused(lambda: load(folder, mean=[0.5]), r"mean is \[0.5\]; 3 numbers are expected")
     refused(

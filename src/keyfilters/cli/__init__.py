@@ -18,6 +18,7 @@ from keyfilters.cli.fit import fit
 from keyfilters.cli.init import init
 from keyfilters.cli.read import read
 from keyfilters.cli.replace import replace
+from keyfilters.cli.reproduce import reproduce
 from keyfilters.cli.sources import sources
 from keyfilters.cli.train import train
 from keyfilters.errors import KeyFiltersError
@@ -51,7 +52,8 @@ def _options(
     """Take the options that stand before any verb."""
 
 
-for verb in (atlas, check, compare, discover, fit, init, read, replace, sources, train):
+for verb in (atlas, check, compare, discover, fit, init, read, replace, reproduce, sources,
+             train):  # fmt: skip
     app.command()(verb)
 app.add_typer(experiment, name="experiment")
 

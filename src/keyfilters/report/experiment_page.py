@@ -123,7 +123,7 @@ def _chart(chart: Mapping[str, Any]) -> str:
     axes.grid(axis="y", color="#e1e4ea", linewidth=0.8)
     axes.set_xlabel(chart["x"], color=MUTED)
     axes.set_ylabel("\n".join(textwrap.wrap(chart["measure"], 40)))
-    axes.set_title(shorten(chart["title"], 60))
+    axes.set_title(shorten(chart["title"], 48))
     legend_below(figure, axes, columns=2)
     return to_svg(figure)
 

@@ -1,24 +1,21 @@
 """Training and measuring any network on images; nothing here knows what a key filter is."""
 
 from keyfilters.passes import evaluating
-from keyfilters.training.borrowed import own_randomness
 from keyfilters.training.data import Data, load_data
 from keyfilters.training.evaluate import Agreement, accuracy, agreement, logits
-from keyfilters.training.fields import section
 from keyfilters.training.images import (
     centre_crop,
     image_folder,
     normalise,
-    open_image,
     photographs,
     random_crops,
-    read_image,
 )
 from keyfilters.training.loop import train
 from keyfilters.training.models import make_model, try_model
 from keyfilters.training.plan import plan
+from keyfilters.training.processes import own_randomness
 from keyfilters.training.readers import READERS
-from keyfilters.training.recipe import Recipe
+from keyfilters.training.recipe import Recipe, section
 from keyfilters.training.results import Trained, write_results, write_weights
 
 __all__ = [
@@ -36,12 +33,10 @@ __all__ = [
     "logits",
     "make_model",
     "normalise",
-    "open_image",
     "own_randomness",
     "photographs",
     "plan",
     "random_crops",
-    "read_image",
     "section",
     "train",
     "try_model",

@@ -10,7 +10,6 @@ from __future__ import annotations
 import signal
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -117,30 +116,27 @@ class Batches:
 
     def _read(self, loader: Any, complete: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
         layout = torch.channels_last if self._recipe.channels_last else torch.contiguous_format
-        with _named_death():
+        try:
             for images, labels, failed in loader:
                 self.skipped.update(failed)
+                few = "; ".join(": ".join(one) for one in failed[-3:])
                 if failed and self._data.unreadable == "stop":
-                    got = f"{failed[0][0]} cannot be read ({failed[0][1]})"
-                    raise UnreadableError(f"{got}; data.unreadable is stop")
+                    raise UnreadableError(
+                        f"{failed[0][0]} cannot be read ({failed[0][1]}); data.unreadable is stop"
+                    )
                 if len(images) < (self._share if complete else 1):
-                    few = "; ".join(": ".join(one) for one in failed[-3:])
-                    message = f"too many images of {self._data.name} cannot be read ({few})"
-                    raise UnreadableError(message)
+                    raise UnreadableError(
+                        f"too many images of {self._data.name} cannot be read ({few})"
+                    )
                 x = images.to(self._device).to(torch.float32, memory_format=layout)
                 yield x.sub_(self._shift).mul_(self._scale), labels.to(self._device)
-
-
-@contextmanager
-def _named_death() -> Iterator[None]:
-    """Raise an error that says what to do where a worker died."""
-    try:
-        yield
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        mend = "its memory or /dev/shm may be full: set fewer data.workers or a smaller batch.size"
-        raise KeyFiltersError(f"a process that decodes images ended; {mend}") from error
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            mend = (
+                "its memory or /dev/shm may be full: set fewer data.workers or a smaller batch.size"
+            )
+            raise KeyFiltersError(f"a process that decodes images ended; {mend}") from error
 
 
 def _as_it_is(batch: Any) -> Any:

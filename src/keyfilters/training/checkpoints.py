@@ -105,9 +105,6 @@ def newest(out: Path, own: Mapping[str, Any]) -> tuple[Path, dict[str, Any]] | N
     """Return the last checkpoint of a run and its progress; refuse that of another run."""
     found = {int(x.name[11:]): x for x in out.glob("checkpoint-*") if x.name[11:].isdecimal()}
     if not found:
-        if (out / "checkpoint.pt").exists():
-            message = f"{out}/checkpoint.pt is no checkpoint of this version"
-            raise KeyFiltersError(f"{message}; delete it or choose another folder")
         return None
     folder = found[max(found)]
     try:

@@ -14,9 +14,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from keyfilters.errors import KeyFiltersError
-from keyfilters.training.dataset import Images, Items, StreamedImages
+from keyfilters.training.dataset import Images
+from keyfilters.training.images import Failed
 from keyfilters.training.parts import find_parts, first_side
-from keyfilters.training.recipe import Augmentation, Recipe
+from keyfilters.training.readers import Items
+from keyfilters.training.recipe import Recipe
 
 __all__ = ["Data", "load_data"]
 
@@ -98,18 +100,15 @@ class Data:
         Raises:
             KeyFiltersError: an augmentation that these images do not get.
         """
-        change = recipe.augmentation if part == "training" else None
         images, labels = self.parts()[part]
-        if self.items:
-            how, stop = recipe.augmentation.interpolation, self.unreadable == "stop"
-            return StreamedImages(
-                self.items[part], images, labels, change, recipe.seed, interpolation=how, stop=stop
-            )
-        for name in ("scale", "auto_augment", "interpolation"):
-            if (value := getattr(recipe.augmentation, name)) != getattr(Augmentation, name):
+        for name, value in recipe.augmentation.changed().items():
+            if name in ("scale", "auto_augment", "interpolation") and not self.items:
                 got = f"augmentation.{name} is {value!r} for images that are held in memory"
                 raise KeyFiltersError(f"{got}; set data.stream=true, or leave it out")
-        return Images(images.to(device), labels.to(device), change, recipe.seed)
+        source = self.items[part] if self.items else images.to(device)
+        labels = labels if self.items else labels.to(device)
+        training, stop = part == "training", self.unreadable == "stop"
+        return Images(source, labels, images.shape[-1], recipe, change=training, stop=stop)
 
     def describe(self) -> dict[str, Any]:
         """Return what tells one data set from another, to write beside a result."""
@@ -181,10 +180,7 @@ def load_data(name: str = "digits", **options: Any) -> Data:
     """
     options = {"validation": 0.0, **options, "root": str(options.get("root", ""))}
     asked = Recipe.from_dict({"data": {"name": name, **options}}).data
-    if asked.channels == 2 or (asked.stream and asked.channels == 1):
-        got = f"channels is {asked.channels} and stream {asked.stream}"
-        raise KeyFiltersError(f"{got}; 0, 1 or 3 are expected, streamed 0 or 3")
-    skipped: list[tuple[str, str]] = []
+    skipped: Failed = []
     parts, classes = find_parts(asked, skipped)
     items = {part: x.images for part, x in parts.items() if isinstance(x.images, Items)}
     side = asked.resolution or (first_side(items["training"]) if items else 0)
@@ -223,11 +219,10 @@ def _shaped(images: Tensor, channels: int, resolution: int) -> Tensor:
 
 def _moments(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return mean and standard deviation of every channel on the scale from 0 to 1."""
-    count = images.numel() // images.shape[1]
-    sums = torch.zeros(2, images.shape[1], dtype=torch.int64)  # exact, in any order
-    for part in images.split(1024):
-        x = part.long()
-        sums += torch.stack([x.sum((0, 2, 3)), x.square().sum((0, 2, 3))])
-    mean = sums[0].double() / (255 * count)
-    std = (sums[1].double() / (255**2 * count) - mean.square()).clamp(min=0).sqrt()
-    return tuple(mean.tolist()), tuple(x if x > 1e-6 else 1.0 for x in std.tolist())
+    levels = torch.arange(256, dtype=torch.float64) / 255
+    mean, std = [], []
+    for channel in images.unbind(1):
+        share = torch.bincount(channel.flatten(), minlength=256).double() / channel.numel()
+        mean.append(float(share @ levels))
+        std.append(float(share @ (levels - mean[-1]).square()) ** 0.5)
+    return tuple(mean), tuple(x if x > 1e-6 else 1.0 for x in std)

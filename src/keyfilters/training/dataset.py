@@ -7,96 +7,61 @@ not hold the random states of workers.
 
 from __future__ import annotations
 
-import os
 import random
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import chain
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
-from zlib import crc32
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import Dataset
 
 from keyfilters.errors import KeyFiltersError
 from keyfilters.seeds import child_integer, child_seed
-from keyfilters.training.borrowed import own_randomness
-from keyfilters.training.images import open_image, square, why
-from keyfilters.training.recipe import Augmentation
+from keyfilters.training.images import Failed, pixels, square, why
+from keyfilters.training.processes import own_randomness
+from keyfilters.training.readers import Items
+from keyfilters.training.recipe import Augmentation, Recipe
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["Batch", "Images", "Items", "StreamedImages", "crop_and_flip"]
+__all__ = ["Images", "crop_and_flip"]
 
 CROP_SHARE = 0.875  # of the short side of a test image, timm's usual crop_pct
 TRIES = 50  # images in a row; if none of them can be read, the run ends
 
-Failed: TypeAlias = list[tuple[str, str]]  # name and reason of images that could not be read
 Batch: TypeAlias = tuple[Tensor, Tensor, Failed]  # uint8 (b, c, h, w), int64 (b,)
 
 
-@dataclass(frozen=True, eq=False)
-class Items:
-    """Images of a source, decoded one by one.
+class Images(Dataset[Batch]):
+    """Images of one part: ``(n, c, h, w)`` uint8 in memory, or items decoded to squares.
 
-    Attributes:
-        source: what `rows` index: a data set, or names of files below `folder` in bytes, since a
-            million strings would be copied into every worker.
-        rows: ``(n,)`` positions in `source`.
-        decode: makes an image of an entry that is no file.
-        folder: of the files.
+    Where there is a `change`, they are changed by it, and another image that is drawn stands in for
+    an item that cannot be read; otherwise it is left out. With `stop`, it ends the batch.
+
+    Raises:
+        KeyFiltersError: timm does not know the policy ``auto_augment``.
     """
 
-    source: Any
-    rows: NDArray[np.int64]
-    decode: Callable[[Any], Image] | None = None
-    folder: str = ""
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def path(self, i: int) -> Path:
-        """Return the file of an image, or its number in the source."""
-        row = int(self.rows[i])
-        return Path(f"image {row}" if self.decode else os.fsdecode(self.source[row]))
-
-    def image(self, i: int) -> Image:
-        """Decode an image; raises nearly anything where it is damaged."""
-        if self.decode:
-            return self.decode(self.source[int(self.rows[i])])
-        return open_image(self.folder / self.path(i))
-
-    def checksum(self) -> int:
-        """Return the CRC-32 of the content of all images; every one of them is read."""
-
-        def one(i: int) -> int:
-            try:
-                if self.decode:
-                    return crc32(self.image(i).tobytes())
-                return crc32((self.folder / self.path(i)).read_bytes())
-            except Exception:  # an image that cannot be read has no content
-                return 0
-
-        with ThreadPoolExecutor(8) as pool:
-            return crc32(np.fromiter(pool.map(one, range(len(self))), np.uint32).tobytes())
-
-
-class Images(Dataset[Batch]):
-    """Images ``(n, c, h, w)`` uint8 in memory; where there is a `change`, cropped and mirrored."""
-
     def __init__(
-        self, images: Tensor, labels: Tensor, change: Augmentation | None = None, seed: int = 0
+        self,
+        images: Tensor | Items,
+        labels: Tensor,
+        side: int,
+        recipe: Recipe,
+        *,
+        change: bool = False,
+        stop: bool = False,
     ) -> None:
-        self.images, self.labels, self.change, self.seed = images, labels, change, seed
+        self.images, self.labels, self.side, self.stop = images, labels, side, stop
+        self.change, self.seed = recipe.augmentation if change else None, recipe.seed
         self.epoch, self._drawn = 0, -1
+        if isinstance(images, Items):
+            self.transform = _transform(side, recipe.augmentation, change)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -106,7 +71,11 @@ class Images(Dataset[Batch]):
         self.epoch = epoch
 
     def __getitems__(self, numbers: Sequence[int]) -> Batch:
-        images, kept, failed = self.read(numbers)
+        source, kept, failed = self.images, numbers, list[tuple[str, str]]()
+        if isinstance(source, Items):
+            images, kept, failed = self._decode(source, numbers)
+        else:
+            images = source[torch.as_tensor(numbers, device=source.device)]
         rows = torch.as_tensor(kept, dtype=torch.int64, device=self.labels.device)
         if self.change is not None and (self.change.crop or self.change.flip):
             if self._drawn != self.epoch:
@@ -115,10 +84,6 @@ class Images(Dataset[Batch]):
             images = crop_and_flip(images, corner, mirror, self.change.crop)
         return images, self.labels[rows], failed
 
-    def read(self, numbers: Sequence[int]) -> tuple[Tensor, Sequence[int], Failed]:
-        """Return uint8 images, the number of each, and what could not be read."""
-        return self.images[torch.as_tensor(numbers, device=self.images.device)], numbers, []
-
     def _draw(self, change: Augmentation, device: torch.device) -> None:
         """Draw corner and mirror of all images of an epoch."""
         generator = torch.Generator().manual_seed(child_integer(self.seed, "crop", self.epoch))
@@ -126,75 +91,46 @@ class Images(Dataset[Batch]):
         mirror = (torch.rand(len(self), generator=generator) < 0.5) & change.flip
         self._corner, self._mirror, self._drawn = corner.to(device), mirror.to(device), self.epoch
 
-
-class StreamedImages(Images):
-    """Images that are decoded when a batch needs them.
-
-    In training, another image that is drawn stands in for one that cannot be read; in validation
-    and tests it is left out. With `stop`, it ends the batch.
-
-    Raises:
-        KeyFiltersError: timm does not know the policy ``auto_augment``.
-    """
-
-    def __init__(
-        self,
-        items: Items,
-        images: Tensor,
-        labels: Tensor,
-        change: Augmentation | None = None,
-        seed: int = 0,
-        *,
-        interpolation: str = "bicubic",
-        stop: bool = False,
-    ) -> None:
-        super().__init__(images, labels, change, seed)
-        self.items, self.stop, self.side = items, stop, int(images.shape[-1])
-        still = "bicubic" if interpolation == "random" else interpolation
-        self.transform = _transform(self.side, change, still)
-
-    def read(self, numbers: Sequence[int]) -> tuple[Tensor, Sequence[int], Failed]:
-        """Decode images; workers call it ahead of time."""
-        images = np.empty((len(numbers), 3, self.side, self.side), np.uint8)
-        kept: list[int] = []
-        failed: Failed = []
+    def _decode(self, items: Items, numbers: Sequence[int]) -> tuple[Tensor, Sequence[int], Failed]:
+        """Return images, the number of each, and what could not be read."""
+        images = torch.empty(len(numbers), 3, self.side, self.side, dtype=torch.uint8)
+        kept, failed = list[int](), list[tuple[str, str]]()
         with own_randomness(torch.device("cpu")):  # without workers, it is the caller's
             for number in numbers:
-                for other in chain([number], self._others(number)):
+                for other in [number, *self._others(number)]:
                     try:
-                        images[len(kept)] = self._changed(other)
+                        images[len(kept)] = self._changed(items.image(other), other)
                         kept.append(other)
                         break
                     except Exception as error:  # damaged files make decoders raise nearly anything
-                        failed.append((str(self.items.path(other)), why(error)))
+                        failed.append((str(items.path(other)), why(error)))
                     if self.stop:
-                        return torch.from_numpy(images[:0]), [], failed
-        return torch.from_numpy(images[: len(kept)]), kept, failed
+                        return images[:0], [], failed
+        return images[: len(kept)], kept, failed
 
-    def _changed(self, number: int) -> NDArray[np.uint8]:
+    def _changed(self, image: Image, number: int) -> Tensor:
         if self.change is not None:
             seed = child_integer(self.seed, "image", self.epoch, number)
             random.seed(seed)
             np.random.seed(seed)  # noqa: NPY002
             torch.default_generator.manual_seed(seed)
-        image = self.transform(self.items.image(number).convert("RGB"))
-        return np.array(image).transpose(2, 0, 1)
+        return pixels(self.transform(image.convert("RGB")))
 
-    def _others(self, number: int) -> Iterator[int]:
-        if self.change is not None:
-            seed = child_seed(self.seed, "stand-in", self.epoch, number)
-            yield from np.random.default_rng(seed).integers(len(self), size=TRIES).tolist()
+    def _others(self, number: int) -> list[int]:
+        """Draw the images that may stand in for one that cannot be read."""
+        seed = child_seed(self.seed, "stand-in", self.epoch, number)
+        tries = 0 if self.change is None else TRIES
+        return np.random.default_rng(seed).integers(len(self), size=tries).tolist()
 
 
-def _transform(side: int, change: Augmentation | None, still: str) -> Callable[[Image], Image]:
+def _transform(side: int, change: Augmentation, training: bool) -> Callable[[Image], Image]:
     from timm.data import create_transform
     from torchvision.transforms import Compose
 
-    if change is None:
-        resize, crop, *_ = create_transform(
-            side, crop_pct=CROP_SHARE, interpolation=still
-        ).transforms
-        return Compose([resize, crop])
+    still = "bicubic" if change.interpolation == "random" else change.interpolation
+    if not training:
+        made = create_transform(side, crop_pct=CROP_SHARE, interpolation=still)
+        return Compose(made.transforms[:2])  # resize and crop
     try:
         cut, policy, _ = create_transform(
             side,
@@ -218,12 +154,8 @@ def _transform(side: int, change: Augmentation | None, still: str) -> Callable[[
 
 
 def _posterize(image: Image, bits_to_keep: int, **_: Any) -> Image:
-    """Posterise as timm does, also to 0 bits, which Pillow 13 refuses."""
-    from PIL import ImageOps
-
-    if bits_to_keep < 1:
-        return image.point(lambda _: 0)
-    return image if bits_to_keep >= 8 else ImageOps.posterize(image, bits_to_keep)
+    """Keep the upper bits of each byte as timm does, also none, which Pillow 13 refuses."""
+    return image.point(lambda x: x & ~(0xFF >> max(bits_to_keep, 0)))
 
 
 def crop_and_flip(images: Tensor, corner: Tensor, mirror: Tensor, border: int) -> Tensor:

@@ -1,8 +1,9 @@
 """Measure any network: its accuracy on labelled images, its agreement with another on any.
 
-Batches are a Tensor ``(n, 3, h, w)``, cut into pieces of `batch_size`, or any iterable (such as a
-DataLoader) of images or (images, labels). The network runs on `device` in evaluation mode, without
-gradients; each of its modules comes back in the mode it had.
+A `model` maps images ``(n, 3, h, w)`` to logits ``(n, classes)``. It runs on `device` in
+evaluation mode, without gradients; each of its modules comes back in the mode it had. Batches are a
+Tensor of images, cut into pieces of `batch_size`, or any iterable (such as a DataLoader) of images
+or (images, labels).
 """
 
 from __future__ import annotations
@@ -51,12 +52,6 @@ def logits(
 ) -> Tensor:
     """Return the logits of all images ``(n, classes)`` on the CPU, float32 (or float64 as given).
 
-    Args:
-        model: maps images ``(n, 3, h, w)`` to logits ``(n, classes)``.
-        batches: see the module; labels are ignored.
-        device: where the model lies and the images go.
-        batch_size: images a batch where `batches` is a Tensor.
-
     Raises:
         KeyFiltersError: no images, an output of another shape, or NaN or infinite logits.
 
@@ -79,10 +74,10 @@ def accuracy(
     """Measure a classifier on labelled images; of equal logits the first class wins, as in argmax.
 
     Args:
-        model: as for `logits`.
+        model: see the module.
         batches: (images, labels) with integer labels ``(n,)``.
         topk: numbers k of largest logits; k larger than the number of classes are left out.
-        device: as for `logits`.
+        device: see the module.
 
     Returns:
         ``top1``, ``top5``, …: fraction of the images with their label among the k largest logits;
@@ -101,9 +96,8 @@ def accuracy(
             z = _run(model, images, device).double()
             classes = z.shape[1]
             y = _labels(labels, len(images), classes)
-            own = z.gather(1, y[:, None])
-            earlier = (z == own) & (torch.arange(classes) < y[:, None])
-            ranks.append(((z > own) | earlier).sum(1))
+            order = z.argsort(dim=1, descending=True, stable=True)
+            ranks.append((order == y[:, None]).int().argmax(1))
             loss += float(functional.cross_entropy(z, y, reduction="sum"))
     rank = torch.cat(ranks)
     fractions = {f"top{k}": float((rank < k).double().mean()) for k in topk if k <= classes}
@@ -122,11 +116,11 @@ def agreement(
     """Measure how far a network answers as a reference does; no labels are needed.
 
     Args:
-        model: as for `logits`, like batches, device and batch_size.
+        model: see the module.
         reference: another such network, or its `logits` for the same images in the same order.
-        batches: as for `logits`.
-        device: as for `logits`.
-        batch_size: as for `logits`.
+        batches: see the module.
+        device: see the module.
+        batch_size: see the module.
         progress: called after every batch with the number of images seen.
 
     Raises:

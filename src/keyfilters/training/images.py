@@ -10,7 +10,7 @@ import os
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from keyfilters.errors import KeyFiltersError, MissingExtraError, nearest
 if TYPE_CHECKING:
     from PIL.Image import Image as PillowImage
 
-__all__ = ["centre_crop", "image_folder", "normalise", "photographs", "random_crops", "read_image"]
+__all__ = ["centre_crop", "image_folder", "normalise", "photographs", "random_crops"]
 
 # Without greyscale photographs and those that show no natural scene.
 SHIPPED = {
@@ -32,6 +32,7 @@ SHIPPED = {
     ),
     "sklearn/datasets/images": ("china.jpg", "flower.jpg"),
 }
+Failed: TypeAlias = list[tuple[str, str]]  # name and reason of images that could not be read
 REGIONS = {"all": (0.0, 1.0), "left": (0.0, 0.5), "right": (0.5, 1.0)}  # of the width
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
 
@@ -51,14 +52,13 @@ def photographs() -> dict[str, NDArray[np.uint8]]:
     found = {}
     for folder, files in SHIPPED.items():
         package, _, inside = folder.partition("/")
-        spec = find_spec(package)
-        if spec is None or spec.origin is None:
+        if (spec := find_spec(package)) is None or spec.origin is None:
             raise MissingExtraError(f"reading the photographs of {package}", "train")
         for path in (Path(spec.origin).parent / inside / file for file in files):
             if not path.is_file():
                 command = "pip install -U scikit-image scikit-learn"
                 raise KeyFiltersError(f"{package} lacks {inside}/{path.name}; type: {command}")
-            found[path.stem] = read_image(path)
+            found[path.stem] = np.array(open_image(path))
     return found
 
 
@@ -123,8 +123,12 @@ def centre_crop(image: NDArray[np.uint8], size: int = 224) -> Tensor:
     """
     from PIL import Image
 
-    resized = square(Image.fromarray(np.ascontiguousarray(_checked(image))), size)
-    return torch.from_numpy(np.array(resized).transpose(2, 0, 1).copy())
+    return pixels(square(Image.fromarray(np.ascontiguousarray(_checked(image))), size))
+
+
+def pixels(image: PillowImage) -> Tensor:
+    """Return an image as uint8 ``(channels, h, w)``."""
+    return torch.from_numpy(np.atleast_3d(np.array(image))).permute(2, 0, 1)
 
 
 def square(image: PillowImage, size: int, how: str = "bicubic") -> PillowImage:
@@ -161,16 +165,16 @@ def image_folder(
     if not folder.is_dir():
         raise KeyFiltersError(f"{path} is no folder; a folder of images is expected")
     images: list[Tensor] = []
-    skipped: list[tuple[str, str]] = []
+    skipped: Failed = []
     for file in sorted(x for x in folder.rglob("*") if x.is_file()):
         if limit is not None and len(images) >= limit:
             break
         try:
-            images.append(centre_crop(read_image(file), size))
+            images.append(pixels(square(open_image(file), size)))
         except Exception as error:  # damaged files make decoders raise nearly anything
             skipped.append((file.relative_to(folder).as_posix(), why(error)))
     if not images:
-        seen = "; ".join(f"{name}: {reason}" for name, reason in skipped[:3]) or "no file"
+        seen = "; ".join(map(": ".join, skipped[:3])) or "no file"
         raise KeyFiltersError(f"no image of {path} can be read ({seen})")
     return torch.stack(images), skipped
 
@@ -186,7 +190,7 @@ def normalise(
         std: likewise. EfficientNet-Lite's (x − 127)/128 is mean 127/255 and std 128/255.
 
     Raises:
-        KeyFiltersError: images that are not uint8, numbers that do not fit, or a std not above 0.
+        KeyFiltersError: images of another type, numbers that do not fit, or a std not above 0.
 
     >>> normalise(torch.tensor([[[0, 255]]], dtype=torch.uint8), 0.5, 0.25)
     tensor([[[-2.,  2.]]])
@@ -204,13 +208,8 @@ def normalise(
     return (images.float() / 255 - shift) / spread
 
 
-def read_image(path: Path) -> NDArray[np.uint8]:
-    """Read a file as ``(h, w, 3)``, turned as its camera says, over white where transparent."""
-    return np.array(open_image(path))
-
-
 def open_image(path: Path) -> PillowImage:
-    """Read a file as `read_image` does, for Pillow."""
+    """Read a file in RGB, turned as its camera says, over white where it is transparent."""
     from PIL import Image, ImageOps
 
     if reason := refusal(path.suffix):

@@ -13,10 +13,14 @@ import torch
 from torch import nn
 
 from keyfilters.training import checkpoints
-from keyfilters.training.borrowed import own_accelerate, own_randomness, own_threads
 from keyfilters.training.data import Data, load_data
 from keyfilters.training.models import make_model
-from keyfilters.training.processes import make_accelerator, require_accelerate
+from keyfilters.training.processes import (
+    make_accelerator,
+    own_accelerate,
+    own_randomness,
+    own_threads,
+)
 from keyfilters.training.recipe import Recipe
 from keyfilters.training.results import Trained
 from keyfilters.training.run import Progress, Run
@@ -61,7 +65,6 @@ def train(
     >>> train(recipe, model=net, device="cpu").history[["epoch", "step"]].values.tolist()
     [[1, 3]]
     """
-    require_accelerate()
     folder = None if out is None else Path(out)
     with own_accelerate():
         accelerator = make_accelerator(recipe, device, folder)

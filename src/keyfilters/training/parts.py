@@ -5,18 +5,18 @@ Images are decoded last, so that a few classes of a large folder cost no more th
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 
 import numpy as np
+import pandas as pd
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from keyfilters.errors import KeyFiltersError, nearest
-from keyfilters.training.dataset import Failed, Items
-from keyfilters.training.images import refusal, square, why
-from keyfilters.training.readers import READERS, Part
+from keyfilters.training.images import Failed, pixels, refusal, square, why
+from keyfilters.training.readers import READERS, Items, Part
 from keyfilters.training.recipe import DataSource
 
 __all__ = ["find_parts", "first_side", "stratified"]
@@ -44,16 +44,23 @@ def find_parts(asked: DataSource, skipped: Failed) -> tuple[dict[str, Part], tup
     elif "validation" not in parts:
         parts["training"], parts["validation"] = _held_out(parts["training"], asked.validation)
     chosen = _chosen(asked.classes, names, asked.name)
+    counts = {"training": asked.samples, "validation": round(asked.validation * asked.samples)}
     for part, found in parts.items():
-        own = _of_classes(found, chosen, asked.name)
-        count = asked.samples if part == "training" else 0
-        if part == "validation" and asked.samples:
-            count = min(len(own.labels), max(1, round(asked.validation * asked.samples)))
-        if count > len(own.labels):
+        labels = pd.Index(chosen).get_indexer(found.labels)  # −1 for all other classes
+        own = Part(labels.astype(np.int64), found.images).take(np.flatnonzero(labels >= 0))
+        if not len(own.labels):
+            raise KeyFiltersError(f"{asked.name} has no image of these classes")
+        if part == "training" and asked.samples > len(own.labels):
             got = f"{asked.name} has {len(own.labels)} training images"
             raise KeyFiltersError(f"{got}; samples is {asked.samples}")
-        parts[part] = own.take(stratified(own.labels, count, asked.seed)) if count else own
-    parts = _streamable(parts, skipped) if asked.stream else _decoded(parts, asked, skipped)
+        if asked.samples and part in counts:
+            count = min(len(own.labels), max(1, counts[part]))
+            own = own.take(stratified(own.labels, count, asked.seed))
+        parts[part] = own
+    if asked.stream:
+        parts = {name: _streamable(part, skipped) for name, part in parts.items()}
+    else:
+        parts = _decoded(parts, asked.resolution, skipped)
     if skipped and asked.unreadable == "stop":
         raise KeyFiltersError(f"{asked.name}: {skipped[0][0]} cannot be read ({skipped[0][1]})")
     return parts, tuple(names[i] for i in chosen)
@@ -67,43 +74,27 @@ def _held_out(part: Part, share: float) -> tuple[Part, Part]:
 
 def _chosen(classes: Sequence[str | int], names: Sequence[str], name: str) -> list[int]:
     """Return the numbers of the classes asked for."""
-    chosen = []
-    for asked in classes:
-        if str(asked) in names:
-            chosen.append(list(names).index(str(asked)))
-        elif isinstance(asked, int) and 0 <= asked < len(names):
-            chosen.append(asked)
-        else:
-            shown = ", ".join(names[:20]) + (" …" if len(names) > 20 else "")
-            message = f"{name} has no class {asked!r}; its {len(names)} classes are: {shown}"
-            raise KeyFiltersError(message + nearest(str(asked), names))
+    known = list(map(str, names))
+    chosen = [known.index(str(x)) if str(x) in known else x for x in classes]
+    for wrong in (x for x in chosen if x not in range(len(known))):
+        shown = ", ".join(known[:20]) + " …" * (len(known) > 20)
+        message = f"{name} has no class {wrong!r}; its {len(known)} classes are: {shown}"
+        raise KeyFiltersError(message + nearest(str(wrong), known))
     if len(set(chosen)) < len(chosen):
         raise KeyFiltersError(f"classes names one twice: {', '.join(map(str, classes))}")
-    return chosen or list(range(len(names)))
+    return [int(x) for x in chosen] or list(range(len(known)))
 
 
-def _of_classes(part: Part, chosen: Sequence[int], name: str) -> Part:
-    """Keep images of the chosen classes, numbered in their order."""
-    new = np.full(max(int(part.labels.max(initial=0)), *chosen) + 1, -1)
-    new[list(chosen)] = np.arange(len(chosen))
-    labels = np.where(part.labels < 0, -1, new[part.labels])  # below 0: of no class
-    rows = np.flatnonzero(labels >= 0)
-    if not len(rows):
-        raise KeyFiltersError(f"{name} has no image of these classes")
-    return part.take(rows, labels[rows].astype(np.int64))
-
-
-def _streamable(parts: Mapping[str, Part], skipped: Failed) -> dict[str, Part]:
+def _streamable(part: Part, skipped: Failed) -> Part:
     """Leave out files that are no images by their names; none is opened."""
-    found = {}
-    for name, part in parts.items():
-        if isinstance(part.images, Tensor):
-            raise KeyFiltersError("data.stream is true for images in memory; leave it out")
-        paths = [part.images.path(i) for i in range(len(part.labels))]
-        refused = ["" if part.images.decode else refusal(path.suffix) for path in paths]
-        skipped += [(str(path), why) for path, why in zip(paths, refused, strict=True) if why]
-        found[name] = part.take(np.flatnonzero([not why for why in refused]))
-    return found
+    if isinstance(part.images, Tensor):
+        raise KeyFiltersError("data.stream is true for images in memory; leave it out")
+    if part.images.decode:
+        return part
+    paths = [part.images.path(i) for i in range(len(part.labels))]
+    reasons = [refusal(path.suffix) for path in paths]
+    skipped += [(str(path), reason) for path, reason in zip(paths, reasons, strict=True) if reason]
+    return part.take(np.flatnonzero([not reason for reason in reasons]))
 
 
 def first_side(items: Items) -> int:
@@ -118,48 +109,46 @@ class _UnevenError(Exception):
     """Images differ in size or in the number of channels."""
 
 
-def _decoded(parts: Mapping[str, Part], asked: DataSource, skipped: Failed) -> dict[str, Part]:
+def _decoded(parts: dict[str, Part], side: int, skipped: Failed) -> dict[str, Part]:
     """Decode all images: as they are if they have one shape, otherwise as squares in colour."""
+    shapes: list[tuple[int, ...]] = []
     try:
-        shape: list[tuple[int, ...]] = []
-        return {
-            x: _decode(part, asked.resolution, False, shape, skipped) for x, part in parts.items()
-        }
+        return {name: _decode(x, side, skipped, shapes) for name, x in parts.items()}
     except _UnevenError:
-        side = asked.resolution or min(SIDE, *shape[0][1:])
-    skipped.clear()
-    return {name: _decode(part, side, True, [], skipped) for name, part in parts.items()}
+        skipped.clear()
+        side = side or min(SIDE, *shapes[0][1:])
+        return {name: _decode(x, side, skipped, [(3, side, side)]) for name, x in parts.items()}
 
 
-def _decode(
-    part: Part, side: int, colour: bool, shape: list[tuple[int, ...]], skipped: Failed
-) -> Part:
-    """Decode a part; `shape` gets the shape of the first image of all parts."""
+def _decode(part: Part, side: int, skipped: Failed, shapes: list[tuple[int, ...]]) -> Part:
+    """Decode images of one shape, the first of `shapes` if there is one; grey ones stay grey."""
     if isinstance(part.images, Tensor):
         return part
-    items, images = part.images, np.empty(0, np.uint8)
-    kept: list[int] = []
+    items, images, kept = part.images, torch.empty(0), list[int]()
     for i in range(len(items)):
         try:
             image = items.image(i)
-            image = image if image.mode == "L" and not colour else image.convert("RGB")
-            pixels = np.atleast_3d(np.array(square(image, side) if side else image))
+            image = (
+                image
+                if image.mode == "L" and shapes[:1] != [(3, side, side)]
+                else image.convert("RGB")
+            )
+            found = pixels(square(image, side) if side else image)
         except Exception as error:  # damaged files make decoders raise nearly anything
-            skipped.append((str(items.folder / items.path(i)), why(error)))
+            skipped.append((items.path(i).as_posix(), why(error)))
             continue
-        pixels = pixels.transpose(2, 0, 1)
-        shape += [pixels.shape] if not shape else []
-        if pixels.shape != shape[0]:
+        shapes += [found.shape] if not shapes else []
+        if found.shape != shapes[0]:
             raise _UnevenError
-        if not len(images):
-            _require_memory(len(items), pixels.shape)
-            images = np.empty((len(items), *pixels.shape), np.uint8)
-        images[len(kept)] = pixels
+        if not kept:
+            _require_memory(len(items), found.shape)
+            images = torch.empty(len(items), *found.shape, dtype=torch.uint8)
+        images[len(kept)] = found
         kept.append(i)
     if not kept:
         seen = "; ".join(": ".join(x) for x in skipped[:3]) or "none is there"
         raise KeyFiltersError(f"none of {len(items)} images can be read ({seen})")
-    return Part(part.labels[kept], torch.from_numpy(images[: len(kept)]))
+    return Part(part.labels[kept], images[: len(kept)])
 
 
 def _require_memory(count: int, shape: tuple[int, ...]) -> None:
@@ -167,10 +156,9 @@ def _require_memory(count: int, shape: tuple[int, ...]) -> None:
 
     need, free = count * np.prod(shape) / 1e9, virtual_memory().available / 1e9
     if need > 0.8 * free:
-        got = (
-            f"{count:,} images of {shape[1]}×{shape[2]} take {need:.1f} GB, {free:.1f} GB are free"
-        )
-        raise KeyFiltersError(f"{got}; set samples, classes, a smaller resolution or stream=true")
+        size = f"{count:,} images of {shape[1]}×{shape[2]} take {need:.1f} GB"
+        mend = "set samples, classes, a smaller resolution or stream=true"
+        raise KeyFiltersError(f"{size}, {free:.1f} GB are free; {mend}")
 
 
 def stratified(labels: NDArray[np.int64], count: int, seed: int) -> NDArray[np.int64]:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-
 from torch import nn
 
 from keyfilters.training.batches import share_of
 from keyfilters.training.data import Data
 from keyfilters.training.models import decay_layers
-from keyfilters.training.recipe import Augmentation, Recipe
+from keyfilters.training.recipe import Recipe
 
 __all__ = ["plan"]
 
@@ -38,30 +36,29 @@ def plan(recipe: Recipe, model: nn.Module, data: Data, processes: int = 1) -> di
     """
     images, size, parts = len(data.labels), recipe.batch.size, recipe.batch.accumulation
     share = share_of(recipe, images, processes)
-    counts = [(x.numel(), x.requires_grad) for x in model.parameters()]
-    free, total = sum(n for n, trained in counts if trained), sum(n for n, _ in counts)
-    side = "×".join(map(str, data.images.shape[1:]))
+    total = sum(x.numel() for x in model.parameters())
+    free = sum(x.numel() for x in model.parameters() if x.requires_grad)
     held = {part: f"{len(labels):,}" for part, (_, labels) in data.parts().items()}
     validated = f", {held['validation']} to validate on" if "validation" in held else ""
-    own, base = recipe.optimiser, recipe.optimiser.base_lr
+    own, base, ema = recipe.optimiser, recipe.optimiser.base_lr, recipe.ema
     options = "".join(f", {key} {value}" for key, value in own.options.items())
     clip = f"; gradients clipped at {own.clip:g}" if own.clip else ""
-    warmup = "with" if recipe.ema.warmup else "without"
-    mean = f"of the weights, decay {recipe.ema.decay:g}, {warmup} warm-up"
+    mean = f"of the weights, decay {ema.decay:g}, {'with' if ema.warmup else 'without'} warm-up"
     shares = f"{processes} process{'es' * (processes > 1)} × {parts} part{'s' * (parts > 1)}"
     return {
         "model": f"{recipe.model.name}: {free:,} of {total:,} parameters learn",
-        "data": f"{data.name}: {images:,} images of {side} in {len(data.classes):,} classes"
-        f"{validated}, {held['test']} to test on",
+        "data": f"{data.name}: {images:,} images of {'×'.join(map(str, data.images.shape[1:]))} "
+        f"in {len(data.classes):,} classes{validated}, {held['test']} to test on",
         "batch": f"{size} = {shares} × {share} images",
         "learning rate": f"{recipe.peak_lr:g}" + f" = {base:g} × {size} / 256" * (base > 0),
         "schedule": _schedule(recipe, images),
-        "layer decay": _layers(recipe, model),
+        "layer decay": _layers(own.layer_decay, model),
         "optimiser": f"{own.name}{options}, weight decay {own.weight_decay:g}, none on vectors"
         f"{clip}",
-        "augmentation": _augmentation(recipe),
-        "running mean": mean if recipe.ema.decay else "none",
-        "precision": {"no": "float32"}.get(recipe.precision, recipe.precision),
+        "augmentation": ", ".join(f"{x} {y}" for x, y in recipe.augmentation.changed().items())
+        or "none",
+        "running mean": mean if ema.decay else "none",
+        "precision": "float32" if recipe.precision == "no" else recipe.precision,
     }
 
 
@@ -77,16 +74,9 @@ def _schedule(recipe: Recipe, images: int) -> str:
     return f"{length}, {warmup}, then a cosine down to {schedule.min_lr:g}"
 
 
-def _layers(recipe: Recipe, model: nn.Module) -> str:
-    decay = recipe.optimiser.layer_decay
+def _layers(decay: float, model: nn.Module) -> str:
     if decay == 1:
         return "none"
     below = decay_layers(model)
     first = f"{decay:g}^{below} = {decay**below:.4g} for the first"
     return f"{decay:g} over {below} layers before the head: {first}, 1 for the head"
-
-
-def _augmentation(recipe: Recipe) -> str:
-    own = asdict(recipe.augmentation)
-    changed = [x for x, value in own.items() if value != getattr(Augmentation, x)]
-    return ", ".join(f"{name} {own[name]}" for name in changed) or "none"

@@ -1,12 +1,15 @@
-"""Accelerate's view of devices and processes, and what several processes have in common."""
+"""What a run takes from its process, and gives back; and what several processes share."""
 
 from __future__ import annotations
 
+import random
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -21,7 +24,9 @@ __all__ = [
     "keep_own_buffers_",
     "make_accelerator",
     "order_seed",
-    "require_accelerate",
+    "own_accelerate",
+    "own_randomness",
+    "own_threads",
     "require_used",
     "synchronise_",
 ]
@@ -29,12 +34,53 @@ __all__ = [
 COMPILER = "inductor"
 
 
-def require_accelerate() -> None:
-    """Raise MissingExtraError if accelerate is not installed."""
+@contextmanager
+def own_randomness(device: torch.device) -> Iterator[None]:
+    """Give the caller's global random generators, and that of a GPU, back as they were."""
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)  # noqa: NPY002
+
+
+@contextmanager
+def own_threads(count: int) -> Iterator[None]:
+    """Let torch compute with so many threads: the last bits of sums depend on their number."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
     try:
-        import accelerate  # noqa: F401
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def own_accelerate() -> Iterator[None]:
+    """Let a run have an Accelerator of its own, and give the caller's back.
+
+    Accelerate keeps device and precision of the first one in global dictionaries, and has no public
+    way to make a second.
+
+    Raises:
+        MissingExtraError: accelerate is not installed.
+    """
+    try:
+        from accelerate import state
     except ImportError as error:
         raise MissingExtraError("training", "train") from error
+    kinds = (state.AcceleratorState, state.GradientState, state.PartialState)
+    before = [dict(kind._shared_state) for kind in kinds]
+    for kind in kinds:
+        kind._shared_state.clear()
+    try:
+        yield
+    finally:
+        for kind, old in zip(kinds, before, strict=True):
+            kind._shared_state.clear()
+            kind._shared_state.update(old)
 
 
 def order_seed(recipe: Recipe) -> int:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import gzip
 import inspect
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from math import ceil
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
+from zlib import crc32
 
 import numpy as np
 import torch
@@ -18,11 +20,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from keyfilters.errors import KeyFiltersError, MissingExtraError, nearest
-from keyfilters.training.dataset import Items
-from keyfilters.training.images import photographs, random_crops
+from keyfilters.training.images import open_image, photographs, random_crops
 from keyfilters.training.recipe import DataSource
 
-__all__ = ["READERS", "Part"]
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+__all__ = ["READERS", "Items", "Part"]
 
 DEBIAN = "/usr/share/datasets/fashion-mnist"
 FASHION = (
@@ -33,18 +37,63 @@ FOLDERS = {"test": ("test",), "validation": ("val", "valid", "validation")}
 
 
 @dataclass(frozen=True, eq=False)
+class Items:
+    """Images of a source, decoded one by one.
+
+    Attributes:
+        source: what `rows` index: a data set, or names of files below `folder` in bytes, since a
+            million strings would be copied into every worker.
+        rows: ``(n,)`` positions in `source`.
+        decode: takes the image out of an entry that is no file.
+        folder: of the files.
+    """
+
+    source: Any
+    rows: NDArray[np.int64]
+    decode: Callable[[Any], Image] | None = None
+    folder: str = ""
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def path(self, i: int) -> Path:
+        """Return the file of an image, or its number in the source."""
+        row = int(self.rows[i])
+        return Path(f"image {row}" if self.decode else os.fsdecode(self.source[row]))
+
+    def image(self, i: int) -> Image:
+        """Decode an image; raises nearly anything where it is damaged."""
+        if self.decode:
+            return self.decode(self.source[int(self.rows[i])])
+        return open_image(self.folder / self.path(i))
+
+    def checksum(self) -> int:
+        """Return the CRC-32 of the content of all images; every one of them is read."""
+
+        def one(i: int) -> int:
+            try:
+                if self.decode:
+                    return crc32(self.image(i).tobytes())
+                return crc32((self.folder / self.path(i)).read_bytes())
+            except Exception:  # an image that cannot be read has no content
+                return 0
+
+        with ThreadPoolExecutor(8) as pool:
+            return crc32(np.fromiter(pool.map(one, range(len(self))), np.uint32).tobytes())
+
+
+@dataclass(frozen=True, eq=False)
 class Part:
     """Labels ``(n,)``, below 0 where there is none, and images: a tensor, or items to decode."""
 
     labels: NDArray[np.int64]
     images: Tensor | Items
 
-    def take(self, rows: NDArray[np.int64], labels: NDArray[np.int64] | None = None) -> Part:
-        """Return some of the images, perhaps with other labels."""
-        own = self.labels[rows] if labels is None else labels
+    def take(self, rows: NDArray[np.int64]) -> Part:
+        """Return some of the images."""
         if isinstance(self.images, Tensor):
-            return Part(own, self.images[torch.from_numpy(rows)])
-        return Part(own, replace(self.images, rows=self.images.rows[rows]))
+            return Part(self.labels[rows], self.images[torch.from_numpy(rows)])
+        return Part(self.labels[rows], replace(self.images, rows=self.images.rows[rows]))
 
 
 Found: TypeAlias = tuple[dict[str, Part], Sequence[str]]  # by part; names of the classes
@@ -55,35 +104,34 @@ def _digits(argument: str, asked: DataSource) -> Found:
 
     found = load_digits()
     images = torch.from_numpy((found.images * (255 / 16)).round().astype(np.uint8))[:, None]
-    part = Part(found.target.astype(np.int64), images)
-    return {"training": part}, [str(i) for i in range(10)]
+    return {"training": Part(found.target.astype(np.int64), images)}, list("0123456789")
 
 
 def _fashion_mnist(argument: str, asked: DataSource) -> Found:
-    folder = Path(argument or DEBIAN)
-    places = [folder, folder / "raw", folder / "FashionMNIST" / "raw"]
     parts = {}
     for part, half in (("training", "train"), ("test", "t10k")):
-        images = _idx(places, f"{half}-images-idx3-ubyte")[:, None]
-        labels = _idx(places, f"{half}-labels-idx1-ubyte").numpy().astype(np.int64)
-        parts[part] = Part(labels, images)
+        images, labels = (
+            _idx(Path(argument or DEBIAN), f"{half}-{kind}-ubyte")
+            for kind in ("images-idx3", "labels-idx1")
+        )
+        parts[part] = Part(labels.astype(np.int64), torch.from_numpy(images)[:, None])
     return parts, FASHION
 
 
-def _idx(places: Sequence[Path], name: str) -> Tensor:
+def _idx(folder: Path, name: str) -> NDArray[np.uint8]:
     """Read an IDX file of bytes: two zeros, type 8, dimensions, their big-endian sizes, data."""
+    places = (folder, folder / "raw", folder / "FashionMNIST" / "raw")
     candidates = [place / f"{name}{suffix}" for place in places for suffix in ("", ".gz")]
     path = next((x for x in candidates if x.is_file()), None)
     if path is None:
         what = "apt-get install dataset-fashion-mnist, or name its folder: fashion-mnist:FOLDER"
-        raise KeyFiltersError(f"{places[0]} has no file {name}.gz; type: {what}")
+        raise KeyFiltersError(f"{folder} has no file {name}.gz; type: {what}")
     try:
         raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
         if raw[:3] != b"\0\0\x08":
             raise ValueError("it does not begin as an IDX file of bytes")
         sizes = np.frombuffer(raw, ">i4", raw[3], 4).tolist()
-        data = np.frombuffer(raw, np.uint8, offset=4 + 4 * raw[3])
-        return torch.from_numpy(data.reshape(sizes).copy())
+        return np.frombuffer(raw, np.uint8, offset=4 + 4 * raw[3]).reshape(sizes).copy()
     except (OSError, EOFError, ValueError) as error:
         raise KeyFiltersError(f"{path} cannot be read ({error}); fetch it again") from error
 
@@ -105,37 +153,34 @@ def _image_folder(argument: str, asked: DataSource) -> Found:
         raise KeyFiltersError(f"{argument!r} is no folder; type imagefolder:FOLDER")
     places = {"training": folder}
     if any(x.is_dir() for x in folder.glob("train/*")):  # else a class of that name
-        places["training"] = folder / "train"
-        for part, known in FOLDERS.items():
-            for name in reversed([x for x in known if (folder / x).is_dir()]):
-                places[part] = folder / name
+        there = {
+            part: [folder / name for name in known if (folder / name).is_dir()]
+            for part, known in {"training": ("train",), **FOLDERS}.items()
+        }
+        places = {part: found[0] for part, found in there.items() if found}
     names = sorted({x.name for place in places.values() for x in place.iterdir() if x.is_dir()})
     if not names:
         raise KeyFiltersError(f"{folder} has no folders; one for each class is expected in it")
-    parts, start = {}, len(str(folder / "x")) - 1
+    parts = {}
     for part, place in places.items():
-        listed = [
-            sorted(_files(str(place / x)), key=lambda x: x.replace(os.sep, "\0")) for x in names
-        ]
-        files = np.array([os.fsencode(file[start:]) for own in listed for file in own], dtype="S")
+        listed = [_files(place / name, folder) for name in names]
+        files = np.array([file for own in listed for file in own], dtype="S")
         labels = np.repeat(np.arange(len(names), dtype=np.int64), [len(own) for own in listed])
         parts[part] = Part(labels, Items(files, np.arange(len(files)), folder=str(folder)))
     return parts, names
 
 
-def _files(folder: str) -> Iterator[str]:
-    """Yield all files below a folder without opening one; a missing folder has none."""
-    try:
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                if entry.is_dir(follow_symlinks=False):
-                    yield from _files(entry.path)
-                elif entry.is_file():
-                    yield entry.path
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise KeyFiltersError(f"cannot list {folder}: {error.strerror or error}") from error
+def _files(folder: Path, root: Path) -> list[bytes]:
+    """Return all files of a folder by their names below a root; a missing folder has none."""
+
+    def fail(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError):
+            raise KeyFiltersError(f"cannot list {folder}: {error.strerror or error}") from error
+
+    start = len(str(root / "x")) - 1
+    found = [os.path.join(at, x) for at, _, own in os.walk(folder, onerror=fail) for x in own]  # noqa: PTH118
+    found = [x for x in found if os.path.isfile(x)]  # noqa: PTH113  # a pipe would wait for ever
+    return [os.fsencode(x[start:]) for x in sorted(found, key=lambda x: x.replace(os.sep, "\0"))]
 
 
 def _torchvision(argument: str, asked: DataSource) -> Found:
@@ -147,8 +192,8 @@ def _torchvision(argument: str, asked: DataSource) -> Found:
         known = f"torchvision has no data set {argument!r}"
         raise KeyFiltersError(known + nearest(argument, datasets.__all__))
     accepted = inspect.signature(kind).parameters
-    given: dict[str, Any] = {"root": asked.root or ".", "download": False}
-    given = {name: value for name, value in given.items() if name in accepted}
+    root = asked.root or "."
+    given = {"root": root} if "root" in accepted else {}
     halves: list[dict[str, Any]] = [{}]
     if "train" in accepted:
         halves = [{"train": True}, {"train": False}]
@@ -157,19 +202,15 @@ def _torchvision(argument: str, asked: DataSource) -> Found:
     try:
         found = [kind(**given, **half) for half in halves]
     except (ValueError, RuntimeError, FileNotFoundError, TypeError) as error:
-        mend = (
-            f"fetch it with torchvision.datasets.{argument}({given.get('root')!r}, download=True)"
-        )
+        mend = f"fetch it with torchvision.datasets.{argument}({root!r}, download=True)"
         if isinstance(error, ValueError):  # its halves have other names
             mend = "save its images as FOLDER/train/CLASS and type imagefolder:FOLDER"
-        message = f"torchvision:{argument} below root {given.get('root')!r}: {error}"
-        raise KeyFiltersError(f"{message}; {mend}") from error
+        raise KeyFiltersError(f"torchvision:{argument} below {root!r}: {error}; {mend}") from error
     parts = {}
     for part, one in zip(("training", "test"), found, strict=False):
-        labels = next((getattr(one, x) for x in ("targets", "labels") if hasattr(one, x)), None)
-        if labels is None:
-            labels = [one[i][1] for i in range(len(one))]
+        labels = getattr(one, "targets", getattr(one, "labels", None))
         try:
+            labels = [one[i][1] for i in range(len(one))] if labels is None else labels
             numbers = np.array([int(x) for x in labels], dtype=np.int64)
         except (TypeError, ValueError) as error:
             message = f"torchvision:{argument} has no whole numbers as labels ({error})"
@@ -193,7 +234,11 @@ def _hugging_face(argument: str, asked: DataSource) -> Found:
         raise KeyFiltersError(message) from error
     if "train" not in found:
         raise KeyFiltersError(f"hf:{name} has {', '.join(found)}; train is expected")
-    kinds = {column: type(kind).__name__ for column, kind in found["train"].features.items()}
+    kinds = {key: type(kind).__name__ for key, kind in found["train"].features.items()}
+    for column in columns:
+        if kinds.get(column) not in ("Image", "ClassLabel"):
+            known = f"hf:{name} has no column {column!r} of images or labels"
+            raise KeyFiltersError(f"{known}; it has {', '.join(kinds)}{nearest(column, kinds)}")
     image, label = (_column(name, kinds, kind, columns) for kind in ("Image", "ClassLabel"))
     parts = {}
     for part, split in (("training", "train"), ("test", "test"), ("validation", "validation")):
@@ -208,10 +253,6 @@ def _hugging_face(argument: str, asked: DataSource) -> Found:
 
 def _column(name: str, kinds: Mapping[str, str], kind: str, asked: Sequence[str]) -> str:
     """Return the one column of a kind, or of several the one that was asked for."""
-    for column in asked:
-        if kinds.get(column) not in ("Image", "ClassLabel"):
-            known = f"hf:{name} has no column {column!r} of images or labels"
-            raise KeyFiltersError(f"{known}; it has {', '.join(kinds)}{nearest(column, kinds)}")
     own = [column for column in kinds if kinds[column] == kind]
     fitting = [column for column in own if column in asked] or own
     if len(fitting) == 1:

@@ -31,7 +31,6 @@ __all__ = ["Progress", "Run"]
 
 Progress = Callable[[int, int, str], object]
 
-CHECKED = 100  # steps after which the losses are looked at, which waits for the device
 SHOWN = 0.5  # seconds between two calls of progress
 PROGRESS = ("identity", "step", "seconds", "history", "losses", "best_epoch")  # as JSON
 COLUMNS = {  # names of loss and share of correct answers
@@ -80,7 +79,7 @@ class Run:
         self.stepping = optimiser if accelerator.scaler is None else self.optimiser
         self.history: list[dict[str, Any]] = []
         self.losses: list[float] = []  # of the steps of this epoch, over all processes
-        self.waiting: list[Tensor] = []  # losses of the last steps, not yet looked at
+        self.waiting: list[Tensor] = []  # of the last steps: to look at one waits for the device
         self.best: dict[str, dict[str, Tensor]] = {}  # weights to keep
         self.best_epoch: dict[str, int] = {}
         self.step, self.seconds = 0, 0.0
@@ -140,9 +139,8 @@ class Run:
                     shown = now
                 last = self.step % self.per_epoch == 0 or self.step == self.steps
                 save = self.step % self.recipe.checkpoint.steps == 0 and self.step < self.steps
-                if last or save or len(self.waiting) == CHECKED:
-                    self._look()
                 if last or save:
+                    self._look()
                     self.seconds += time.perf_counter() - started
                     if last:
                         self._close_epoch(lr)
