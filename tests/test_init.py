@@ -329,8 +329,8 @@ W5 = torch.zeros(8, 1, 5, 5)
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: init.center_surround_(torch.zeros(8, 1, 1, 7)), "1×7 filters are not square"),
-        (lambda: init.center_surround_(torch.zeros(8, 1, 1, 1)), "size is 1"),
+        (lambda: init.center_surround_(torch.zeros(8, 1, 2, 7)), "2×7 filters have no centre"),
+        (lambda: init.center_surround_(torch.zeros(8, 1, 1, 1)), "1×1 filters have no centre"),
         (lambda: init.center_surround_(W5, gammas=()), r"gammas is empty; type gammas=\(0.5,\)"),
         (lambda: init.center_surround_(W5, gammas=(0.5, 0.99)), "gamma is 0.99"),
         (lambda: init.center_surround_(W5, share=1.5), "share 1.5"),
@@ -339,7 +339,7 @@ W5 = torch.zeros(8, 1, 5, 5)
         (lambda: init.covariance_(W5, depth=2.0), "depth is 2.0"),
         (lambda: init.covariance_(W5, schedule=(0.0, 0.0, 0.0)), "variance 0.0"),
         (lambda: init.covariance_(W5, std=math.nan), "std is nan"),
-        (lambda: init.filter_covariance(0, 1.0), "size is 0"),
+        (lambda: init.filter_covariance(0, 1.0), "at least 1 tap"),
         (lambda: init.filter_covariance(3, math.inf), "variance inf"),
         (lambda: init.trunc_normal_(W5, std=-1.0), "std is -1.0"),
         (lambda: init.key_(W5, torch.ones(2, 3, 3)), r"\(2, 3, 3\); the weight needs \(K, 5, 5\)"),

@@ -282,7 +282,7 @@ def test_subsets() -> None:
     assert repr(KeySet.from_filters(keys.filters[:1])) == "KeySet(1 key of 7×7)"
     with pytest.raises(IndexError, match="out of bounds"):
         keys[8]
-    with pytest.raises(KeyFiltersError, match=r"shape \(K, k, k\), got \(0, 7, 7\)"):
+    with pytest.raises(KeyFiltersError, match=r"shape \(K, k_y, k_x\), got \(0, 7, 7\)"):
         keys[8:]
     with pytest.raises(KeyFiltersError, match="stands twice"):
         keys[[1, 1]]
@@ -388,8 +388,7 @@ def test_bad_keys() -> None:
         (flat, None, "'key 2' is constant; a key needs finite taps that differ"),
         (zero, ["a", "b", "c"], "'c' is zero"),
         (broken, None, "'key 1' is non-finite"),
-        (w[0], None, r"expected keys of shape \(K, k, k\), got \(5, 5\)"),
-        (w[:, :4], None, r"got \(3, 4, 5\)"),
+        (w[0], None, r"expected keys of shape \(K, k_y, k_x\), got \(5, 5\)"),
         (w[:, None], None, r"got \(3, 1, 5, 5\)"),
         (w[:0], None, r"got \(0, 5, 5\)"),
         (torch.tensor(w + 1j), None, "expected keys of real numbers, got complex128"),
@@ -403,12 +402,12 @@ def test_bad_keys() -> None:
     with pytest.raises(KeyFiltersError, match="3 keys need as many rows of models, got 1"):
         KeySet(w, ("a", "b", "c"), models=pd.DataFrame({"operator": ["dx"]}))
     for count, size in ((0, 7), (-1, 7), (3, 1)):
-        with pytest.raises(KeyFiltersError, match="expected keys of at least 2×2"):
+        with pytest.raises(KeyFiltersError, match="at least two taps"):
             KeySet.random(count, size)
     with pytest.raises(KeyFiltersError, match="the nearest names are: lindeberg2026-B"):
         KeySet.published("lindeberg2026_B")
-    with pytest.raises(KeyFiltersError, match="size must be an odd number"):
-        KeySet.published("lindeberg2026-B", 4)
+    with pytest.raises(KeyFiltersError, match="no published keys of 2×4"):
+        KeySet.published("lindeberg2026-B", (2, 4))
 
 
 def test_bad_filters() -> None:
@@ -417,7 +416,7 @@ def test_bad_filters() -> None:
         (np.ones((4, 5, 5)), r"these keys are 7×7, but the filters are 5×5; .*size=5\)"),
         (
             torch.ones(4, 5, 7),
-            "these keys are 7×7, but the filters are 5×7; take keys of their size$",
+            r"these keys are 7×7, but the filters are 5×7; .*size=\(5, 7\)\)",
         ),
         (np.ones((4, 1, 7, 7)), r"shape \(n, 7, 7\), got float64 of shape \(4, 1, 7, 7\)"),
         (np.ones((7, 7)), r"got float64 of shape \(7, 7\)"),
@@ -430,3 +429,36 @@ def test_bad_filters() -> None:
             keys.assign(w)
     with pytest.raises(KeyFiltersError, match="chunk must be at least 1, got 0"):
         keys.assign(np.ones((4, 7, 7)), chunk=0)
+
+
+@pytest.mark.parametrize("size", [(1, 7), (7, 1), (4, 4), (3, 6), (2, 2), (1, 2)])
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_keys_of_any_window(tmp_path: Path, size: tuple[int, int], ending: str) -> None:
+    keys = KeySet.random(3, size, seed=2)
+    assert keys.window == size and keys.size == (size if size[0] != size[1] else size[0])
+    assert f"{size[0]}×{size[1]}" in repr(keys) and "<img" in keys._repr_html_()
+    keys.save(tmp_path / f"keys{ending}")
+    again = KeySet.from_file(tmp_path / f"keys{ending}")
+    np.testing.assert_array_equal(again.filters, keys.filters)
+    w = np.random.default_rng(0).normal(size=(40, *size)).astype(np.float32)
+    index, a, b, residual = keys.assign(w)
+    centred = w - w.mean((1, 2), keepdims=True, dtype=np.float64)
+    products = np.einsum("nyx,kyx->nk", centred, keys.filters)
+    np.testing.assert_allclose(np.abs(a), np.abs(products).max(1), atol=1e-5)
+    left = np.linalg.norm((w - keys.reconstruct(index, a, b)).reshape(40, -1), axis=1)
+    np.testing.assert_allclose(residual, left, atol=1e-5)
+
+
+def test_published_keys_of_rows_and_even_windows() -> None:
+    row = KeySet.published("lindeberg2026-B", size=(1, 9))
+    column = KeySet.published("lindeberg2026-B", size=(9, 1))
+    assert [name[0] for name in row.names] == list("24578")
+    assert [name[0] for name in column.names] == list("13678")
+    assert row.models is not None and row.models["operator"].tolist()[2] == "dx"
+    even = KeySet.published("lindeberg2026-B", size=4)
+    assert len(even) == 8 and even.size == 4
+    for size in ((2, 5), 2, 1):
+        with pytest.raises(KeyFiltersError, match="no published keys"):
+            KeySet.published("lindeberg2026-B", size)
+    with pytest.raises(KeyFiltersError, match="none of 1×5"):
+        KeySet.consensus((1, 5))

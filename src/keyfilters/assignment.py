@@ -38,8 +38,8 @@ def assign(
     """Assign every filter to a key; see `keyfilters.keyset.KeySet.assign`.
 
     Args:
-        w: ``(n, k, k)``.
-        keys: ``(K, k²)`` float64, centred, of unit norm.
+        w: ``(n, k_y, k_x)``.
+        keys: ``(K, taps)`` float64, centred, of unit norm.
         dtype: of the result, float32 or float64.
         chunk: filters at a time in every thread.
         device: where to compute.

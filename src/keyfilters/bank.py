@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import operator
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 from keyfilters.errors import KeyFiltersError, SourceError
 from keyfilters.files import write_whole
 from keyfilters.scalespace import why_unusable
+from keyfilters.sizes import as_window
 
 __all__ = ["FilterBank", "Layer"]
 
@@ -163,13 +163,7 @@ class FilterBank:
         Raises:
             KeyFiltersError: the bank holds no filter of this size.
         """
-        try:
-            k_y, k_x = size if isinstance(size, Sequence | np.ndarray) else (size, size)
-            wanted = operator.index(k_y), operator.index(k_x)  # of NumPy's integers too
-        except (TypeError, ValueError) as error:
-            raise KeyFiltersError(
-                f"expected a size as k or (k_y, k_x) in taps, got {size!r}"
-            ) from error
+        wanted = as_window(size)
         layers = [layer for layer in self.layers if layer.size == wanted]
         if not layers:
             held = ", ".join(f"{y}×{x}" for y, x in self.sizes) or "none"

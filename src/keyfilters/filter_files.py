@@ -22,14 +22,14 @@ def read_filters(path: str | Path) -> tuple[NDArray[np.float64], tuple[str, ...]
 
     A text file holds blocks: a line ``Filter 1:`` (any name before the colon; blank lines alone
     also separate blocks), then one line a row, row 0 on top, with numbers separated by blanks or
-    commas; ``#`` begins a comment. In the other formats every array is one filter ``(k, k)`` or
-    several, ``(n, k, k)`` or ``(n, 1, k, k)``, which are numbered from 1.
+    commas; ``#`` begins a comment. In the other formats every array is one filter
+    ``(k_y, k_x)`` or several, ``(n, k_y, k_x)`` or ``(n, 1, k_y, k_x)``, which are numbered from 1.
 
     Args:
         path: file whose name ends in one of `SUFFIXES`.
 
     Returns:
-        Filters ``(n, k, k)`` and n names.
+        Filters ``(n, k_y, k_x)`` and n names.
 
     Raises:
         KeyFiltersError: the file is missing, of another format, damaged, ragged or without filters.
@@ -63,10 +63,6 @@ def read_filters(path: str | Path) -> tuple[NDArray[np.float64], tuple[str, ...]
                 f"{path.name}: all filters must be of one size, but {first!r} is "
                 f"{window[0]}×{window[1]} and {name!r} is {shape[0]}×{shape[1]}"
             )
-    if window[0] != window[1]:
-        raise KeyFiltersError(
-            f"{path.name}: expected square filters, got {window[0]} rows of {window[1]} numbers"
-        )
     filters = np.stack([array for _, array in named])
     for (name, _), array in zip(named, filters, strict=True):
         if not np.isfinite(array).all():
@@ -137,7 +133,8 @@ def _arrays(path: Path, suffix: str) -> list[tuple[str, NDArray[np.float64]]]:
             named += [(f"{key} {i}", part) for i, part in enumerate(array.astype(np.float64), 1)]
         else:
             raise KeyFiltersError(
-                f"{path.name}: {key!r} has shape {array.shape}, expected (n, k, k) or (k, k)"
+                f"{path.name}: {key!r} has shape {array.shape}, expected (n, k_y, k_x) or "
+                "(k_y, k_x)"
             )
     return named
 

@@ -16,6 +16,7 @@ import torch
 from torch import Generator, Tensor
 
 from keyfilters.errors import KeyFiltersError
+from keyfilters.sizes import Size, Window, as_window, tap_offsets
 
 __all__ = [
     "center_surround_",
@@ -27,25 +28,31 @@ __all__ = [
     "trunc_normal_",
 ]
 
+GAMMAS = (1 / 3, 1 / 2, 2 / 3)
 EXACT: dict[str, Any] = {"dtype": torch.float64, "device": "cpu"}
 
 
-def difference_of_gaussians(size: int, gamma: float, center: Literal["on", "off"] = "on") -> Tensor:
+def difference_of_gaussians(
+    size: Size, gamma: float, center: Literal["on", "off"] = "on"
+) -> Tensor:
     """Return the centre-surround kernel of On-Off Center-Surround receptive fields.
 
     ``w = A_c exp(-r² / (2 γ² σ²)) / γ² + A_s exp(-r² / (2 σ²))`` with centre radius
     ``R = γ (size + 1) / 2`` and ``σ = R / (2 γ) sqrt((1 - γ²) / -ln γ)``, so that the two Gaussians
     are equal at r = R. A_c and A_s are solved so that the taps with r < R sum to +1 and all others
     to -1; single taps beside the border can have the other sign (babaiee2021oocs). A tap at r = R,
-    up to 1e-9 of R², belongs to the surround. An even `size` has its centre between four taps.
+    up to 1e-9 of R², belongs to the surround. An even side has its centre between taps. In a window
+    that is not square, which is ours, the centre is round and the surround fills the window: `size`
+    in R is then the shorter side, of a single row or column its length.
 
     Args:
-        size: taps a side, at least 3.
+        size: taps a side, or ``(k_y, k_x)``; at least 3 along each side, but for a single row or
+            column.
         gamma: γ, ratio of centre to surround, in (0, 1).
         center: "on" as above, "off" for its negative.
 
     Returns:
-        ``(size, size)`` float64 on the CPU, sum 0.
+        ``(k_y, k_x)`` float64 on the CPU, sum 0.
 
     Raises:
         KeyFiltersError: centre or surround would have no tap, or `center` is neither on nor off.
@@ -54,15 +61,14 @@ def difference_of_gaussians(size: int, gamma: float, center: Literal["on", "off"
     0.605
     """
     _require(center in ("on", "off"), f'center is {center!r}; type center="on" or center="off"')
-    _require(size >= 3, f"size is {size}; centre and surround need at least 3 taps a side")
-    steps = torch.arange(size, **EXACT) - (size - 1) / 2
-    squared = steps[:, None] ** 2 + steps**2  # exact, for odd and even sizes
-    radius = gamma * (size + 1) / 2
-    inside = squared < radius**2 * (1 - 1e-9)  # far above rounding, far below a step of squared
-    low, high = (2 * math.sqrt(float(r)) / (size + 1) for r in (squared.min(), squared.max()))
+    window = as_window(size)
+    taps = min(k for k in (*window, max(window)) if k > 1 or max(window) == 1)
+    _require(taps >= 3, f"size is {size}; centre and surround need at least 3 taps a side")
+    squared, radius, inside = _centre(window, taps, gamma)
+    low, high = (2 * math.sqrt(float(r)) / (taps + 1) for r in (squared.min(), squared.max()))
     _require(
         0 < gamma < 1 and bool(inside.any()) and not bool(inside.all()),
-        f"gamma is {gamma:g}; with {size} taps a side, centre and surround both have taps only for "
+        f"gamma is {gamma:g}; with {taps} taps a side, centre and surround both have taps only for "
         f"gamma between {low:.4g} and {min(high, 1):.4g}",
     )
     sigma = radius / (2 * gamma) * math.sqrt((1 - gamma**2) / -math.log(gamma))
@@ -72,10 +78,19 @@ def difference_of_gaussians(size: int, gamma: float, center: Literal["on", "off"
     return torch.tensordot(torch.linalg.solve(sums, wanted), both, dims=1)
 
 
+def _centre(window: Window, taps: int, gamma: float) -> tuple[Tensor, float, Tensor]:
+    """Return r² of every tap, the radius R of the centre, and which taps lie inside it."""
+    y, x = map(tap_offsets, window)
+    squared = y[:, None] ** 2 + x**2  # exact, for odd and even sizes
+    radius = gamma * (taps + 1) / 2
+    # Far above rounding, far below a step of squared.
+    return squared, radius, squared < radius**2 * (1 - 1e-9)
+
+
 @torch.no_grad()
 def center_surround_(
     weight: Tensor,
-    gammas: Sequence[float] = (1 / 3, 1 / 2, 2 / 3),
+    gammas: Sequence[float] = GAMMAS,
     share: float = 1.0,
     on: float = 0.5,
     std: float | None = None,
@@ -88,8 +103,9 @@ def center_surround_(
     off-centre filters every γ occurs equally often, up to one.
 
     Args:
-        weight: square filters of at least 3 taps a side.
-        gammas: ratios γ; the default, (1/3, 1/2, 2/3), holds for every size from 3 taps on.
+        weight: filters of at least 3 taps a side, or of a single row or column.
+        gammas: ratios γ; of the default, (1/3, 1/2, 2/3), those for which centre and surround both
+            have taps: all from 5 taps on and in square windows.
         share: share of the channels, 0 to 1; the other channels keep what they have.
         on: on-centre share of these, 0 to 1.
         std: root mean square over the taps of every single filter, which is also their standard
@@ -101,12 +117,19 @@ def center_surround_(
     4
     """
     channels, height, width = _check(weight, std)
-    _require(height == width, f"{height}×{width} filters are not square; type covariance_ instead")
+    shown = 2 not in (height, width) and max(height, width) > 2
+    _require(
+        shown, f"{height}×{width} filters have no centre and surround; type covariance_ instead"
+    )
     _require(len(gammas) > 0, "gammas is empty; type gammas=(0.5,)")
     _require(0 <= share <= 1 and 0 <= on <= 1, f"share {share} and on {on} must lie in [0, 1]")
     count = math.floor(share * channels + 0.5)
     lit = math.floor(on * count + 0.5)
-    kernels = _rescaled(torch.stack([difference_of_gaussians(height, g) for g in gammas]), std)
+    window = (height, width)
+    if tuple(gammas) == GAMMAS:
+        parts = [_centre(window, min(k for k in window if k > 1), g)[2] for g in gammas]
+        gammas = [g for g, part in zip(gammas, parts, strict=True) if part.any() and not part.all()]
+    kernels = _rescaled(torch.stack([difference_of_gaussians(window, g) for g in gammas]), std)
     filters = kernels[[i % len(gammas) for n in (lit, count - lit) for i in range(n)]]
     filters[lit:] *= -1
     picked = torch.randperm(channels, **_source(generator))[:count]
@@ -115,7 +138,7 @@ def center_surround_(
     return _fill_(weight, new)
 
 
-def filter_covariance(size: int | tuple[int, int], variance: float) -> Tensor:
+def filter_covariance(size: Size, variance: float) -> Tensor:
     """Return the closed-form covariance of the taps of a filter.
 
     With taps p and q in row-major order, ``Z_p = exp(-|p - centre|² / (2 s))`` and
@@ -138,14 +161,14 @@ def filter_covariance(size: int | tuple[int, int], variance: float) -> Tensor:
     >>> filter_covariance(7, 0.5).diagonal().argmax().item()  # the centre varies most
     24
     """
-    sides = (size, size) if isinstance(size, int) else size
-    valid = min(sides) >= 1 and 0 < variance < math.inf
-    _require(valid, f"size is {size} and variance {variance}; both must be finite and above 0")
+    sides = as_window(size)
+    valid = 0 < variance < math.inf
+    _require(valid, f"variance {variance} must be finite and above 0")
     mask, moving = torch.ones(1, **EXACT), torch.ones(1, 1, **EXACT)
     for k in sides:
         n = torch.arange(k, **EXACT)
         apart = (n[:, None] - n + k // 2) % k - k // 2
-        mask = torch.kron(mask, torch.exp(-((n - (k - 1) / 2) ** 2) / (2 * variance)))
+        mask = torch.kron(mask, torch.exp(-(tap_offsets(k) ** 2) / (2 * variance)))
         moving = torch.kron(moving, torch.exp(-(apart**2) / (2 * variance)))
     half = mask[:, None] * (moving - mask / 2)
     values, vectors = torch.linalg.eigh((half + half.T) / 2)

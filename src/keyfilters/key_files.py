@@ -26,8 +26,8 @@ def read_keys(path: Path) -> tuple[NDArray[np.float64], dict[str, Any]]:
     """Read a file that `write_keys` wrote, or any other that `read_filters` reads.
 
     Returns:
-        Filters ``(K, k, k)`` as they are stored, and what was noted beside them; of a file without
-        a note only ``names``.
+        Filters ``(K, k_y, k_x)`` as they are stored, and what was noted beside them; of a file
+        without a note only ``names``.
 
     Raises:
         KeyFiltersError: the file is missing, damaged, or holds no filters.
@@ -45,7 +45,7 @@ def read_keys(path: Path) -> tuple[NDArray[np.float64], dict[str, Any]]:
 
 
 def write_keys(path: Path, filters: NDArray[np.float64], fields: dict[str, Any]) -> None:
-    """Write ``(K, k, k)`` filters and a note, all at once. Missing parent folders are created.
+    """Write ``(K, k_y, k_x)`` filters and a note, all at once. Missing parent folders are created.
 
     Raises:
         KeyFiltersError: the name ends in none of the suffixes of `read_filters`, or the file cannot

@@ -19,8 +19,14 @@ from keyfilters.bank import FilterBank
 from keyfilters.errors import KeyFiltersError, nearest
 from keyfilters.key_files import read_keys, write_keys
 from keyfilters.learned_filters import METHODS, learn_filters
-from keyfilters.receptive_fields import PUBLISHED, published_filters, published_parameters
+from keyfilters.receptive_fields import (
+    PUBLISHED,
+    published_filters,
+    published_in,
+    published_parameters,
+)
 from keyfilters.scalespace import why_unusable
+from keyfilters.sizes import Size, Window, as_size, as_window, extent
 
 __all__ = ["CONSENSUS", "Assignment", "KeySet"]
 
@@ -43,7 +49,7 @@ class KeySet:
     """A few keys of one size, centred and of unit norm, and where they come from.
 
     Args:
-        filters: ``(K, k, k)``, row 0 on top; kept read-only in float64, centred and normalised.
+        filters: ``(K, k_y, k_x)``, row 0 on top; kept read-only in float64, centred and normalised.
             What is so already, to rounding, stays bit for bit.
         names: K different names.
         provenance: one sentence, where the keys come from; a colon ends its short form.
@@ -51,8 +57,8 @@ class KeySet:
         models: of idealised keys, one row a key: operator, sigma_x, sigma_y (in taps), alpha.
 
     Raises:
-        KeyFiltersError: no keys, keys not square, not finite or constant, or names or models that
-            do not fit.
+        KeyFiltersError: no keys, keys that are not finite or constant, or names or models that do
+            not fit.
 
     >>> KeySet.published("lindeberg2026-B")
     KeySet(8 keys of 7×7: lindeberg2026-B)
@@ -93,7 +99,7 @@ class KeySet:
         """Take filters f as keys: ``(f − mean f) / ‖f − mean f‖₂``.
 
         Args:
-            filters: ``(K, k, k)``.
+            filters: ``(K, k_y, k_x)``.
             names: K different names; by default ``"key 1"`` and so on.
             provenance: as of `KeySet`.
             licence: as of `KeySet`.
@@ -109,24 +115,35 @@ class KeySet:
         return cls(array, tuple(names), provenance, licence)
 
     @classmethod
-    def published(cls, name: str, size: int = 7) -> KeySet:
+    def published(cls, name: str, size: Size = 7) -> KeySet:
         """Draw the eight idealised keys at their published scales (lindeberg2026modelling).
+
+        The paper's window is 7×7; other windows are ours. One of even side is centred half-way
+        between taps, and in one row or column only the keys that vary along it remain, five of
+        eight, see `keyfilters.receptive_fields.published_filters`.
 
         Args:
             name: one of `keyfilters.receptive_fields.PUBLISHED`.
-            size: odd number of taps k along either side; the paper's is 7.
+            size: taps k along either side, or ``(k_y, k_x)``.
 
         Raises:
-            KeyFiltersError: unknown name, or a size that is not odd and at least 3.
+            KeyFiltersError: unknown name, or a window with a side of 2 taps or of one tap only.
+
+        >>> KeySet.published("lindeberg2026-B", size=(1, 9))
+        KeySet(5 keys of 1×9: lindeberg2026-B)
         """
+        window = as_window(size)
         models = published_parameters(name).drop(columns="filter")
         name = f"lindeberg2026-{name.removeprefix('lindeberg2026-')}"
         told = f"{name}: idealised models of the eight key filters at their published scales"
-        return cls(published_filters(name, size), _PUBLISHED_NAMES, told, models=models)
+        filters, shown = published_filters(name, window), published_in(window)
+        names = tuple(_PUBLISHED_NAMES[i] for i in shown)
+        models = models.iloc[shown].reset_index(drop=True)
+        return cls(filters, names, told, models=models)
 
     @classmethod
     def named(
-        cls, name: str, size: int = 7, seed: int = 0, *, bank: FilterBank | None = None
+        cls, name: str, size: Size = 7, seed: int = 0, *, bank: FilterBank | None = None
     ) -> KeySet:
         """Return the keys that a name stands for: on the command line, in recipes, in experiments.
 
@@ -134,7 +151,7 @@ class KeySet:
             name: ``"lindeberg2026-B"`` or ``"published:lindeberg2026-B"``, a published set;
                 ``"consensus"``; ``"random:8"`` (``"random"`` draws 8); ``"lines:32"`` or
                 ``"kmeans:32"``, learned from the filters of `bank`; or a file of keys.
-            size: kernel size k; a file must hold keys of this size.
+            size: kernel size, k or ``(k_y, k_x)``; a file must hold keys of this size.
             seed: of random and learned keys.
             bank: filters from which ``lines`` and ``kmeans`` are learned.
 
@@ -144,21 +161,22 @@ class KeySet:
         >>> KeySet.named("random:4", size=5, seed=3)
         KeySet(4 keys of 5×5: random, seed 3)
         """
+        window = as_window(size)
         kind, colon, number = name.partition(":")
         if Path(name).suffix and (Path(name).exists() or kind == name):
             keys = cls.from_file(name)
-            if keys.size != size:
-                got = f"{name} holds keys of {keys.size}×{keys.size}"
-                raise KeyFiltersError(f"{got}; keys of {size}×{size} are expected")
+            if keys.window != window:
+                got = f"{name} holds keys of {extent(keys.window)}"
+                raise KeyFiltersError(f"{got}; keys of {extent(window)} are expected")
             return keys
         if name == "consensus":
-            return cls.consensus(size)
+            return cls.consensus(window)
         if kind == "random" or (kind in METHODS and colon):
             if colon and not (number.isdecimal() and int(number)):
                 raise KeyFiltersError(f"{name!r}: a number of keys is expected, as in {kind}:32")
             if kind == "random":
-                return cls.random(int(number or 8), size, seed)
-            return cls._learned(kind, int(number), size, seed, bank)
+                return cls.random(int(number or 8), window, seed)
+            return cls._learned(kind, int(number), window, seed, bank)
         label = number if kind == "published" else name
         if label not in (*PUBLISHED, *(x.removeprefix("lindeberg2026-") for x in PUBLISHED)):
             known = (*PUBLISHED, "consensus", "random:8", "lines:32")
@@ -166,27 +184,27 @@ class KeySet:
                 f"no keys are called {name!r}; one of {', '.join(known)}, or a file, is expected"
                 f"{nearest(label, known)}"
             )
-        return cls.published(label, size)
+        return cls.published(label, window)
 
     @classmethod
     def _learned(
-        cls, method: str, count: int, size: int, seed: int, bank: FilterBank | None
+        cls, method: str, count: int, window: Window, seed: int, bank: FilterBank | None
     ) -> KeySet:
         if bank is None:
             raise KeyFiltersError(
                 f"{method}:{count} learns keys from filters, and none were given; name other keys, "
                 "or in Python pass bank="
             )
-        filters = bank.stack(size)[0]
+        filters = bank.stack(window)[0]
         filters = filters[why_unusable(filters) == ""]
         if not len(filters):
-            raise KeyFiltersError(f"there are no {size}×{size} filters to learn keys from")
+            raise KeyFiltersError(f"there are no {extent(window)} filters to learn keys from")
         count = min(count, len(filters))
         told = f"{count} keys by {method} from {len(filters):,} filters, seed {seed}"
         return cls.from_filters(learn_filters(filters, count, method, seed), provenance=told)
 
     @classmethod
-    def consensus(cls, size: int, *, idealised: bool = False) -> KeySet:
+    def consensus(cls, size: Size, *, idealised: bool = False) -> KeySet:
         """Return the keys discovered over a zoo of models, each counting alike.
 
         They ship with the package; how they were found, and how stable they are, is in
@@ -202,20 +220,21 @@ class KeySet:
         >>> KeySet.consensus(5).size
         5
         """
-        path = CONSENSUS / f"{'twins' if idealised else 'keys'}_{size}.safetensors"
+        window = as_window(size)
+        path = CONSENSUS / f"{'twins' if idealised else 'keys'}_{as_size(window)}.safetensors"
         if not path.exists():
             raise KeyFiltersError(
-                f"there are consensus keys of 3×3, 5×5 and 7×7, none of {size}×{size}"
+                f"there are consensus keys of 3×3, 5×5 and 7×7, none of {extent(window)}"
             )
         return cls.from_file(path)
 
     @classmethod
-    def random(cls, count: int, size: int = 7, seed: int = 0) -> KeySet:
+    def random(cls, count: int, size: Size = 7, seed: int = 0) -> KeySet:
         """Draw keys of independent Gaussian taps, the control of all others.
 
         Args:
             count: number of keys K.
-            size: number of taps k along either side.
+            size: number of taps k along either side, or ``(k_y, k_x)``.
             seed: of the draw.
 
         Raises:
@@ -224,9 +243,12 @@ class KeySet:
         >>> KeySet.random(8, size=5, seed=3)
         KeySet(8 keys of 5×5: random, seed 3)
         """
-        if count < 1 or size < 2:
-            raise KeyFiltersError(f"expected keys of at least 2×2, got {count} of {size}×{size}")
-        drawn = np.random.default_rng(seed).normal(size=(count, size, size))
+        window = as_window(size)
+        if count < 1 or window == (1, 1):
+            raise KeyFiltersError(
+                f"expected keys of at least two taps, got {count} of {extent(window)}"
+            )
+        drawn = np.random.default_rng(seed).normal(size=(count, *window))
         return cls.from_filters(drawn, None, f"random, seed {seed}: independent Gaussian taps")
 
     @classmethod
@@ -263,15 +285,20 @@ class KeySet:
         write_keys(Path(path), self.filters, fields | {"models": models})
 
     @property
-    def size(self) -> int:
-        """Number of taps k along either side."""
-        return self.filters.shape[1]
+    def size(self) -> Size:
+        """Number of taps k along either side; ``(k_y, k_x)`` of keys that are not square."""
+        return as_size(self.window)
+
+    @property
+    def window(self) -> Window:
+        """Kernel size ``(k_y, k_x)`` in taps, also of square keys."""
+        return self.filters.shape[1], self.filters.shape[2]
 
     def __len__(self) -> int:
         return len(self.filters)
 
     def __repr__(self) -> str:
-        keys = f"{len(self)} key{'s' * (len(self) > 1)} of {self.size}×{self.size}"
+        keys = f"{len(self)} key{'s' * (len(self) > 1)} of {extent(self.window)}"
         label = self.provenance.split(":")[0]
         return f"KeySet({keys}: {label})" if label else f"KeySet({keys})"
 
@@ -300,7 +327,7 @@ class KeySet:
         rounding, the first is taken; a constant filter gets the first key and a = 0.
 
         Args:
-            w: ``(n, k, k)``, of the size of the keys.
+            w: ``(n, k_y, k_x)``, of the size of the keys.
             chunk: filters at a time in every thread, which bounds the memory.
             device: where to compute.
 
@@ -325,18 +352,18 @@ class KeySet:
 
     def _checked_dtype(self, w: NDArray[Any] | Tensor) -> torch.dtype:
         name = w.dtype.name if isinstance(w, np.ndarray) else str(w.dtype).removeprefix("torch.")
-        k = self.size
+        k_y, k_x = self.window
         if w.ndim != 3 or not name.startswith(("float", "bfloat", "int", "uint")):
             raise KeyFiltersError(
-                f"expected filters as real numbers of shape (n, {k}, {k}), got {name} of shape "
-                f"{tuple(w.shape)}"
+                f"expected filters as real numbers of shape (n, {k_y}, {k_x}), got {name} of "
+                f"shape {tuple(w.shape)}"
             )
-        k_y, k_x = w.shape[1:]
-        if (k_y, k_x) != (k, k):
-            drawn = f', such as KeySet.published("lindeberg2026-B", size={k_y})'
+        own = (int(w.shape[1]), int(w.shape[2]))
+        if own != self.window:
+            drawn = f', such as KeySet.published("lindeberg2026-B", size={as_size(own)})'
             raise KeyFiltersError(
-                f"these keys are {k}×{k}, but the filters are {k_y}×{k_x}; take keys of their size"
-                + (drawn if k_y == k_x and k_y % 2 else "")
+                f"these keys are {extent(self.window)}, but the filters are {extent(own)}; take "
+                f"keys of their size{drawn if published_in(own) else ''}"
             )
         short = ("float32", "float16", "bfloat16")
         return torch.float32 if name in short or name.startswith("float8") else torch.float64
@@ -350,7 +377,7 @@ class KeySet:
             b: ``(n,)`` constants per tap.
 
         Returns:
-            ``(n, k, k)`` in the precision of a.
+            ``(n, k_y, k_x)`` in the precision of a.
 
         Raises:
             KeyFiltersError: no such key, or lengths that differ.
@@ -376,8 +403,8 @@ def _as_keys(filters: ArrayLike | Tensor) -> NDArray[np.float64]:
         given = filters.detach().cpu()
         filters = (given.double() if given.is_floating_point() else given).numpy()
     array = np.asarray(filters)
-    if array.ndim != 3 or 0 in array.shape or array.shape[1] != array.shape[2]:
-        raise KeyFiltersError(f"expected keys of shape (K, k, k), got {array.shape}")
+    if array.ndim != 3 or 0 in array.shape:
+        raise KeyFiltersError(f"expected keys of shape (K, k_y, k_x), got {array.shape}")
     if array.dtype.kind not in "fiu":
         raise KeyFiltersError(f"expected keys of real numbers, got {array.dtype}")
     return array.astype(np.float64, order="C")

@@ -28,14 +28,14 @@ def learn_filters(
     """Learn a few filters near many; see `keyfilters.clusters.keys.learn_keys`.
 
     Args:
-        filters: ``(n, k, k)``, finite and not constant.
+        filters: ``(n, k_y, k_x)``, finite and not constant.
         count: number of filters to learn, at most n.
         method: ``"lines"`` or ``"kmeans"``.
         seed: of the starts.
         restarts: number of starts of lines, of which the best is kept.
 
     Returns:
-        ``(at most count, k, k)``, centred and of unit norm.
+        ``(at most count, k_y, k_x)``, centred and of unit norm.
     """
     unit = centred_unit(filters)
     if method == "kmeans":

@@ -33,6 +33,7 @@ T = TypeVar("T")
 FOREIGN = (RuntimeError, TypeError, ValueError, AssertionError, LookupError, AttributeError)
 WRAPPED = ("module", "_orig_mod")  # DataParallel, DDP, AveragedModel, EMA; torch.compile
 SIDES = (64, 224, 32)  # of an example image in pixels, tried in this order
+LENGTHS = (64, 1024, 16_000)  # of an example signal in samples
 
 
 def unwrapped(module: nn.Module) -> nn.Module:
@@ -289,7 +290,10 @@ def _examples(model: nn.Module) -> Iterator[Tensor]:
         first = next((m for m in model.modules() if hasattr(m, "in_channels")), None)
         guesses = [size[0]] if size else [getattr(first, "in_channels", None), 3, 1]
         channels = [c for c in dict.fromkeys(guesses) if isinstance(c, int) and c > 0]
-        shapes = [(c, side, side) for side in SIDES for c in channels]
+        if isinstance(first, nn.Conv1d):
+            shapes = [(c, length) for length in LENGTHS for c in channels]
+        else:
+            shapes = [(c, side, side) for side in SIDES for c in channels]
         shapes[1:1] = [tuple(size)] if size else []
     for shape in dict.fromkeys(shapes):
         with suppress(RuntimeError), torch.no_grad():

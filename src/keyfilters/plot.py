@@ -28,6 +28,7 @@ from keyfilters.discovery.universality import idealised_twin
 from keyfilters.errors import KeyFiltersError, nearest
 from keyfilters.inspection import Comparison
 from keyfilters.keyset import KeySet
+from keyfilters.receptive_fields import has_models
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -199,11 +200,11 @@ def keys(found: KeySet, *, twins: bool = True, ax: Axes | None = None) -> Axes:
 
     Args:
         found: the keys.
-        twins: whether to draw the receptive fields; not so for windows with an even side.
+        twins: whether to draw the receptive fields; not so for windows of less than 3 taps.
         ax: where to draw.
     """
     names = [x if len(x) < 10 else f"key {i}" for i, x in enumerate(found.names, 1)]
-    if not twins or found.size % 2 == 0:
+    if not twins or not has_models(found.window):
         return mosaic(found.filters, columns=min(len(found), 12), labels=names, ax=ax)
     forms = idealised_twin(found)[0].filters
     cosine = (found.filters * forms).sum(axis=(1, 2))
@@ -327,7 +328,9 @@ def flow(comparison: Comparison, *, ax: Axes | None = None) -> Axes:
     """
     table = comparison.flow[comparison.flow["share"] > 0]
     if table.empty:
-        raise KeyFiltersError("no patterns to draw; they need windows with odd sides of 3 or more")
+        raise KeyFiltersError(
+            "no patterns to draw; they need windows of at least 3 taps along a side"
+        )
     ax = _axes(ax, (5.6, 4.2))
     order = [k for k in COLOURS if k in set(table["from"]) | set(table["to"])]
     left = table.groupby("from")["share"].sum().reindex(order, fill_value=0.0)

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["contact_sheet", "filter_image", "grid_image"]
+__all__ = ["contact_sheet", "filter_image", "grid_image", "picture_size"]
 
+LEAST = 8  # pixels of the shorter side of a picture
 BLANK = 210  # grey of taps that are not finite
 
 
@@ -32,6 +33,22 @@ def filter_image(taps: NDArray[np.floating[Any]], limit: float | None = None) ->
     buffer = io.BytesIO()
     Image.fromarray(_shade(taps, limit)).save(buffer, "PNG")
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def picture_size(size: Sequence[int], side: int) -> dict[str, int]:
+    """Return width and height in pixels at which a filter is shown, its longer side `side`.
+
+    A single row or column is at least 8 pixels thick.
+
+    Args:
+        size: ``(k_y, k_x)``.
+        side: in pixels.
+
+    >>> picture_size((7, 7), 70), picture_size((1, 31), 62)
+    ({'width': 70, 'height': 70}, {'width': 62, 'height': 8})
+    """
+    height, width = (max(LEAST, round(side * k / max(size))) for k in size)
+    return {"width": width, "height": height}
 
 
 def grid_image(
@@ -79,15 +96,18 @@ def contact_sheet(
     Args:
         filters: of one or of several sizes ``(k_y, k_x)``.
         columns: filters in a row.
-        side: of a filter, in pixels.
+        side: longer side of a filter, in pixels.
     """
     style = (
         f"display:grid;grid-template-columns:repeat({columns},{side}px);gap:3px;"
         "overflow-x:auto;max-width:100%;margin:6px 0"
     )
-    images = "".join(
-        f'<img src="{filter_image(taps)}" width="{side}" height="{side}" alt="filter" '
-        'style="image-rendering:pixelated;border:1px solid #d5d8de;margin:0">'
-        for taps in filters
-    )
+    images = ""
+    for taps in filters:
+        shown = picture_size(taps.shape, side)
+        images += (
+            f'<img src="{filter_image(taps)}" width="{shown["width"]}" height="{shown["height"]}" '
+            'alt="filter" '
+            'style="image-rendering:pixelated;border:1px solid #d5d8de;margin:0">'
+        )
     return f'<div style="{style}">{images}</div>'

@@ -11,21 +11,21 @@ from contextlib import suppress
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
-from torch.nn.functional import conv2d
+from torch.nn.functional import conv1d, conv2d
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 from torch.overrides import TorchFunctionMode
 
 from keyfilters.passes import run
 
-__all__ = ["Conv2dCall", "Step", "conv2d_calls", "steps"]
+__all__ = ["ConvCall", "Step", "conv_calls", "steps"]
 
 ARGUMENTS = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 ATTRIBUTES = ("__get__", "dim", "size", "is_floating_point")  # calls that only ask for a shape
 
 
-class Conv2dCall(NamedTuple):
-    """The arguments of one call of ``conv2d``, as given, and the module that made it."""
+class ConvCall(NamedTuple):
+    """The arguments of a call of ``conv1d`` or ``conv2d``, and the module that made it."""
 
     module: nn.Module
     input: Tensor
@@ -45,13 +45,13 @@ class Step(NamedTuple):
     output: Any
 
 
-def conv2d_calls(
+def conv_calls(
     model: Callable[[Tensor], Any],
     convs: Iterable[nn.Module],
     images: Tensor,
     expected: Mapping[nn.Module, int] | None = None,
-) -> list[Conv2dCall]:
-    """Run a network and return the calls of ``conv2d`` that some of its modules make, in order.
+) -> list[ConvCall]:
+    """Run a network and return the convolutions (1-D, 2-D) that some of its modules call, in order.
 
     A module that the forward pass never uses is missing; one that it uses several times is there
     as often.
@@ -62,7 +62,7 @@ def conv2d_calls(
         images: one batch.
         expected: how often each is called, after which the pass ends; None runs it to its end.
     """
-    recorder = _Conv2dCalls(convs, dict(expected or {}))
+    recorder = _ConvCalls(convs, dict(expected or {}))
     with suppress(_AllSeenError), recorder:
         run(model, images)
     return recorder.found
@@ -109,17 +109,17 @@ class _Recorder(TorchFunctionMode):
         self.inside.pop()
 
 
-class _Conv2dCalls(_Recorder):
+class _ConvCalls(_Recorder):
     def __init__(self, convs: Iterable[nn.Module], waiting: dict[nn.Module, int]) -> None:
         super().__init__(convs)
         self.waiting = waiting
-        self.found: list[Conv2dCall] = []
+        self.found: list[ConvCall] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is conv2d and self.inside:
+        if func in (conv1d, conv2d) and self.inside:
             module = self.inside[-1]
             given = dict(zip(ARGUMENTS, args, strict=False)) | (kwargs or {})
-            self.found.append(Conv2dCall(module, **given))
+            self.found.append(ConvCall(module, **given))
             if module in self.waiting:
                 self.waiting[module] -= 1
             if self.waiting and max(self.waiting.values()) <= 0:

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 import keyfilters as kf
+from keyfilters.bank import Layer
 from tests.cli.test_cli import run
 from tests.discovery.test_discover import planted
 
@@ -40,6 +41,22 @@ def test_discover_writes_keys_that_other_verbs_read(
     np.testing.assert_allclose(keys[0].filters, keys[1].filters, atol=1e-12)
     assert len(keys[0]) == len(pd.read_csv(out / "models_7.csv")) == 8
     assert (out / "discovery.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_discover_keys_of_a_row(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    bank = tmp_path / "bank.safetensors"
+    filters = kf.KeySet.random(3, (1, 7)).filters.repeat(20, 0).astype(np.float32)
+    kf.FilterBank([Layer("net", "conv", filters, None, None, 0.0)]).save(bank)
+    out, few = tmp_path / "out", ["--kinds", "lines", "--candidates", "6", "--rounds", "1"]
+    code, text, error = run(
+        capsys, "discover", str(bank), *few, "--keys", "3", "--size", "1x7", "--out", str(out)
+    )
+    assert (code, error) == (0, "") and "1×7" in text
+    assert kf.KeySet.from_file(out / "keys_1x7.txt").window == (1, 7)
+    assert {"curve_1x7.csv", "models_1x7.csv", "report.html"} <= {p.name for p in out.iterdir()}
+    for size, word in (("seven", "size"), ("7x1", "1×7")):
+        code, _, error = run(capsys, "discover", str(bank), *few, "--size", size)
+        assert code == 2 and word in error
 
 
 MODEL = "timm:test_efficientnet?pretrained=false"
@@ -84,7 +101,7 @@ def test_folders_that_name_no_class(capsys: pytest.CaptureFixture[str], tmp_path
     [
         (["--keys", "many"], "--keys many: expected a number or auto"),
         (["--size", "3"], "no 3×3 filters in this bank"),
-        (["--candidates", "5000"], "no kernel size has 5000 square filters (5×5: 1600, 7×7: 400)"),
+        (["--candidates", "5000"], "no kernel size has 5000 filters (5×5: 1600, 7×7: 400)"),
         (["--criterion", "agreement"], "needs --images and one model, timm:NAME"),
         (["--images", "photos"], "--images serve --criterion outputs, agreement and accuracy only"),
         (["--kinds", "codes"], "no candidates are called 'codes'; the nearest names are: code"),

@@ -188,10 +188,23 @@ def test_external_data_travel_with_the_model(
     assert len(list(out.iterdir())) == 3  # the model, its data and the table
 
 
-def test_filters_that_are_not_square_are_named(
+@pytest.mark.parametrize("window", [(1, 7), (7, 1), (4, 4)])
+def test_rows_and_even_windows_are_replaced(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, window: tuple[int, int]
+) -> None:
+    source, out = tmp_path / "a.safetensors", tmp_path / "out"
+    weights = {"first.weight": torch.randn(4, 3, 3, 3), "dw.weight": torch.randn(8, 1, *window)}
+    save_file(weights, source)
+    for keys in ("lindeberg2026-B", "lines:4", "random:4", "idealized"):
+        given = [str(source), "--keys", keys, "--layers", "dw", "--out", str(out)]
+        code, text, error = run(capsys, "replace", *given)
+        assert (code, error) == (0, "") and f"{window[0]}×{window[1]}" in text
+
+
+def test_filters_without_published_keys_are_named(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    save_file({"dw.weight": torch.ones(4, 1, 1, 7)}, tmp_path / "a.safetensors")
-    for keys in ("lindeberg2026-B", "lines:4", "random:4"):
-        code, _, error = run(capsys, "replace", str(tmp_path / "a.safetensors"), "--keys", keys)
-        assert code == 2 and "1×7" in error and "square" in error
+    save_file({"dw.weight": torch.ones(4, 1, 1, 2)}, tmp_path / "a.safetensors")
+    given = ["replace", str(tmp_path / "a.safetensors"), "--keys", "lindeberg2026-B"]
+    code, _, error = run(capsys, *given)
+    assert code == 2 and "1×2" in error

@@ -11,6 +11,7 @@ import torch
 import keyfilters as kf
 from keyfilters.bank import Layer
 from keyfilters.clusters.principal_curve import PrincipalCurve
+from keyfilters.receptive_fields.families import MATCHED, in_window
 
 
 def test_table_has_one_row_a_filter_in_the_bank_s_order(planted_atlas: kf.Atlas) -> None:
@@ -103,3 +104,25 @@ def test_bad_settings_and_empty_banks() -> None:
     dead = kf.FilterBank([Layer("net", "a", np.zeros((99, 3, 3), np.float32), None, None, 0.0)])
     with pytest.raises(kf.KeyFiltersError, match="3×3: 0 usable filters"):
         kf.Atlas().fit(dead)
+
+
+@pytest.mark.parametrize("size", [(1, 9), (9, 1), (4, 4)])
+def test_windows_of_every_shape_have_models(size: tuple[int, int]) -> None:
+    generator = np.random.default_rng(0)
+    forms = [form for form in in_window(MATCHED, size) if form.separable is not None][:6]
+    drawn = []
+    for form in forms:
+        sigma = torch.tensor(generator.uniform(0.7, 1.6, (30, len(form.parameters))))
+        drawn.append(torch.nn.functional.normalize(form.render(sigma, size).flatten(1)).numpy())
+    filters = np.concatenate(drawn).reshape(-1, *size)
+    filters = filters + 0.03 * generator.normal(size=filters.shape)
+    layer = Layer("net", "conv", filters.astype(np.float32), (1, 1), (1, 1), 0.0)
+    atlas = kf.Atlas(seeds=1, counts=(4,)).fit(kf.FilterBank([layer]))
+    one = atlas.sizes_[size]
+    assert one.matched is not None and "published" in one.keys
+    assert (atlas.table_["r2"] > 0.8).mean() > 0.9
+    names = set(atlas.table_["name"].astype(str))
+    axis = "y" if size == (9, 1) else "x"
+    assert any("edge" in name and axis in name for name in names)
+    assert not any("bar" in name for name in names) or min(size) > 1
+    assert one.matched.shares["sigma"].between(0.4, 2.5).all()

@@ -28,7 +28,8 @@ def test_filters_made_of_keys_are_explained_by_them_and_their_nulls_less() -> No
 def test_key_sets_of_every_window() -> None:
     assert set(known_keys((7, 7))) == {"published", "consensus"}
     assert set(known_keys((9, 9))) == {"published"}
-    assert known_keys((4, 4)) == known_keys((1, 7)) == {}
+    assert set(known_keys((4, 4))) == set(known_keys((1, 7))) == {"published"}
+    assert known_keys((2, 2)) == {}
 
 
 def test_atlas_says_which_key_serves_which_filter(planted_atlas: kf.Atlas) -> None:

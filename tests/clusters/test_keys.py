@@ -68,5 +68,5 @@ def test_what_cannot_be_learned_is_refused() -> None:
         learn_keys(filters, 2)
     with pytest.raises(kf.KeyFiltersError, match="'lines' or 'kmeans', got 'pca'"):
         learn_keys(filters, 1, method="pca")
-    with pytest.raises(kf.KeyFiltersError, match="no square filters"):
+    with pytest.raises(kf.KeyFiltersError, match="no filters with a shape"):
         learn_keys_by_layer(kf.FilterBank([]), 4)

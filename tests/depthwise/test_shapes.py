@@ -16,7 +16,7 @@ from keyfilters.depthwise import ConvShape, depthwise_layers, kernels, why_not_d
         (nn.Conv2d(8, 8, 1), "pointwise (1×1) convolution"),
         (nn.Conv2d(8, 8, 3, groups=4), "grouped 3×3 convolution (4 groups of 2)"),
         (nn.Conv2d(8, 8, 1, groups=8), "a single tap"),
-        (nn.Conv1d(8, 8, 3, groups=8), "1-D depthwise convolution"),
+        (nn.Conv1d(8, 8, 3, groups=8), None),
         (nn.Conv3d(8, 8, 3, groups=8), "3-D depthwise convolution"),
         (nn.ConvTranspose2d(8, 8, 3, groups=8), "transposed depthwise convolution"),
         (nn.ConvTranspose2d(8, 4, 3), "dense 3×3 transposed convolution"),

@@ -114,3 +114,33 @@ def test_bad_input_is_refused_before_any_work() -> None:
     with pytest.raises(kf.KeyFiltersError, match="only 4 candidates differ"):
         discover_keys(few, kinds=["lines"], count=40, keys=20, progress=steps.append)
     assert steps == ["candidates"]
+
+
+@pytest.mark.parametrize("size", [(1, 9), (9, 1), (4, 4), (2, 5)])
+def test_keys_of_any_window_are_discovered(size: tuple[int, int]) -> None:
+    planted = kf.KeySet.random(3, size, seed=1)
+    generator = np.random.default_rng(0)
+    index = generator.integers(3, size=150)
+    filters = planted.filters[index] * generator.choice([-2.0, 1.0], 150)[:, None, None]
+    filters = (filters + 0.02 * generator.normal(size=filters.shape)).astype(np.float32)
+    other = Layer("net", "other", generator.normal(size=(8, 3, 7)), None, None, 1.0)
+    bank = kf.FilterBank([Layer("net", "conv", filters, None, None, 0.0), other])
+    found = kf.discover_keys(
+        bank, size=size, keys=3, count=12, kinds=["lines", "idealized"], nulls=("white",)
+    )
+    cosine = np.abs(np.einsum("iyx,jyx->ij", planted.filters, found.keys.filters))
+    assert found.keys.window == size and (cosine.max(1) > 0.99).all()
+    assert found.options["size"] == (4 if size == (4, 4) else size)
+    assert found.value > 0.98 and ("family" in found.models) == (max(size) >= 3)
+
+
+def test_a_size_must_be_named_where_none_is_the_only_square_one() -> None:
+    generator = np.random.default_rng(0)
+    layers = [
+        Layer("net", str(k), generator.normal(size=(20, 1, k)).astype(np.float32), None, None, 0.0)
+        for k in (5, 7)
+    ]
+    with pytest.raises(kf.KeyFiltersError, match="1×5, 1×7; type size="):
+        kf.discover_keys(kf.FilterBank(layers))
+    with pytest.raises(kf.KeyFiltersError, match="no 1×9 filters"):
+        kf.discover_keys(kf.FilterBank(layers), size=(1, 9))

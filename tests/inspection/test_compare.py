@@ -153,7 +153,7 @@ def test_nothing_to_compare() -> None:
 
 
 def test_windows_without_receptive_fields() -> None:
-    layer = Layer("net", "a", np.random.default_rng(0).normal(size=(9, 1, 7)), None, None, 0.0)
+    layer = Layer("net", "a", np.random.default_rng(0).normal(size=(9, 1, 2)), None, None, 0.0)
     other = replace(layer, weight=layer.weight + 0.01)
     found = kf.compare(kf.FilterBank([layer]), kf.FilterBank([other]))
     assert found.flow.empty and "pattern" not in found.verdict

@@ -59,7 +59,6 @@ def test_arrays_of_every_format(tmp_path: Path) -> None:
         ("Filter 1:\n1 2\n3\n", "line 3: expected 2 numbers as in the first row of 'Filter 1'"),
         ("Filter 1:\n1 x\n", r"line 2: expected numbers or a line 'Filter N:', got '1 x'"),
         ("1 2\n3 4\n\n1 2 3\n4 5 6\n7 8 9\n", "'Filter 1' is 2×2 and 'Filter 2' is 3×3"),
-        ("1 2 3\n4 5 6\n", "expected square filters, got 2 rows of 3 numbers"),
         ("1 2\n3 nan\n", "'Filter 1' holds a number that is not finite"),
     ],
 )

@@ -55,5 +55,5 @@ def test_unknown_method() -> None:
         published_parameters("lindeberg2026-Z")
     with pytest.raises(kf.KeyFiltersError, match="expected one of lindeberg2026-A"):
         published_parameters("?")
-    with pytest.raises(kf.KeyFiltersError, match="odd number"):
-        published_filters("B", size=6)
+    with pytest.raises(kf.KeyFiltersError, match="no published keys of 2×2"):
+        published_filters("B", size=2)

@@ -256,10 +256,12 @@ def test_default_asks_a_class_with_a_reset_of_its_own() -> None:
 def test_layers_that_a_scheme_cannot_fill_are_reported(network: nn.Module) -> None:
     before = state(network)
     report = initialize_filters_(network)
-    assert moved(network, before) == {"1.weight", "3.weight", "5.weight"}
-    line = report.set_index("layer").loc["4"]
+    assert moved(network, before) == {"1.weight", "3.weight", "4.weight", "5.weight"}
+    assert (report["left"] == "").all()
+    pair = nn.Sequential(nn.Conv2d(8, 8, (2, 7), groups=8), nn.Conv2d(8, 8, 5, groups=8))
+    line = initialize_filters_(pair).set_index("layer").loc["0"]
     assert line["scheme"] == "" and line["rms_before"] == line["rms_after"]
-    assert line["left"].startswith("1×7 filters are not square")
+    assert line["left"].startswith("2×7 filters have no centre")
     network[5].weight = network[1].weight
     nn.utils.parametrize.register_parametrization(network[3], "weight", nn.Identity())
     notes = initialize_filters_(network, "impulse").set_index("layer")["left"]
@@ -278,7 +280,7 @@ def test_layers_that_a_scheme_cannot_fill_are_reported(network: nn.Module) -> No
         ({"share": 2}, "share 2 and on 0.5"),
         ({"gammas": [0.5, 1.5]}, "gamma is 1.5"),
         ({"scheme": "idealized"}, "type bank="),
-        ({"scheme": "idealized", "bank": FilterBank([])}, "odd kernel"),
+        ({"scheme": "idealized", "bank": FilterBank([])}, "at least 3 taps"),
         ({"scheme": "kaiming", "mode": "fan"}, "mode is 'fan'"),
         ({"layers": ["9"]}, "no depthwise layer is called '9'"),
     ],

@@ -32,7 +32,7 @@ def test_a_list_of_several_sizes_is_refused_where_one_set_is_meant(function: str
 
 
 def test_keys_are_suggested_only_of_sizes_that_exist() -> None:
-    model = nn.Sequential(nn.Conv2d(8, 8, 2, groups=8), nn.Conv2d(8, 8, 4, groups=8))
+    model = nn.Sequential(nn.Conv2d(8, 8, 2, groups=8), nn.Conv2d(8, 8, (1, 2), groups=8))
     for function in (kf.replace_filters_, kf.parametrize_filters_):
         with pytest.raises(kf.KeyFiltersError) as caught:
             function(model, LIST[0])

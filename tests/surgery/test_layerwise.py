@@ -19,7 +19,7 @@ from keyfilters.surgery.input_covariance import (
 from keyfilters.surgery.recalibrate import batch_norms, recalibrate_batchnorm_
 from keyfilters.surgery.replace import replace_filters_
 from keyfilters.surgery.sensitivity import layer_sensitivity
-from keyfilters.tracing import conv2d_calls, steps
+from keyfilters.tracing import conv_calls, steps
 from tests.surgery.networks import batches, classifier
 
 
@@ -33,7 +33,7 @@ from tests.surgery.networks import batches, classifier
 )
 def test_patches_are_what_the_filters_see(conv: nn.Conv2d) -> None:
     images = torch.randn(3, 4, 13, 11)
-    [call] = conv2d_calls(nn.Sequential(conv, nn.ReLU()), [conv], images)
+    [call] = conv_calls(nn.Sequential(conv, nn.ReLU()), [conv], images)
     assert call.module is conv and torch.equal(call.weight, conv.weight)
     expected = conv(images)
     seen = patches(call, 10_000, torch.Generator().manual_seed(0))

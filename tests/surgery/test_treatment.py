@@ -262,7 +262,7 @@ def test_sources_that_do_not_fit(tmp_path: Path) -> None:
 
 def test_keys_of_every_size_of_the_model() -> None:
     model = nn.Sequential(
-        nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 8, 5, groups=8), nn.Conv2d(8, 8, 4, groups=8)
+        nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 8, 5, groups=8), nn.Conv2d(8, 8, 2, groups=8)
     )
     filters = Treatment(keys=B, learn=("amplitude", "bias"))
     treated = filters.apply_(model)
@@ -271,7 +271,7 @@ def test_keys_of_every_size_of_the_model() -> None:
     assert table[["layer", "size", "parameters"]].values.tolist() == [
         ["0", "3×3", 16],
         ["1", "5×5", 16],
-        ["2", "4×4", 0],
+        ["2", "2×2", 0],
     ]
     assert table["left"].tolist()[:2] == ["", ""] and "the keys are" in table["left"][2]
     said = str(treated)
@@ -292,8 +292,8 @@ def test_keys_of_a_file_or_none(tmp_path: Path) -> None:
         Treatment(keys="none.npz").apply_(made())
     with pytest.raises(KeyFiltersError, match="no keys are called"):
         Treatment(keys="lindeberg2026-E").apply_(made())
-    even = nn.Sequential(nn.Conv2d(8, 8, 4, groups=8))
-    with pytest.raises(KeyFiltersError, match="4×4"):
+    even = nn.Sequential(nn.Conv2d(8, 8, 2, groups=8))
+    with pytest.raises(KeyFiltersError, match="2×2"):
         Treatment(keys=B).apply_(even)
 
 
@@ -309,3 +309,14 @@ def test_keys_of_a_name_at_the_sizes_that_they_have() -> None:
     assert table is not None and [bool(left) for left in table["left"]] == [False, True]
     with pytest.raises(KeyFiltersError, match="consensus"):
         named_key_sets("consensus", kf.read(model[1]))
+
+
+def test_scales_are_learned_where_they_can_be() -> None:
+    net = nn.Sequential(nn.Conv2d(8, 8, 5, groups=8), nn.Conv2d(8, 8, (1, 7), groups=8))
+    table = Treatment(keys=B, learn=("sigma",)).apply_(net).table
+    assert table is not None
+    assert table["parameters"].tolist() == [16, 0] and "the keys are 5×5" in table["left"][1]
+    rows = nn.Sequential(nn.Conv1d(8, 8, 7, groups=8), nn.Conv1d(8, 8, 4, groups=8))
+    both = Treatment(keys=B, learn=("bias",)).apply_(rows).table
+    assert both is not None
+    assert both["left"].tolist() == ["", ""] and both["parameters"].tolist() == [8, 8]

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from keyfilters.bank import FilterBank
+    from keyfilters.sizes import Window
 
 PROGRESS = ".unfinished-drops"
 SHOWN = ("key", "share", "family", "sigma_x", "sigma_y", "second", "r2")
@@ -35,8 +36,11 @@ SHOWN = ("key", "share", "family", "sigma_x", "sigma_y", "second", "r2")
 def discover(
     source: Sources,
     size: Annotated[
-        int | None,
-        typer.Option(help="Kernel size; default: each that has enough.", show_default=False),
+        str | None,
+        typer.Option(
+            help="Kernel size, such as 7 or 1x7 (rows x columns); default: each that has enough.",
+            show_default=False,
+        ),
     ] = None,
     keys: Annotated[
         str,
@@ -77,31 +81,34 @@ def discover(
 ) -> None:
     """Discover key filters: candidates are dropped one by one, the least missed first.
 
-    With --out, writes report.html (the page), and for each kernel size keys_K.safetensors and
-    keys_K.txt (which `keyfilters replace --keys` reads), curve_K.csv, models_K.csv and
-    served_K.parquet, and discovery.png; the criteria that ask the network note every drop there,
-    so that the same command goes on where it was cut off. For --criterion accuracy, --images is a
-    folder with one folder a class, named by the number that the model gives it, or as many as it
-    has classes. Only what asks the network is computed on --device.
+    With --out, writes report.html (the page), and for each kernel size K (7, or 1x7) the files
+    keys_K.safetensors and keys_K.txt (which `keyfilters replace --keys` reads), curve_K.csv,
+    models_K.csv and served_K.parquet, and discovery.png; the criteria that ask the network note
+    every drop there, so that the same command goes on where it was cut off. For --criterion
+    accuracy, --images is a folder with one folder a class, named by the number that the model gives
+    it, or as many as it has classes. Only what asks the network is computed on --device.
     """
     import keyfilters as kf
     from keyfilters.report.discovery_figure import discovery_figure
     from keyfilters.report.discovery_page import write_discovery_report
+    from keyfilters.sizes import extent, parse_size
 
     check_out(out)
     check_device(device)
     if keys != "auto" and not keys.isdigit():
         raise KeyFiltersError(f"--keys {keys}: expected a number or auto")
+    if size is not None:
+        parse_size(size)  # before anything is read
     wanted = None if keys == "auto" else int(keys)
     chosen = [kind.strip() for kind in kinds.split(",")]
     found = {}
     options = _asked(criterion, source, images, count, seed, device)
     with progress_bar() as step:
         bank = kf.read(*source, seed=seed, progress=lambda name: step(f"reading {name}"))
-        for k in _sizes(bank, size, candidates):
-            found[k] = kf.discover_keys(
+        for window in _sizes(bank, size, candidates):
+            found[window] = kf.discover_keys(
                 bank,
-                size=k,
+                size=window,
                 keys=wanted,
                 count=candidates,
                 kinds=chosen,
@@ -111,22 +118,23 @@ def discover(
                 **options,
                 folder=None if out is None else out / PROGRESS,
                 seed=seed,
-                progress=partial(_step, step, k),
+                progress=partial(_step, step, extent(window)),
             )
-    for k, one in found.items():
-        show(one.models.sort_values("share", ascending=False), f"{k}×{k}", SHOWN)
+    for window, one in found.items():
+        show(one.models.sort_values("share", ascending=False), extent(window), SHOWN)
         typer.echo(one.words)
         if one.number is not None:
             typer.echo(one.number.words)
     if out is not None:
         with folder_at_once(out) as unfinished:
-            for k, one in found.items():
+            for window, one in found.items():
+                k = window[0] if len(set(window)) == 1 else "x".join(map(str, window))
                 one.keys.save(unfinished / f"keys_{k}.safetensors")
                 one.keys.save(unfinished / f"keys_{k}.txt")
                 one.curve.to_csv(unfinished / f"curve_{k}.csv", index=False)
                 one.models.to_csv(unfinished / f"models_{k}.csv", index=False)
                 one.served.to_parquet(unfinished / f"served_{k}.parquet", index=False)
-            named = {f"{k}×{k}": one for k, one in found.items()}
+            named = {extent(window): one for window, one in found.items()}
             write_discovery_report(named, unfinished / "report.html", command=command_line())
             figure = discovery_figure(named)
             figure.savefig(unfinished / "discovery.png", dpi=150)
@@ -153,17 +161,19 @@ def _asked(
     return {"model": model, "images": found.to(device), "labels": labels}
 
 
-def _step(step: Callable[[str], None], size: int, name: str) -> None:
-    step(f"{size}×{size}: {name}")
+def _step(step: Callable[[str], None], size: str, name: str) -> None:
+    step(f"{size}: {name}")
 
 
-def _sizes(bank: FilterBank, size: int | None, candidates: int) -> list[int]:
+def _sizes(bank: FilterBank, size: str | None, candidates: int) -> list[Window]:
+    from keyfilters.sizes import extent, parse_size
+
     if size is not None:
-        return [size]
-    enough = [y for (y, x), n in bank.sizes.items() if y == x and n >= candidates]
+        return [parse_size(size)]
+    enough = [window for window, n in bank.sizes.items() if n >= candidates]
     if not enough:
-        have = ", ".join(f"{y}×{x}: {n}" for (y, x), n in bank.sizes.items())
+        have = ", ".join(f"{extent(window)}: {n}" for window, n in bank.sizes.items())
         raise KeyFiltersError(
-            f"no kernel size has {candidates} square filters ({have}); take fewer --candidates"
+            f"no kernel size has {candidates} filters ({have}); take fewer --candidates"
         )
     return enough

@@ -26,7 +26,7 @@ KeysOption = Annotated[
 
 
 def keys_of(spec: str, bank: FilterBank, seed: int) -> Keys:
-    """Return the keys that `spec` names, for the square filters of a bank.
+    """Return the keys that `spec` names, for the filters of a bank.
 
     Raises:
         KeyFiltersError: the name, file or number makes no keys.

@@ -34,6 +34,7 @@ from keyfilters.clusters.tables import coverage_table, empty_table, enter
 from keyfilters.errors import KeyFiltersError, NoFiltersError
 from keyfilters.files import write_whole
 from keyfilters.nulls import NULLS, null_units
+from keyfilters.receptive_fields import has_models
 from keyfilters.scalespace import centred_unit
 from keyfilters.seeds import child_seed
 from keyfilters.threads import one_thread
@@ -341,8 +342,8 @@ class Atlas(Estimator):
         nulls: dict[str, NDArray[np.float32]],
         threshold: float,
     ) -> Matched | None:
-        """Match the filters and some of each null, where the window has a centre tap."""
-        if min(filters.shape[1:]) < 3 or any(side % 2 == 0 for side in filters.shape[1:]):
+        """Match the filters and some of each null, where the window has idealised models."""
+        if not has_models((filters.shape[1], filters.shape[2])):
             return None
         some = self._sample(len(filters), NULL_SAMPLE, "matched")
         samples = {kind: null[some] for kind, null in nulls.items()}

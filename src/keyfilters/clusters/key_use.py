@@ -47,14 +47,12 @@ class KeyUse:
 def known_keys(size: tuple[int, int]) -> dict[str, KeySet]:
     """Return the key sets that can be drawn for a window: published and consensus.
 
-    Published are the eight idealised keys of lindeberg2026modelling at the scales of method B.
+    Published are the idealised keys of lindeberg2026modelling at the scales of method B.
     """
-    if size[0] != size[1]:
-        return {}
     found = {}
     for name, make in (
-        ("published", lambda: KeySet.published("lindeberg2026-B", size[0])),
-        ("consensus", lambda: KeySet.consensus(size[0])),
+        ("published", lambda: KeySet.published("lindeberg2026-B", size)),
+        ("consensus", lambda: KeySet.consensus(size)),
     ):
         try:
             found[name] = make()

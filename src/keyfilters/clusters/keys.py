@@ -35,7 +35,7 @@ def learn_keys(
     centres on a filter and its negative.
 
     Args:
-        filters: ``(n, k, k)``; those without a shape are left out.
+        filters: ``(n, k_y, k_x)``; those without a shape are left out.
         count: number of keys.
         method: ``"lines"`` or ``"kmeans"``.
         seed: of the starts.
@@ -72,7 +72,7 @@ def learn_keys_by_layer(
     """Learn keys for each layer by itself, or for layers of a kernel size at similar depth.
 
     Args:
-        bank: the filters of one network; layers whose filters are not square are left out.
+        bank: the filters of one network.
         count: number of keys of a layer or group; as many as it has filters, if fewer.
         groups: into how many groups the layers are divided by relative depth; None learns for
             every layer.
@@ -83,7 +83,7 @@ def learn_keys_by_layer(
         The key set of every layer, by its name.
 
     Raises:
-        KeyFiltersError: the bank holds several networks, or none that has square filters.
+        KeyFiltersError: the bank holds several networks, or none that has filters with a shape.
     """
     if len(bank.models) > 1:
         raise KeyFiltersError(f"expected one network, got {', '.join(bank.models)}")
@@ -92,11 +92,11 @@ def learn_keys_by_layer(
     members: dict[Hashable, list[Layer]] = {}
     for layer in bank.layers:
         usable = (why_unusable(layer.weight) == "").any()
-        if layer.size[0] == layer.size[1] and usable:
+        if usable:
             place = layer.name if groups is None else min(int(layer.depth * groups), groups - 1)
             members.setdefault((layer.size, place), []).append(layer)
     if not members:
-        raise KeyFiltersError("there are no square filters with a shape to learn keys from")
+        raise KeyFiltersError("there are no filters with a shape to learn keys from")
     sets: dict[str, KeySet] = {}
     for layers in members.values():
         filters = np.concatenate([layer.weight for layer in layers])

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from keyfilters.claims import FILTERS, Claim
 from keyfilters.receptive_fields import match
-from keyfilters.receptive_fields.models import render_models
+from keyfilters.receptive_fields.models import mean_scale, render_models
 from keyfilters.receptive_fields.significance import significance
 from keyfilters.scalespace import half_grid_offset, separability_index
 from keyfilters.threads import one_thread
@@ -69,7 +69,7 @@ def match_filters(
     The p-values are against the null with the same tap covariance.
 
     Args:
-        filters: ``(n, k_y, k_x)`` usable filters, sides odd and at least 3.
+        filters: ``(n, k_y, k_x)`` usable filters, see `keyfilters.receptive_fields.has_models`.
         nulls: ``(m, taps)`` null filters by kind; the first thousand are matched.
         threshold: dissimilarity below which two filters count as alike.
         device: where to compute.
@@ -110,7 +110,7 @@ def match_filters(
 
 def _by_kind(table: pd.DataFrame, bar: float) -> pd.DataFrame:
     rows = []
-    scale = np.sqrt(table["sigma_x"] * table["sigma_y"])
+    scale = mean_scale(table)
     for kind, part in table.groupby("kind"):
         good = part[part["r2"] >= bar]
         sigma = scale[(good if len(good) else part).index]

@@ -95,6 +95,8 @@ def name_filters(
 
 def _bar(sigma_x: float, sigma_y: float, sign: int) -> str | None:
     """Name of smoothing along one axis only, which is a bar like a second derivative's; or None."""
+    if np.isnan(sigma_y):  # a single row has no bars
+        return None
     if max(sigma_x, sigma_y) < ELONGATED * min(sigma_x, sigma_y) or max(sigma_x, sigma_y) < 1:
         return None
     axis = "x" if sigma_x > sigma_y else "y"

@@ -53,7 +53,7 @@ class SizeAtlas:
         evidence: see `Evidence`.
         agreement: one row a data set (the filters, then each null), see `pattern_agreement`.
         squares: see `square_report`.
-        matched: see `Matched`; None for windows with an even side or a single row or column.
+        matched: see `Matched`; None for windows of less than 3 taps along both sides.
         keys: how the published and the consensus keys explain the filters, where there are such.
         claims: all claims, each beside its nulls.
     """

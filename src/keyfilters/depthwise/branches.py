@@ -64,7 +64,7 @@ def branch_notes(root: nn.Module) -> dict[str, str]:
         convs = {
             f"{path}.{name}": conv
             for name, conv in block.named_modules()
-            if name and isinstance(conv, nn.Conv2d) and max(conv.kernel_size) > 1
+            if name and isinstance(conv, (nn.Conv1d, nn.Conv2d)) and max(conv.kernel_size) > 1
         }
         depthwise = [n for n, conv in convs.items() if conv.groups == conv.in_channels > 1]
         branches = [n for n in depthwise if _same_channels(convs[n], convs[depthwise[0]])]

@@ -45,7 +45,7 @@ class Form:
         return {"weight": self.conv.weight}  # type: ignore[dict-item]
 
     def read(self) -> Tensor:
-        """Return the kernel in evaluation mode, ``(C, 1, k_y, k_x)``; nothing is changed."""
+        """Return the kernel in evaluation mode, in the stored shape; nothing is changed."""
         return self.decode(self.stored())
 
     def decode(self, stored: Tensors) -> Tensor:
@@ -270,8 +270,9 @@ def form_of(conv: nn.Module) -> Form:
     if weight is None:
         raise KeyFiltersError("its weight is no parameter: something computes it before each pass")
     own = type(conv)
-    if own.forward is nn.Conv2d.forward and own._conv_forward is nn.Conv2d._conv_forward:  # type: ignore[attr-defined]
-        return Form(conv)
+    for plain in (nn.Conv1d, nn.Conv2d):
+        if own.forward is plain.forward and own._conv_forward is plain._conv_forward:  # type: ignore[attr-defined]
+            return Form(conv)
     if weight.is_meta:
         return Form(conv)
     made = probe(conv, {})

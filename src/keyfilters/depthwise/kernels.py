@@ -31,7 +31,7 @@ class Kernel:
     Attributes:
         name: dotted, without the prefixes of wrappers.
         module: the convolution, or the module that holds its weight; None for a tensor alone.
-        shape: its geometry; None where it cannot be told.
+        shape: its geometry, of one dimension as 1×k; None where it cannot be told.
         form: how its kernel is stored; None where it is not depthwise or cannot be read.
         stride: ``(y, x)``.
         dilation: ``(y, x)``.
@@ -41,6 +41,7 @@ class Kernel:
         owner: name of the depthwise convolution before it that has the same stored tensors.
         depth: relative place in [0, 1] among all depthwise convolutions of the module.
         note: what a reader should know.
+        ndim: number of its dimensions; a kernel of one is stored as ``(C, 1, k)``.
     """
 
     name: str
@@ -55,10 +56,11 @@ class Kernel:
     owner: str = ""
     depth: float = 0.0
     note: str = ""
+    ndim: int = 2
 
     @property
     def depthwise(self) -> bool:
-        """Whether it is a depthwise convolution of two dimensions, readable or not."""
+        """Whether it is a depthwise convolution of one or two dimensions, readable or not."""
         return not self.not_depthwise
 
     @property
@@ -75,16 +77,18 @@ class Kernel:
         """Return the kernel that is convolved with, ``(C, 1, k_y, k_x)``, in evaluation mode."""
         if self.form is None:
             raise KeyFiltersError(f"{self.name}: {self.unreadable or self.not_depthwise}")
-        return self.form.read()
+        kernel = self.form.read()
+        return kernel[:, :, None] if kernel.ndim == 3 else kernel
 
     def plan(self, kernel: Tensor) -> Callable[[], None]:
-        """Check that a kernel can be stored here and return what writes it, in place.
+        """Check that ``(C, 1, k_y, k_x)`` can be stored here and return what writes it, in place.
 
         Raises:
             KeyFiltersError: this cannot be stored here.
         """
         if self.form is None or self.unwritable:
             raise KeyFiltersError(f"{self.name}: {self.unwritable or self.unreadable}")
+        kernel = kernel[:, :, 0] if self.ndim == 1 else kernel
         try:
             return partial(self._store_, self.form.plan(kernel))
         except KeyFiltersError as error:
@@ -123,7 +127,7 @@ def kernels(module: nn.Module, *, order: bool = True) -> list[Kernel]:
     return _placed(_owned(listed))
 
 
-def depthwise_layers(module: nn.Module) -> Iterator[tuple[str, nn.Conv2d]]:
+def depthwise_layers(module: nn.Module) -> Iterator[tuple[str, nn.Conv1d | nn.Conv2d]]:
     """Yield the depthwise convolutions of `module` as (dotted name, convolution).
 
     The order is that of registration.
@@ -133,15 +137,27 @@ def depthwise_layers(module: nn.Module) -> Iterator[tuple[str, nn.Conv2d]]:
     ['1']
     """
     for kernel in kernels(module, order=False):
-        if kernel.depthwise and isinstance(kernel.module, nn.Conv2d):
+        if kernel.depthwise and isinstance(kernel.module, (nn.Conv1d, nn.Conv2d)):
             yield kernel.name, kernel.module
 
 
 def _of_program(fields: dict[str, Any]) -> Kernel:
-    kernel = Kernel(**fields)
+    kernel = _flat(Kernel(**fields))
+    if kernel.not_depthwise:
+        return kernel
     if kernel.shape is not None and (reason := why_not_depthwise(kernel.shape)):
+        reason = f"1-D: {reason}" if kernel.ndim == 1 else reason
         return replace(kernel, not_depthwise=reason, form=None)
     return _judged(kernel)
+
+
+def _flat(kernel: Kernel) -> Kernel:
+    """Return a kernel of one dimension as 1×k; any other as it is."""
+    if kernel.shape is None or len(kernel.shape.kernel) != 1:
+        return kernel
+    shape = replace(kernel.shape, kernel=(1, *kernel.shape.kernel))
+    stride, dilation = (x and (1, x[-1]) for x in (kernel.stride, kernel.dilation))
+    return replace(kernel, shape=shape, ndim=1, stride=stride, dilation=dilation)
 
 
 def _in_modules(root: nn.Module) -> list[Kernel]:
@@ -168,11 +184,12 @@ def _kernel(name: str, module: nn.Module) -> Kernel | None:
         shape = _shape(module, "Transpose" in type(module).__name__)
     else:
         return _not_trained(name, module)
-    if reason := why_not_depthwise(shape):
-        return Kernel(name, module, shape, not_depthwise=reason)
-    kernel = Kernel(
-        name, module, shape, stride=_pair(module.stride), dilation=_pair(module.dilation)
+    kernel = _flat(
+        Kernel(name, module, shape, stride=_pair(module.stride), dilation=_pair(module.dilation))
     )
+    assert kernel.shape is not None
+    if reason := why_not_depthwise(kernel.shape):
+        return replace(kernel, not_depthwise=f"1-D: {reason}" if kernel.ndim == 1 else reason)
     try:
         if isinstance(module, _ConvNd):
             form = form_of(module)

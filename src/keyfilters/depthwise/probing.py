@@ -10,20 +10,20 @@ from torch import Tensor, nn
 
 from keyfilters.errors import KeyFiltersError
 from keyfilters.passes import first_line
-from keyfilters.tracing import conv2d_calls
+from keyfilters.tracing import conv_calls
 
 __all__ = ["probe"]
 
 
 def probe(conv: Any, values: dict[str, Tensor]) -> Tensor:
-    """Return the weight that the forward pass of a convolution hands to ``conv2d``.
+    """Return the weight that the forward pass of a convolution hands to ``conv1d`` or ``conv2d``.
 
     Args:
-        conv: a convolution of two dimensions; a copy of it runs, in evaluation mode.
+        conv: a convolution of one or two dimensions; a copy of it runs, in evaluation mode.
         values: parameters and buffers to use in place of its own, by name.
 
     Raises:
-        KeyFiltersError: it does not call ``conv2d`` exactly once.
+        KeyFiltersError: it does not call one of them exactly once.
 
     >>> conv = nn.Conv2d(4, 4, 3, groups=4)
     >>> torch.equal(probe(conv, {}), conv.weight)
@@ -43,7 +43,7 @@ def probe(conv: Any, values: dict[str, Tensor]) -> Tensor:
         like = next(x for x in own.values() if x is not None and x.is_floating_point())
         sides = [d * (k - 1) + 1 for k, d in zip(conv.kernel_size, conv.dilation, strict=True)]
         images = torch.zeros(1, conv.in_channels, *sides, dtype=like.dtype, device=like.device)
-        calls = conv2d_calls(twin, [twin], images)
+        calls = conv_calls(twin, [twin], images)
     except Exception as error:  # of any kind: this is the class's own code
         raise KeyFiltersError(
             f"its class {kind} could not be run to see its kernel "

@@ -2,32 +2,25 @@
 
 A convolution is depthwise when every input channel has filters of its own, that is
 ``groups == in_channels > 1``; a channel multiplier (several filters an input channel) is allowed.
-We read those of two dimensions with more than one tap. A convolution of a one-channel image has
-the same weight shape ``(C, 1, k_y, k_x)`` and is *not* depthwise.
+We read those of two dimensions with more than one tap, and those of one dimension as 1×k. A
+convolution of a one-channel image has the same weight shape ``(C, 1, k_y, k_x)`` and is *not*
+depthwise.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 
 import torch
 from torch import Tensor
 
+from keyfilters.sizes import extent
+
 __all__ = ["NO_DATA", "QUANTISED", "ConvShape", "extent", "why_not_depthwise", "why_not_held"]
 
 NO_DATA = "it has no data (meta device); type model.to_empty(device=...) and load the weights first"
 QUANTISED = "its weights are quantised; write the filters of the model before quantisation"
-
-
-def extent(size: Sequence[int]) -> str:
-    """Return a kernel size in words.
-
-    >>> extent((1, 7))
-    '1×7'
-    """
-    return "×".join(map(str, size))
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +60,8 @@ def why_not_depthwise(conv: ConvShape) -> str | None:
     >>> why_not_depthwise(ConvShape((7, 7), in_channels=96, out_channels=96, channels_per_group=1))
     >>> why_not_depthwise(ConvShape((3, 3), in_channels=3, out_channels=32, channels_per_group=3))
     'dense 3×3 convolution of 3 channels'
-    >>> why_not_depthwise(ConvShape((3,), in_channels=64, out_channels=64, channels_per_group=1))
-    '1-D depthwise convolution'
+    >>> why_not_depthwise(ConvShape((3, 3, 3), 64, out_channels=64, channels_per_group=1))
+    '3-D depthwise convolution'
     """
     size = extent(conv.kernel)
     kind = "transposed convolution" if conv.transposed else "convolution"

@@ -13,6 +13,7 @@ from keyfilters.discovery.elimination import select
 from keyfilters.errors import KeyFiltersError, nearest
 from keyfilters.keyset import KeySet
 from keyfilters.receptive_fields.dictionary import build_dictionary, first_of_equals
+from keyfilters.sizes import Size, Window, as_window
 from keyfilters.threads import one_thread
 
 __all__ = ["CANDIDATES", "candidates", "check_kinds", "different", "resampled"]
@@ -23,7 +24,7 @@ SAMPLE = 4000  # filters that are looked at to choose among idealised ones
 
 def candidates(
     unit: NDArray[np.float32],
-    size: int,
+    size: Size,
     count: int = 50,
     *,
     kinds: Sequence[str] = ("code",),
@@ -38,8 +39,8 @@ def candidates(
     - ``"random"``: Gaussian taps, the control.
 
     Args:
-        unit: ``(n, size²)`` centred filters of unit norm.
-        size: taps along either side.
+        unit: ``(n, taps)`` centred filters of unit norm.
+        size: taps k along either side, or ``(k_y, k_x)``.
         count: candidates of all kinds together, in equal shares; a few less where some are alike.
         kinds: names of the above.
         seed: of everything random.
@@ -47,18 +48,19 @@ def candidates(
     Raises:
         KeyFiltersError: an unknown kind, or fewer filters than candidates.
     """
+    window = as_window(size)
     check_kinds(kinds, count, len(unit))
     shares = [count // len(kinds) + (i < count % len(kinds)) for i in range(len(kinds))]
     found, names = [], []
     for kind, share in zip(kinds, shares, strict=True):
-        made = CANDIDATES[kind](unit, size, share, seed)
+        made = CANDIDATES[kind](unit, window, share, seed)
         found.append(made)
         names += [f"{kind} {i}" for i in range(1, len(made) + 1)]
     filters = np.concatenate(found)
     kept = different(filters)
     told = f"{len(kept)} candidates: {', '.join(kinds)}, seed {seed}"
     return KeySet.from_filters(
-        filters[kept].reshape(-1, size, size), [names[i] for i in kept], provenance=told
+        filters[kept].reshape(-1, *window), [names[i] for i in kept], provenance=told
     )
 
 
@@ -108,7 +110,7 @@ def resampled(unit: NDArray[np.float32], keys: KeySet, count: int = 50, *, seed:
     kept = different(filters)
     told = f"{len(kept)} candidates around {len(keys)} keys, seed {seed}"
     return KeySet.from_filters(
-        filters[kept].reshape(-1, keys.size, keys.size), [names[i] for i in kept], provenance=told
+        filters[kept].reshape(-1, *keys.window), [names[i] for i in kept], provenance=told
     )
 
 
@@ -127,7 +129,7 @@ def different(filters: NDArray[np.floating], alike: float = ALIKE) -> NDArray[np
     return first_of_equals(unit, alike)
 
 
-def _code(unit: NDArray[np.float32], size: int, count: int, seed: int) -> NDArray[np.float64]:
+def _code(unit: NDArray[np.float32], size: Window, count: int, seed: int) -> NDArray[np.float64]:
     decoded = PrincipalCurve(seed=seed).fit(unit).decoded_
     # In the middle of `count` equal parts of [0, 1].
     where = ((np.arange(count) + 0.5) / count * len(decoded)).astype(int)
@@ -135,24 +137,26 @@ def _code(unit: NDArray[np.float32], size: int, count: int, seed: int) -> NDArra
 
 
 def _prototypes(method: str) -> Callable[..., NDArray[np.float64]]:
-    def make(unit: NDArray[np.float32], size: int, count: int, seed: int) -> NDArray[np.float64]:
-        filters = unit.reshape(-1, size, size)
-        return learn_keys(filters, count, method=method, seed=seed).filters.reshape(-1, size**2)
+    def make(unit: NDArray[np.float32], size: Window, count: int, seed: int) -> NDArray[np.float64]:
+        found = learn_keys(unit.reshape(-1, *size), count, method=method, seed=seed).filters
+        return found.reshape(len(found), -1)
 
     return make
 
 
 @one_thread()
-def _idealised(unit: NDArray[np.float32], size: int, count: int, seed: int) -> NDArray[np.float64]:
-    atoms = build_dictionary((size, size)).atoms.reshape(-1, size**2)
+def _idealised(
+    unit: NDArray[np.float32], size: Window, count: int, seed: int
+) -> NDArray[np.float64]:
+    atoms = build_dictionary(size).atoms.reshape(-1, unit.shape[1])
     some = np.random.default_rng(seed).permutation(len(unit))[:SAMPLE]
     atoms = atoms[different(atoms, alike=0.99)]
     chosen = select((unit[some] @ atoms.T) ** 2, min(count, len(atoms)))
     return atoms[chosen].astype(np.float64)
 
 
-def _random(unit: NDArray[np.float32], size: int, count: int, seed: int) -> NDArray[np.float64]:
-    return KeySet.random(count, size, seed).filters.reshape(-1, size**2)
+def _random(unit: NDArray[np.float32], size: Window, count: int, seed: int) -> NDArray[np.float64]:
+    return KeySet.random(count, size, seed).filters.reshape(count, -1)
 
 
 CANDIDATES: dict[str, Callable[..., NDArray[np.float64]]] = {

@@ -19,6 +19,7 @@ from keyfilters.discovery.result import curve_of
 from keyfilters.discovery.shares import OutputShares, explained_shares
 from keyfilters.keyset import KeySet
 from keyfilters.nulls import null_units
+from keyfilters.sizes import Window
 from keyfilters.surgery.input_covariance import Settings
 
 __all__ = ["CRITERIA", "Criterion", "make_criterion"]
@@ -40,13 +41,13 @@ class Criterion:
 
     Attributes:
         unit: ``(n, taps)`` centred filters of unit norm that are searched.
-        size: taps along either side.
+        size: window ``(k_y, k_x)``.
         weight: ``(n, 1)`` of every filter, of sum 1.
         exchanges: whether the keys are in the end exchanged for candidates that gain more.
     """
 
     unit: NDArray[np.float32]
-    size: int
+    size: Window
     weight: NDArray[np.float32]
     exchanges: bool = True
 
@@ -61,7 +62,7 @@ class Criterion:
 
     def on_null(self, kind: str, seed: SeedSequence) -> Criterion:
         """Return the criterion on null filters, see `keyfilters.null_bank`."""
-        unit = null_units(self.unit, (self.size, self.size), kind, seed)
+        unit = null_units(self.unit, self.size, kind, seed)
         return Criterion(unit, self.size, self.weight)
 
 
@@ -98,7 +99,7 @@ class Answers(Criterion):
 def make_criterion(
     name: str,
     unit: NDArray[np.float32],
-    size: int,
+    size: Window,
     weight: NDArray[np.float32],
     given: Mapping[str, Any],
     *,
@@ -111,7 +112,7 @@ def make_criterion(
     Args:
         name: of the criterion.
         unit: ``(n, taps)`` centred filters of unit norm.
-        size: taps along either side.
+        size: window ``(k_y, k_x)``.
         weight: ``(n, 1)`` of every filter, of sum 1.
         given: model, images and labels, as far as the criterion needs them.
         folder: keeps the drops made by answers, from which a search that was cut off goes on.

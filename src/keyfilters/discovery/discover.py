@@ -20,6 +20,7 @@ from keyfilters.keyset import KeySet
 from keyfilters.nulls import NULLS
 from keyfilters.scalespace import centred_unit
 from keyfilters.seeds import child_seed
+from keyfilters.sizes import Size, Window, as_size, as_window, extent
 
 __all__ = ["Discovery", "discover_keys"]
 
@@ -29,7 +30,7 @@ PUBLISHED_NUMBER = 8  # babaiee2025quest
 def discover_keys(
     bank: FilterBank,
     *,
-    size: int | None = None,
+    size: Size | None = None,
     keys: int | None = None,
     count: int = 50,
     kinds: Sequence[str] = ("code",),
@@ -62,7 +63,8 @@ def discover_keys(
     Args:
         bank: filters of any number of models, which the candidates are made from. Every filter
             counts alike, whatever its norm; those without a shape are left out.
-        size: kernel size k of the filters to look at; needed where the bank has several.
+        size: kernel size of the filters to look at, k or ``(k_y, k_x)``; needed where the bank
+            has several, none of them the only square one.
         keys: how many to keep; None takes the number that the filters ask for, see
             `keyfilters.discovery.number.number_of_keys`, at most `count`; or eight, the published
             number, where none stands out, which `Discovery.number` says.
@@ -93,31 +95,31 @@ def discover_keys(
     4
     """
     tell = progress or (lambda name: None)
-    size = _size(bank, size)
+    window = _window(bank, size)
     needs = {"model": model, "images": images, "labels": labels}
     _check(keys, count, rounds, criterion, needs)
-    filters, table = bank.stack(size)
+    filters, table = bank.stack(window)
     usable = (table["flaw"] == "").to_numpy()
     table, unit = table[usable], centred_unit(filters[usable])
     check_kinds(kinds, count, len(unit))
     number = None
     if keys is None:
         tell("number of keys")
-        number = number_of_keys(unit, size, halves(table), seed=seed)
+        number = number_of_keys(unit, window, halves(table), seed=seed)
     wanted = keys or min(count, (number and number.number) or PUBLISHED_NUMBER)
     weight = weights(table["model"], balance)
     judge = make_criterion(
-        criterion, unit, size, weight, needs, folder=folder, seed=seed, progress=tell
+        criterion, unit, window, weight, needs, folder=folder, seed=seed, progress=tell
     )
-    search = Search(size, count, tuple(kinds), rounds, wanted, seed)
+    search = Search(window, count, tuple(kinds), rounds, wanted, seed)
     found = search.run(judge, fewest=keys or 1, tell=tell)
     on_null = {}
     for kind in nulls:
         tell(f"the same search on the {kind} null")
         on_null[kind] = search.run(judge.on_null(kind, child_seed(seed, "discovery")))
-    options = {
+    options: dict[str, object] = {
         "filters": len(unit),
-        "size": size,
+        "size": as_size(window),
         "count": count,
         "kinds": list(kinds),
         "rounds": rounds,
@@ -178,13 +180,18 @@ def _check(
         raise KeyFiltersError(f"the criterion {criterion!r} needs {needs}")
 
 
-def _size(bank: FilterBank, size: int | None) -> int:
-    square = [k_y for k_y, k_x in bank.sizes if k_y == k_x]
+def _window(bank: FilterBank, size: Size | None) -> Window:
     if size is None:
-        if len(square) != 1:
-            have = ", ".join(f"{k}×{k}" for k in square) or "none that are square"
-            raise KeyFiltersError(f"keys have one size, but the bank has {have}; type size=K")
-        return square[0]
-    if size not in square:
-        bank.stack(size)  # says which sizes there are
-    return size
+        square = [window for window in bank.sizes if window[0] == window[1]]
+        if len(square) == 1:
+            return square[0]
+        if len(bank.sizes) != 1:
+            have = ", ".join(map(extent, bank.sizes)) or "no filters"
+            raise KeyFiltersError(
+                f"keys have one size, but the bank has {have}; type size=K or size=(K_Y, K_X)"
+            )
+        return next(iter(bank.sizes))
+    window = as_window(size)
+    if window not in bank.sizes:
+        bank.stack(window)  # says which sizes there are
+    return window

@@ -124,7 +124,7 @@ class _Judge:
     ) -> None:
         self.pool = pool
         self.images, self.labels, self.batch_size = images, labels, batch_size
-        names = {site.name for site in sites_of_size(model, pool.size)}
+        names = {site.name for site in sites_of_size(model, pool.window)}
         self.reference = logits(model, images, images.device, batch_size=batch_size)
         if labels is not None:
             self._accuracy(self.reference)  # refuses labels that do not fit

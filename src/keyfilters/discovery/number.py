@@ -13,6 +13,7 @@ from keyfilters.discovery.elimination import eliminate
 from keyfilters.discovery.shares import explained_shares
 from keyfilters.nulls import null_units
 from keyfilters.seeds import child_integer, child_seed
+from keyfilters.sizes import Size, Window, as_window
 from keyfilters.threads import one_thread
 
 __all__ = ["KeyNumber", "number_of_keys"]
@@ -57,7 +58,7 @@ class KeyNumber:
 
 @one_thread()
 def number_of_keys(
-    unit: Array, size: int, half: NDArray[np.bool_], *, seed: int = 0, draws: int = DRAWS
+    unit: Array, size: Size, half: NDArray[np.bool_], *, seed: int = 0, draws: int = DRAWS
 ) -> KeyNumber:
     """Read the number of keys off the gap between held-out filters and their covariance null.
 
@@ -69,18 +70,19 @@ def number_of_keys(
 
     Args:
         unit: ``(n, taps)`` centred filters of unit norm.
-        size: taps along either side.
+        size: taps k along either side, or ``(k_y, k_x)``.
         half: ``(n,)`` which filters are in the first half, see `keyfilters.claims.halves`.
         seed: of lines and null filters.
         draws: number of null banks, and of starts of the lines.
     """
+    window = as_window(size)
     reals, nulls = [], []
     for i in range(draws):
         stream = child_seed(seed, "number", i)
         start = child_integer(stream, "lines")
-        reals.append(_held_out(unit, size, half, start))
-        drawn = null_units(unit, (size, size), "covariance", stream)
-        nulls.append(_held_out(drawn, size, half, start).mean(axis=0))
+        reals.append(_held_out(unit, window, half, start))
+        drawn = null_units(unit, window, "covariance", stream)
+        nulls.append(_held_out(drawn, window, half, start).mean(axis=0))
     shares = np.mean(reals, axis=0)
     real, null = shares.mean(axis=0), np.mean(nulls, axis=0)
     gap = real - null
@@ -102,12 +104,12 @@ def number_of_keys(
     return KeyNumber(number, curve)
 
 
-def _held_out(unit: Array, size: int, half: NDArray[np.bool_], seed: int) -> NDArray[np.float32]:
+def _held_out(unit: Array, size: Window, half: NDArray[np.bool_], seed: int) -> NDArray[np.float32]:
     """Share of each filter's variance that 1, 2, … keys of the other half explain: ``(n, K)``."""
     most = max(1, min(MOST, int(half.sum()) // 4, int((~half).sum()) // 4))
     best = np.empty((len(unit), most), dtype=np.float32)
     for learned, measured in ((half, ~half), (~half, half)):
-        lines = learn_keys(unit[learned].reshape(-1, size, size), most, seed=seed, restarts=1)
+        lines = learn_keys(unit[learned].reshape(-1, *size), most, seed=seed, restarts=1)
         survivors = eliminate(explained_shares(unit[learned], lines)).survivors(len(lines))
         shares = np.maximum.accumulate(
             explained_shares(unit[measured], lines)[:, survivors], axis=1

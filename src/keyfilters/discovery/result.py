@@ -13,7 +13,7 @@ from keyfilters.discovery.number import KeyNumber
 from keyfilters.discovery.shares import explained_shares
 from keyfilters.keyset import KeySet
 from keyfilters.nulls import NULLS
-from keyfilters.receptive_fields import match
+from keyfilters.receptive_fields import has_models, match
 
 __all__ = ["Discovery", "curve_of", "models_of", "served_by", "weights"]
 
@@ -142,7 +142,7 @@ def models_of(keys: KeySet, served: pd.DataFrame, balance: bool) -> pd.DataFrame
     by_key = pd.Series(weight, index=served.index).groupby(served["key"]).sum()
     shares = by_key.reindex(keys.names, fill_value=0.0).to_numpy()
     table = pd.DataFrame({"key": keys.names, "share": shares})
-    if keys.size % 2 and keys.size >= 3:
+    if has_models(keys.window):
         found = match(keys.filters, null=None)
         columns = ["family", "sigma_x", "sigma_y", "second", "angle", "r2"]
         table = pd.concat([table, found[columns]], axis=1)

@@ -16,6 +16,7 @@ from keyfilters.discovery.shares import explained_shares
 from keyfilters.errors import KeyFiltersError
 from keyfilters.keyset import KeySet
 from keyfilters.seeds import child_integer
+from keyfilters.sizes import Window
 
 __all__ = ["Found", "Search"]
 
@@ -37,7 +38,7 @@ class Found:
 class Search:
     """How to search; see `keyfilters.discover_keys` for the fields."""
 
-    size: int
+    size: Window
     count: int
     kinds: tuple[str, ...]
     rounds: int

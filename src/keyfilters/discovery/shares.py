@@ -13,6 +13,7 @@ from keyfilters.bank import FilterBank, Layer
 from keyfilters.errors import KeyFiltersError
 from keyfilters.keyset import KeySet
 from keyfilters.nulls import null_bank
+from keyfilters.sizes import Size, as_window, extent
 from keyfilters.surgery.input_covariance import Settings, gather, original_outputs, output_shares
 from keyfilters.surgery.targets import Target, find_targets
 from keyfilters.threads import one_thread
@@ -43,7 +44,7 @@ class OutputShares:
 
     Args:
         model: the network.
-        size: kernel size k of the filters to look at.
+        size: kernel size k of the filters to look at, or ``(k_y, k_x)``.
         settings: images ``(n, channels, height, width)`` as the network takes them, and how they
             are used.
 
@@ -51,7 +52,7 @@ class OutputShares:
         KeyFiltersError: the network has no filters of that size.
     """
 
-    def __init__(self, model: nn.Module, size: int, settings: Settings) -> None:
+    def __init__(self, model: nn.Module, size: Size, settings: Settings) -> None:
         sites = sites_of_size(model, size)
         with evaluating(model):
             convs = {site.name: site.conv for site in sites if site.conv is not None}
@@ -66,7 +67,7 @@ class OutputShares:
                 and site.name in outputs  # else it takes no part in the forward pass
             ]
         self.ridge = settings.ridge
-        self.size = size
+        self.size = as_window(size)
 
     def on_null(self, kind: str, seed: int | SeedSequence) -> OutputShares:
         """Return the same network with null filters at the same inputs.
@@ -76,7 +77,7 @@ class OutputShares:
             seed: of the null filters.
         """
         bank = FilterBank(
-            Layer("", str(i), np.asarray(filters, np.float32).reshape(-1, self.size, self.size),
+            Layer("", str(i), np.asarray(filters, np.float32).reshape(-1, *self.size),
                   None, None, 0.0)
             for i, (filters, _) in enumerate(self.layers)
         )  # fmt: skip
@@ -97,13 +98,14 @@ class OutputShares:
         )
 
 
-def sites_of_size(model: nn.Module, size: int) -> list[Target]:
-    """Find the depthwise layers with k×k filters.
+def sites_of_size(model: nn.Module, size: Size) -> list[Target]:
+    """Find the depthwise layers with filters of one size, k or ``(k_y, k_x)``.
 
     Raises:
         KeyFiltersError: there are none.
     """
-    sites = [site for site in find_targets(model)[0] if site.size == (size, size)]
+    window = as_window(size)
+    sites = [site for site in find_targets(model)[0] if site.size == window]
     if not sites:
-        raise KeyFiltersError(f"the network has no {size}×{size} depthwise filters")
+        raise KeyFiltersError(f"the network has no {extent(window)} depthwise filters")
     return sites

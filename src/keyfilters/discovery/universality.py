@@ -16,21 +16,22 @@ from keyfilters.discovery.discover import discover_keys
 from keyfilters.discovery.shares import explained_shares
 from keyfilters.errors import KeyFiltersError
 from keyfilters.keyset import KeySet
-from keyfilters.receptive_fields import match
+from keyfilters.receptive_fields import match, published_in
 from keyfilters.receptive_fields.models import render_models
 from keyfilters.scalespace import centred_unit
+from keyfilters.sizes import Size, Window, as_window, extent
 
 __all__ = ["idealised_twin", "matched_cosine", "universality"]
 
 
 def universality(
-    banks: Mapping[str, FilterBank], size: int, keys: int = 8, *, seed: int = 0
+    banks: Mapping[str, FilterBank], size: Size, keys: int = 8, *, seed: int = 0
 ) -> pd.DataFrame:
     """Say how well the keys of each model explain the filters of each.
 
     Args:
         banks: the filters of each model, by a name for it.
-        size: kernel size k.
+        size: kernel size k, or ``(k_y, k_x)``.
         keys: how many keys each set has.
         seed: of everything random.
 
@@ -38,9 +39,10 @@ def universality(
         One row a key set, one column a model: the mean share of a filter's variance over the taps
         that the best key explains. The sets: those discovered on each model, those discovered on
         all others together, each model counting alike; the published idealised eight, where `keys`
-        is 8 and the size odd; and lines learned from the very model of the column. Keys of a model
-        are held out where they meet its own filters: discovered on one half of its layers, measured
-        on the other. Chance is the same function of the null banks, see `keyfilters.null_bank`.
+        is as many as there are of this size; and lines learned from the very model of the column.
+        Keys of a model are held out where they meet its own filters: discovered on one half of its
+        layers, measured on the other. Chance is the same function of the null banks, see
+        `keyfilters.null_bank`.
 
     Raises:
         KeyFiltersError: fewer than two models have filters of this size.
@@ -51,28 +53,29 @@ def universality(
     >>> universality({"a": bank, "b": bank}, 5, keys=4).round(2).loc["a", "b"].item()
     1.0
     """
+    window = as_window(size)
     units, half = {}, {}
     for name, bank in banks.items():
-        if (size, size) in bank.sizes:
-            filters, table = bank.stack(size)
+        if window in bank.sizes:
+            filters, table = bank.stack(window)
             usable = (table["flaw"] == "").to_numpy()
             if usable.sum() >= 2 * FEWEST:
                 units[name] = centred_unit(filters[usable])
                 half[name] = halves(table[usable])
     if len(units) < 2:
         raise KeyFiltersError(
-            f"expected at least two models with {2 * FEWEST} or more {size}×{size} filters, "
+            f"expected at least two models with {2 * FEWEST} or more {extent(window)} filters, "
             f"got {len(units)}"
         )
     search = partial(
-        discover_keys, size=size, keys=keys, kinds=KINDS, count=COUNT, nulls=(), seed=seed
+        discover_keys, size=window, keys=keys, kinds=KINDS, count=COUNT, nulls=(), seed=seed
     )
     rows: dict[str, dict[str, float]] = {}
     for name, unit in units.items():
         found = search(banks[name]).keys
         rows[name] = {column: _value(other, found) for column, other in units.items()}
         rows[name][name] = _held_out(
-            unit, half[name], lambda part: search(_bank_of(part, size)).keys
+            unit, half[name], lambda part: search(_bank_of(part, window)).keys
         )
     for name, unit in units.items():
         rest = FilterBank([])
@@ -80,22 +83,22 @@ def universality(
             rest = rest + banks[other] if other != name else rest
         found = search(rest, balance=True).keys
         rows.setdefault("all others", {})[name] = _value(unit, found)
-    if keys == 8 and size % 2:
-        published = KeySet.published("lindeberg2026-B", size)
+    if keys == len(published_in(window)):
+        published = KeySet.published("lindeberg2026-B", window)
         rows["published B"] = {name: _value(unit, published) for name, unit in units.items()}
     rows["lines of the model itself"] = {
         name: _held_out(
             unit,
             half[name],
-            lambda part: learn_keys(part.reshape(-1, size, size), keys, seed=seed),
+            lambda part: learn_keys(part.reshape(-1, *window), keys, seed=seed),
         )
         for name, unit in units.items()
     }
     return pd.DataFrame(rows).T[list(units)]
 
 
-def _bank_of(unit: NDArray[np.float32], size: int) -> FilterBank:
-    return FilterBank([Layer("half", "", unit.reshape(-1, size, size), None, None, 0.0)])
+def _bank_of(unit: NDArray[np.float32], size: Window) -> FilterBank:
+    return FilterBank([Layer("half", "", unit.reshape(-1, *size), None, None, 0.0)])
 
 
 def _held_out(
@@ -131,7 +134,7 @@ def idealised_twin(keys: KeySet) -> tuple[KeySet, pd.DataFrame]:
     """Return the idealised receptive field of every key as a key set, and what they are.
 
     Args:
-        keys: of odd size.
+        keys: of at least 3 taps along a side.
 
     Returns:
         The twins, in the order of the keys, and the table of `keyfilters.match`.

@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from keyfilters.receptive_fields import match
+from keyfilters.receptive_fields import has_models, match
+from keyfilters.receptive_fields.models import mean_scale
 
 __all__ = ["EXPLAINED", "UNEXPLAINED", "forms", "has_forms"]
 
@@ -17,24 +18,25 @@ UNEXPLAINED = "unexplained"
 
 
 def has_forms(size: tuple[int, int]) -> bool:
-    """Whether idealised receptive fields exist for a window: odd sides of at least 3 taps."""
-    return min(size) >= 3 and all(side % 2 for side in size)
+    """Whether idealised receptive fields exist for a window."""
+    return has_models(size)
 
 
 def forms(filters: NDArray[np.floating[Any]]) -> pd.DataFrame:
-    """Match filters with the 25 separable receptive fields.
+    """Match filters with the separable receptive fields, 25 in windows of 3 and more taps a side.
 
     Args:
-        filters: ``(n, k_y, k_x)`` with a shape, sides odd and at least 3.
+        filters: ``(n, k_y, k_x)`` with a shape, see `has_forms`.
 
     Returns:
         One row a filter: pattern (the kind of field, centres split into on and off;
-        ``"unexplained"`` below r² = 0.64), r2, and sigma, the geometric mean scale in taps.
+        ``"unexplained"`` below r² = 0.64), r2, and sigma, the geometric mean scale in
+        taps (of a single row, the scale along it).
     """
     found = match(filters, families="separable", null=None)
     kind = found["kind"].to_numpy(dtype=object)
     sign = np.where(found["amplitude"] > 0, "on-centre", "off-centre")
     pattern = np.where(kind == "centre", sign, kind)
     pattern = np.where(found["r2"] >= EXPLAINED, pattern, UNEXPLAINED)
-    sigma = np.sqrt(found["sigma_x"] * found["sigma_y"])
+    sigma = mean_scale(found)
     return pd.DataFrame({"pattern": pattern, "r2": found["r2"], "sigma": sigma})

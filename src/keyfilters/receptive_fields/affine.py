@@ -17,6 +17,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from keyfilters.receptive_fields.drawing import BETWEEN
+from keyfilters.sizes import tap_offsets
+
 if TYPE_CHECKING:
     from keyfilters.receptive_fields.forms import Term
 
@@ -54,6 +57,10 @@ def _spectrum(sigma: Tensor, across: Tensor, angle: Tensor, size: tuple[int, int
         c[:, None, None]
         for c in (s * cos**2 + t * sin**2, s * sin**2 + t * cos**2, (s - t) * cos * sin)
     )
+    # Along an even side, see `keyfilters.receptive_fields.drawing`; σ and σ⊥ are ½ at least there.
+    yy, xx = (
+        c if k % 2 else (c - BETWEEN).clamp(min=0) for c, k in zip((yy, xx), size, strict=True)
+    )
     u, v, _ = (x.to(sigma) for x in _nodes(size))
     exponent = xx * (1 - u.cos())[:, None] + yy * (1 - v.cos())
     return exponent.addcmul_(xy, u.sin()[:, None] * v.sin()).neg_().exp_()
@@ -78,8 +85,8 @@ def _tables(x: str, y: str, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
 
     Of the two terms the first is of cosines, the second of sines:
     ``cos(ux + vy) = cos ux cos vy − sin ux sin vy``, and for one difference
-    ``−sin(ux + vy) = −sin ux cos vy − cos ux sin vy``. In a window of even side the taps lie
-    half-way between those of the kernel, as elsewhere.
+    ``−sin(ux + vy) = −sin ux cos vy − cos ux sin vy``. Along an even side the kernel is averaged
+    over neighbouring taps, as elsewhere; `_spectrum` takes off the ¼ that this adds.
     """
     u, v, weight = _nodes(size)
     first = (x, y).count("d") == 1  # i times a real factor
@@ -92,7 +99,7 @@ def _tables(x: str, y: str, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
         lift_u = lift_u * (u / 2).cos()
     if size[0] % 2 == 0:
         lift_v = lift_v * (v / 2).cos()
-    rows, columns = ((torch.arange(k, dtype=torch.float64) - (k - 1) / 2) for k in size)
+    rows, columns = map(tap_offsets, size)
     phase_u, phase_v = u[:, None] * columns, v[:, None] * -rows
     terms_u = [phase_u.cos(), -phase_u.sin()]
     if first:

@@ -43,17 +43,21 @@ class Grid:
         """For every parameter its name, number of grid points, first value, step and bound."""
         found = []
         bounds = self.family.bounds(self.size)
-        for name, (_, top) in zip(self.family.parameters, bounds, strict=True):
+        for name, (least, top) in zip(self.family.parameters, bounds, strict=True):
             step = STEP.get(name, SCALE_STEP[len(bounds)])
             if name == "angle":
                 found.append((name, round(math.pi / step), 0.0, step, 2 * math.pi))
                 continue
-            offset = OFFSET.get(name, 0.25)
-            low = math.log(LEAST_GAP if name in WIDER else offset)
+            offset = self._offset(name, least)
+            low = math.log(LEAST_GAP if name in WIDER else least**2 + offset)
             high = math.log((top if name == "alpha" else top**2) + offset)
             count = max(4, round((high - low) / step) + 1)
             found.append((name, count, low, (high - low) / (count - 1), top))
         return tuple(found)
+
+    def _offset(self, name: str, least: float) -> float:
+        """What is added to σ² before its logarithm is taken; nothing where σ is never 0."""
+        return 0.0 if least > 0 else OFFSET.get(name, 0.25)
 
     @property
     def counts(self) -> tuple[int, ...]:
@@ -68,7 +72,10 @@ class Grid:
     def parameters(self, points: Tensor) -> Tensor:
         """Return the parameters at coordinates ``(n, p)``, within their bounds."""
         columns: list[Tensor] = []
-        for (name, count, low, step, top), point in zip(self.axes, points.T, strict=True):
+        bounds = self.family.bounds(self.size)
+        for (name, count, low, step, top), point, (least, _) in zip(
+            self.axes, points.T, bounds, strict=True
+        ):
             value = low + step * point
             if name == "angle":
                 columns.append(value.remainder(2 * math.pi))
@@ -78,14 +85,17 @@ class Grid:
                 room = ((top**2 - first) / LEAST_GAP).log()
                 value = first + LEAST_GAP * (room * point / (count - 1)).exp()
             else:
-                value = (value.exp() - OFFSET.get(name, 0.25)).clamp(min=0)
+                value = (value.exp() - self._offset(name, least)).clamp(min=least**2)
             columns.append((value if name == "alpha" else value.sqrt()).clamp(max=top))
         return torch.stack(columns, dim=1)
 
     def points(self, parameters: Tensor) -> Tensor:
         """Return the coordinates ``(n, p)`` of parameters; inverse of `parameters`."""
         columns = []
-        for (name, count, low, step, top), value in zip(self.axes, parameters.T, strict=True):
+        bounds = self.family.bounds(self.size)
+        for (name, count, low, step, top), value, (least, _) in zip(
+            self.axes, parameters.T, bounds, strict=True
+        ):
             if name in WIDER:
                 first = parameters[:, 0] ** 2
                 gap = ((value**2 - first).clamp(min=LEAST_GAP) / LEAST_GAP).log()
@@ -93,7 +103,7 @@ class Grid:
                 continue
             if name != "angle":
                 raw = value if name == "alpha" else value**2
-                value = (raw + OFFSET.get(name, 0.25)).log()
+                value = (raw + self._offset(name, least)).log()
             columns.append((value - low) / step)
         return torch.stack(columns, dim=1)
 
@@ -118,8 +128,14 @@ class Grid:
             "angle": torch.arange(8) * (math.pi / 8),
         }
         scales = torch.linspace(0.1, 1.0, few) * top
+        if min(self.size) < 3:  # long and narrow, with few parameters: also small scales
+            scales = torch.logspace(math.log10(0.3), math.log10(top), few)
+            wider = torch.logspace(math.log10(0.5), math.log10(1.6 * top), 10)
+            values |= {"sigma_x": scales, "sigma_y": scales, "sigma_surround": wider}
         grid = torch.cartesian_prod(*(values.get(name, scales) for name in names))
         grid = grid.reshape(-1, len(names)).double()
+        least = torch.tensor([low for low, _ in self.family.bounds(self.size)]).double()
+        grid = torch.where(least > 0, grid.maximum(least), grid)
         if {*WIDER, "sigma_across"} & set(names):
             # Equal scales make the form vanish, or one that a simpler family has.
             grid = grid[(grid[:, 0] - grid[:, 1]).abs() > 0.05 * top]

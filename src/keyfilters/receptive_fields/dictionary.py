@@ -48,7 +48,8 @@ class Dictionary:
 
 def scales(size: tuple[int, int], count: int = 8) -> NDArray[np.float64]:
     """Geometric grid of σ in taps, from nearly an impulse to half the longer side."""
-    return np.geomspace(0.25, max(size) / 2, count)
+    even = all(k % 2 == 0 for k in size if k > 1)  # whose narrowest form is the mean of two taps
+    return np.geomspace(0.5 if even else 0.25, max(size) / 2, count)
 
 
 @lru_cache(maxsize=16)
@@ -68,10 +69,11 @@ def build_dictionary(size: tuple[int, int], count: int = 8) -> Dictionary:
     """
     sigmas = scales(size, count)
     atoms, family, parameters = [], [], []
-    fitting = [i for i, family in enumerate(FAMILIES) if min(size) >= family.smallest]
-    for index in sorted(fitting, key=lambda i: FAMILIES[i].rank):
-        grid = _parameter_grid(FAMILIES[index], sigmas)
-        rendered = FAMILIES[index].render(torch.tensor(grid), size)
+    forms = {i: form.in_window(size) for i, form in enumerate(FAMILIES)}
+    fitting = [(i, form) for i, form in forms.items() if form and min(size) >= form.smallest]
+    for index, form in sorted(fitting, key=lambda pair: pair[1].rank):
+        grid = _parameter_grid(form, sigmas)
+        rendered = form.render(torch.tensor(grid), size)
         flat = rendered.flatten(1)
         centred = (flat - flat.mean(1, keepdim=True)).numpy()
         norm = np.linalg.norm(centred, axis=1)

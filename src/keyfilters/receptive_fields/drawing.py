@@ -1,8 +1,13 @@
 """Drawing idealised filters: separable products of differences of the discrete Gaussian, and sums.
 
 The kernel is ``T = T(x; σx²) T(y; σy²)`` (lindeberg2026modelling), cut to the window without
-renormalisation; operators are applied before the cut. A window of even size has no centre tap:
-there T is averaged over neighbouring taps, which centres it between them.
+renormalisation; operators are applied before the cut.
+
+Two conventions are ours. A window of even side has no centre tap: there T is averaged over
+neighbouring taps, which centres it half-way between them and adds ¼ to its variance, so that the T
+averaged has the variance σ² − ¼ and σ stays the standard deviation of what is drawn; below σ = ½
+nothing changes any more. A window of one row holds the sum of a form over all rows, in which
+smoothing along y drops out and a difference along y vanishes; a window of one column likewise.
 """
 
 from __future__ import annotations
@@ -14,18 +19,19 @@ import torch
 from torch import Tensor
 
 from keyfilters.scalespace import difference, discrete_gaussian
+from keyfilters.scalespace.differences import OPERATORS
+from keyfilters.sizes import Window
 
 if TYPE_CHECKING:
     from keyfilters.receptive_fields.forms import Term
 
-__all__ = ["draw_cut_terms", "draw_terms"]
+__all__ = ["BETWEEN", "draw_cut_terms", "draw_terms"]
 
+BETWEEN = 0.25  # variance of the mean of two neighbouring taps
 MARGIN = 2  # taps beyond the window that two operators, one after the other, reach
 
 
-def draw_terms(
-    terms: Sequence[Term], parameters: Mapping[str, Tensor], size: tuple[int, int]
-) -> Tensor:
+def draw_terms(terms: Sequence[Term], parameters: Mapping[str, Tensor], size: Window) -> Tensor:
     """Draw a sum of products.
 
     Args:
@@ -39,11 +45,11 @@ def draw_terms(
     kernels: dict[tuple[str, int], Tensor] = {}
 
     def axis(scale: str, operators: str, taps: int) -> Tensor:
+        if taps == 1:
+            return _sum(operators, parameters)
         if (scale, taps) not in kernels:
-            sigma = (
-                parameters[scale] if scale else torch.zeros_like(next(iter(parameters.values())))
-            )
-            kernels[scale, taps] = discrete_gaussian(sigma**2, taps // 2 + MARGIN)
+            variance = _variance(scale, parameters, taps)
+            kernels[scale, taps] = discrete_gaussian(variance, taps // 2 + MARGIN)
         kernel, left = kernels[scale, taps], MARGIN
         for operator in operators.split():
             if operator != "0":
@@ -61,7 +67,7 @@ def draw_terms(
     return drawn
 
 
-def draw_cut_terms(terms: Sequence[Term], parameters: Mapping[str, Tensor], size: int) -> Tensor:
+def draw_cut_terms(terms: Sequence[Term], parameters: Mapping[str, Tensor], size: Window) -> Tensor:
     """Draw a sum of products with the borders of the published analysis (lindeberg2026modelling).
 
     T is cut to the window first. Its outermost tap is then repeated for a first difference, and 0
@@ -70,11 +76,14 @@ def draw_cut_terms(terms: Sequence[Term], parameters: Mapping[str, Tensor], size
     Args:
         terms: the products.
         parameters: ``(n,)`` values of every parameter that the terms name.
-        size: odd number of taps k along either side.
+        size: window ``(k_y, k_x)`` in taps.
     """
 
-    def axis(scale: str, operator: str) -> Tensor:
-        kernel = discrete_gaussian(_variance(scale, parameters), size // 2)
+    def axis(scale: str, operator: str, taps: int) -> Tensor:
+        if taps == 1:
+            return _sum(operator, parameters)
+        kernel = discrete_gaussian(_variance(scale, parameters, taps), taps // 2)
+        kernel = kernel if taps % 2 else (kernel[..., 1:] + kernel[..., :-1]) / 2
         if operator == "0":
             return kernel
         edge = kernel[..., :1]  # T is even, so that both ends are equal
@@ -83,13 +92,22 @@ def draw_cut_terms(terms: Sequence[Term], parameters: Mapping[str, Tensor], size
 
     products = []
     for x, y, weight, (scale_x, scale_y) in terms:
-        product = axis(scale_y, y).flip(-1)[:, :, None] * axis(scale_x, x)[:, None, :]
+        along_y, along_x = axis(scale_y, y, size[0]).flip(-1), axis(scale_x, x, size[1])
+        product = along_y[:, :, None] * along_x[:, None, :]
         factor = weight(parameters)[:, None, None] if callable(weight) else weight
         products.append(factor * product)
     return torch.stack(products).sum(0)
 
 
-def _variance(scale: str, parameters: Mapping[str, Tensor]) -> Tensor:
-    if scale:
-        return parameters[scale] ** 2
-    return torch.zeros_like(next(iter(parameters.values())))
+def _variance(scale: str, parameters: Mapping[str, Tensor], taps: int) -> Tensor:
+    """Variance of T along an axis of so many taps, before it is averaged."""
+    if not scale:
+        return torch.zeros_like(next(iter(parameters.values())))
+    variance = parameters[scale] ** 2
+    return variance if taps % 2 else (variance - BETWEEN).clamp(min=0)
+
+
+def _sum(operators: str, parameters: Mapping[str, Tensor]) -> Tensor:
+    """Sum over all taps of operators applied to T, ``(n, 1)``: 1 for means, 0 for differences."""
+    shown = all(abs(sum(OPERATORS[name])) > 0.5 for name in operators.split())
+    return torch.full_like(next(iter(parameters.values())), float(shown))[:, None]

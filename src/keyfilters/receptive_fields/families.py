@@ -5,10 +5,14 @@ The forms are those of lindeberg2026modelling, and those that babaiee2024unveili
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from keyfilters.errors import KeyFiltersError, nearest
 from keyfilters.receptive_fields.forms import KINDS, Family, Term
+from keyfilters.sizes import Window
 
-__all__ = ["BY_NAME", "BY_OPERATOR", "FAMILIES", "FREE", "KINDS", "MATCHED", "Family", "family"]
+__all__ = ["BY_NAME", "BY_OPERATOR", "FAMILIES", "FREE", "KINDS", "MATCHED", "Family", "family",
+           "in_window"]  # fmt: skip
 
 # Operator -> order, symbol, name of the positive sign, name of the negative sign. A derivative of T
 # with positive amplitude is bright on the negative side.
@@ -202,6 +206,16 @@ BY_OPERATOR = {form.operator: form for form in FAMILIES if form.operator}
 MATCHED = tuple(
     sorted((f for f in BY_NAME.values() if f.matched), key=lambda f: f.separable is None)
 )
+
+
+@lru_cache(maxsize=64)
+def in_window(forms: tuple[Family, ...], size: Window) -> tuple[Family, ...]:
+    """Return families as they are in a window, in their order; see `Family.in_window`.
+
+    >>> [form.name for form in in_window(MATCHED, (1, 7))][:5]
+    ['x:0 y:0', 'x:d y:0', 'x:d+ y:0', 'x:d- y:0', 'x:dd y:0']
+    """
+    return tuple(found for form in forms if (found := form.in_window(size)) is not None)
 
 
 def family(name: str) -> Family:

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from torch import Tensor
 
 from keyfilters.errors import KeyFiltersError
 from keyfilters.receptive_fields.affine import draw_rotated
-from keyfilters.receptive_fields.drawing import draw_terms
+from keyfilters.receptive_fields.drawing import BETWEEN, draw_terms
+from keyfilters.sizes import Window
 
 __all__ = ["KINDS", "PARAMETERS", "Family", "Parameter", "Term"]
 
@@ -140,8 +141,48 @@ class Family:
         named = dict(zip(self.parameters, parameters.unbind(1), strict=True))
         return (draw_rotated if self.rotated else draw_terms)(self.terms, named, size)
 
-    def bounds(self, size: tuple[int, int]) -> tuple[tuple[float, float], ...]:
+    def in_window(self, size: Window) -> Family | None:
+        """Return the family as it is in a window; None where a simpler one draws all its forms.
+
+        Windows of at least 3 taps a side have all families. Of one row or column those are left
+        that vary along it, of two those without a second difference across it; scales across it,
+        which cannot be told, are no parameters.
+
+        >>> from keyfilters.receptive_fields import family
+        >>> family("x:d y:0").in_window((1, 7)).parameters, family("laplacian").in_window((1, 7))
+        (('sigma_x',), None)
+        """
+        if min(size) >= 3:
+            return self
+        if min(size) < self.smallest or self.kind == "cross or square":
+            return None
+        across = 0 if size[1] < size[0] else 1
+        terms = list(self.terms)
+        if min(size) == 1:
+            terms = [t for t in terms if "d" not in (t.x, t.y)[across]]
+            simple = len(terms) < len(self.terms) and "alpha" not in self.parameters
+            if any((t.x, t.y)[across] != "0" for t in terms):
+                return None
+            if not terms or (simple and self.shift in (None, (0.0, 0.0))):
+                return None
+        elif self.separable is not None and self.separable[across] == "dd":
+            return None
+        if self.separable is None:
+            return replace(self, terms=tuple(terms))
+        scale = ("sigma_x", "sigma_y")[1 - across]
+        scales = (scale, "") if across else ("", scale)
+        only = tuple(t._replace(scales=scales) for t in terms)
+        return replace(self, terms=only, parameters=(scale,))
+
+    def columns(self, size: Window) -> list[str]:
+        """Return the columns of the table of `match` that hold the parameters, in their order."""
+        found = [PARAMETERS[name].column for name in self.parameters]
+        return ["sigma_y" if x == "sigma_x" and size[1] == 1 else x for x in found]
+
+    def bounds(self, size: Window) -> tuple[tuple[float, float], ...]:
         """Return the least and the largest value of every parameter in a window ``(k_y, k_x)``.
+
+        In windows of even sides a scale is at least ½, that of the mean of two taps.
 
         >>> from keyfilters.receptive_fields import family
         >>> family("sharpen").bounds((7, 7))
@@ -152,7 +193,10 @@ class Family:
         for name in self.parameters:
             _, largest, in_sides = PARAMETERS[name]
             largest *= sides.get(name, max(size)) if in_sides else 1
-            limits.append((-largest if name == "angle" else 0.0, largest))
+            own = [sides[name]] if name in sides else [k for k in size if k > 1]
+            even = [k % 2 == 0 for k in own]
+            between = in_sides and (any(even) if self.rotated else all(even))
+            limits.append((-largest if name == "angle" else math.sqrt(BETWEEN) * between, largest))
         return tuple(limits)
 
     @property

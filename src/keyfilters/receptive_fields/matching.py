@@ -17,7 +17,7 @@ null has their tap covariance where there are filters enough to know it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from threading import Lock
 from typing import Any
 
@@ -31,17 +31,17 @@ from keyfilters.bank import FilterBank
 from keyfilters.errors import KeyFiltersError
 from keyfilters.nulls import null_units
 from keyfilters.receptive_fields.coordinates import Grid
-from keyfilters.receptive_fields.families import MATCHED
-from keyfilters.receptive_fields.forms import PARAMETERS, Family
+from keyfilters.receptive_fields.families import MATCHED, in_window
+from keyfilters.receptive_fields.forms import Family
 from keyfilters.receptive_fields.significance import FLOOR, choose_null, significance
 from keyfilters.receptive_fields.solver import climb
 from keyfilters.receptive_fields.tables import atoms_of, jets_of
 from keyfilters.scalespace import centred_unit, why_unusable
+from keyfilters.sizes import extent
 from keyfilters.threads import in_parts
 
-__all__ = ["match"]
+__all__ = ["has_models", "match"]
 
-SEPARABLE = sum(form.separable is not None for form in MATCHED)  # they come first
 REFINED = (3, 2)  # separable families and others that are refined for every filter
 WORTH_MENTION = 2.0  # difference of the criterion below which the simpler family is preferred
 SLACK = 0.5  # by which the criterion of a local expansion may be wrong
@@ -68,7 +68,9 @@ def match(
     The bits of a result depend neither on the chunks nor on the number of threads.
 
     Args:
-        filters: ``(n, k_y, k_x)`` of any real type and scale, both sides odd and at least 3.
+        filters: ``(n, k_y, k_x)`` of any real type and scale, at least 3 taps along one side. The
+            models of an even side are centred half-way between taps, and in windows of one or two
+            rows or columns those are left that differ there, see `Family.in_window`.
         families: ``"all"``, or ``"separable"`` for the 25 pairs of operators of order 0 to 2.
         null: kind of the null filters, see `keyfilters.null_bank`; ``"auto"`` for covariance where
             a bank or at least five filters a tap are given, else white; None leaves p and q out.
@@ -82,15 +84,16 @@ def match(
     Returns:
         A frame with one row a filter: family, kind, sigma_x, sigma_y (taps), second (what other
         scale or strength the family has), angle (radians counter-clockwise from x; sigma_x is then
-        the scale along it), amplitude (of the model as rendered), offset (per tap), r2, parameters
-        (their number, amplitude and offset included), p, q (its false-discovery rate over the
-        filters given), p_from (``"count"``, ``"tail"`` or ``"floor"``), null (its kind), and flaw:
-        ``"constant"``, ``"dead"`` (zero) or ``"non-finite"`` for a filter without a shape, whose
-        other columns are empty.
+        the scale along it; sigma_y is NaN in one or two rows, sigma_x in as few columns, unless
+        one scale serves both), amplitude (of the model as rendered), offset (per tap), r2,
+        parameters (their number, amplitude and offset included), p, q (its false-discovery rate
+        over the filters given), p_from (``"count"``, ``"tail"`` or ``"floor"``), null (its
+        kind), and flaw: ``"constant"``, ``"dead"`` (zero) or ``"non-finite"`` for a filter without
+        a shape, whose other columns are empty.
 
     Raises:
-        KeyFiltersError: wrong shape, even or too small sides, unknown families or null, a bank
-            without filters of this size.
+        KeyFiltersError: wrong shape, less than 3 taps along both sides, unknown families or null, a
+            bank without filters of this size.
 
     >>> from keyfilters.receptive_fields import family
     >>> edge = family("x:d y:0").render(torch.tensor([[0.8, 1.1]]), (7, 7))
@@ -103,8 +106,10 @@ def match(
         raise KeyFiltersError(f"families must be 'all' or 'separable', got {families!r}")
     flaw = why_unusable(stack, dead_below=0.0)  # whatever the scale
     usable = stack[flaw == ""]
-    known = SEPARABLE if families == "separable" else len(MATCHED)
-    found = _match_all(usable, known, torch.device(device), chunk, progress)
+    forms = in_window(MATCHED, (stack.shape[1], stack.shape[2]))
+    if families == "separable":
+        forms = forms[: _separable(forms)]
+    found = _match_all(usable, forms, torch.device(device), chunk, progress)
     table = found.reindex(np.where(flaw == "", np.cumsum(flaw == "") - 1, -1)).reset_index(
         drop=True
     )
@@ -115,9 +120,23 @@ def match(
     return table.assign(flaw=flaw)
 
 
+def has_models(size: tuple[int, int]) -> bool:
+    """Whether `match` takes filters of a window ``(k_y, k_x)``.
+
+    >>> has_models((4, 4)), has_models((1, 7)), has_models((2, 2))
+    (True, True, False)
+    """
+    return max(size) >= 3 and min(size) >= 1
+
+
+def _separable(forms: Sequence[Family]) -> int:
+    """Number of separable families, which come first."""
+    return sum(form.separable is not None for form in forms)
+
+
 def _match_all(
     filters: NDArray[np.float64],
-    families: int,
+    forms: Sequence[Family],
     device: torch.device,
     chunk: int,
     progress: Callable[[int, int], None] | None,
@@ -125,7 +144,7 @@ def _match_all(
     """Match filters that have a shape, block by block, several threads at a time."""
     size = (filters.shape[1], filters.shape[2])
     atoms_of(size, device)  # before several threads want the tables
-    for freedom in {len(form.parameters) for form in MATCHED[:families]}:
+    for freedom in {len(form.parameters) for form in forms}:
         jets_of(size, freedom, device)
     columns = {name: np.empty(len(filters)) for name in ("family", *_NUMBERS)}
     block = max(8, min(BLOCK, ENTRIES // (10 * max(size) ** 2)))
@@ -136,7 +155,7 @@ def _match_all(
         for start in range(part.start, part.stop, block):
             rows = slice(start, min(start + block, part.stop))
             unit, mean, norm = _centred(filters[rows])
-            found = _match_block(torch.from_numpy(unit).to(device), size, families)
+            found = _match_block(torch.from_numpy(unit).to(device), size, forms)
             for name, values in found.items():
                 columns[name][rows] = values.cpu().numpy()
             columns["amplitude"][rows] *= norm
@@ -147,16 +166,18 @@ def _match_all(
                 progress(done, len(filters))
 
     in_parts(work, len(filters), max(1, round(chunk / block)) * block)
-    forms = [MATCHED[int(i)] for i in columns.pop("family")]
-    names = {"family": [form.name for form in forms], "kind": [form.kind for form in forms]}
+    won = [forms[int(i)] for i in columns.pop("family")]
+    names = {"family": [form.name for form in won], "kind": [form.kind for form in won]}
     return pd.DataFrame(names | columns)
 
 
-def _match_block(filters: Tensor, size: tuple[int, int], families: int) -> dict[str, Tensor]:
+def _match_block(
+    filters: Tensor, size: tuple[int, int], forms: Sequence[Family]
+) -> dict[str, Tensor]:
     """Match ``(n, taps)`` centred filters of unit norm: columns as ``(n,)`` tensors."""
     device, taps = filters.device, filters.shape[1]
-    freedom = torch.tensor([len(form.parameters) for form in MATCHED[:families]], device=device)
-    candidates, points = _candidates(filters.float(), size, freedom)
+    freedom = torch.tensor([len(form.parameters) for form in forms], device=device)
+    candidates, points = _candidates(filters.float(), size, freedom, _separable(forms))
     which = candidates.flatten()
     rows = torch.arange(len(filters), device=device).repeat_interleave(candidates.shape[1])
     local = _refine(filters.float()[rows], which, points, size)
@@ -164,14 +185,14 @@ def _match_block(filters: Tensor, size: tuple[int, int], families: int) -> dict[
     can_win = expected <= expected.amin(1, keepdim=True) + WORTH_MENTION + SLACK
     found = {name: torch.full_like(which, math.nan, dtype=torch.float64) for name in _NUMBERS}
     for number, own in _by_family(which, can_win.flatten().nonzero()[:, 0]):
-        measured = _measure(MATCHED[number], points[int(freedom[number])][own],
+        measured = _measure(forms[number], points[int(freedom[number])][own],
                             filters[rows[own]], size)  # fmt: skip
         for name, values in measured.items():
             found[name][own] = values
     found |= {"family": which.double(), "parameters": freedom[which] + 2.0}
     criterion = _criterion(found["r2"].nan_to_num(-1.0), freedom[which], taps).view_as(candidates)
     as_good = criterion <= criterion.amin(1, keepdim=True) + WORTH_MENTION
-    ranks = torch.tensor([form.rank for form in MATCHED], device=device)[candidates].double()
+    ranks = torch.tensor([form.rank for form in forms], device=device)[candidates].double()
     simplicity = ranks.masked_fill(~as_good, math.inf)
     simplest = simplicity == simplicity.amin(1, keepdim=True)
     winner = criterion.masked_fill(~simplest, math.inf).argmin(1)
@@ -180,7 +201,7 @@ def _match_block(filters: Tensor, size: tuple[int, int], families: int) -> dict[
 
 
 def _candidates(
-    filters: Tensor, size: tuple[int, int], freedom: Tensor
+    filters: Tensor, size: tuple[int, int], freedom: Tensor, separable: int
 ) -> tuple[Tensor, dict[int, Tensor]]:
     """Families that the criterion likes best on the grid, and where on it they do best.
 
@@ -194,7 +215,7 @@ def _candidates(
     best = torch.stack([part.amax(0) for part in parts], dim=1)
     on_grid = _criterion(best**2, freedom, filters.shape[1])
     chosen, start = [], 0
-    for part, refined in zip(on_grid.tensor_split([SEPARABLE], dim=1), REFINED, strict=True):
+    for part, refined in zip(on_grid.tensor_split([separable], dim=1), REFINED, strict=True):
         count = min(refined, part.shape[1])
         chosen.append(part.topk(count, dim=1, largest=False).indices + start)
         start += part.shape[1]
@@ -214,8 +235,9 @@ def _refine(
     """Move coordinates to where forms explain most; return the shares, ``(n,)``."""
     local = torch.zeros_like(filters[:, 0])
     for p, places in points.items():
-        tops, known = torch.zeros(len(MATCHED), p), torch.zeros(len(MATCHED), dtype=torch.bool)
-        for number, form in enumerate(MATCHED):
+        forms = in_window(MATCHED, size)
+        tops, known = torch.zeros(len(forms), p), torch.zeros(len(forms), dtype=torch.bool)
+        for number, form in enumerate(forms):
             if len(form.parameters) == p:
                 grid = Grid(form, size)
                 tops[number] = torch.tensor(grid.counts) - 1
@@ -249,11 +271,9 @@ def _measure(
     shown = power > 1e-9 * (drawn**2).sum(1)
     along = (centred * filters).sum(1)
     amplitude = torch.where(shown, along / power.where(shown, torch.ones_like(power)), 0)
-    columns = {
-        PARAMETERS[name].column: values
-        for name, values in zip(form.parameters, parameters.T, strict=True)
-    }
-    columns.setdefault("sigma_y", columns["sigma_x"])
+    columns = dict(zip(form.columns(size), parameters.T, strict=True))
+    if form.separable is None and min(size) > 1:
+        columns["sigma_y"] = columns["sigma_x"]
     r2 = (amplitude * along).clamp(0.0, 1.0)
     return columns | {"amplitude": amplitude, "offset": -amplitude * level, "r2": r2}
 
@@ -313,9 +333,9 @@ def _checked(filters: NDArray[Any] | Tensor) -> NDArray[np.float64]:
         raise KeyFiltersError(f"expected filters of real numbers, got {kind}")
     if stack.ndim != 3:
         raise KeyFiltersError(f"expected filters of shape (n, k_y, k_x), got {stack.shape}")
-    if min(stack.shape[1:]) < 3 or any(k % 2 == 0 for k in stack.shape[1:]):
+    if not has_models((stack.shape[1], stack.shape[2])):
         raise KeyFiltersError(
-            f"expected windows with odd sides of at least 3 taps, got {stack.shape[1]}×"
-            f"{stack.shape[2]}; the idealised filters are centred on a tap along both axes"
+            f"expected windows with at least 3 taps along one side, got {extent(stack.shape[1:])}, "
+            "in which the idealised filters cannot be told apart"
         )
     return stack.astype(np.float64)

@@ -22,6 +22,7 @@ from keyfilters.errors import KeyFiltersError, nearest
 from keyfilters.receptive_fields.drawing import draw_cut_terms
 from keyfilters.receptive_fields.families import BY_OPERATOR, Family
 from keyfilters.scalespace import dc_offset, monomial_response
+from keyfilters.sizes import Size, as_window, extent
 
 __all__ = ["BORDERS", "OPERATORS", "Border", "Operator", "normalized_filters", "operator"]
 
@@ -67,7 +68,7 @@ class Operator:
         sigma_y: Tensor,
         alpha: Tensor | None = None,
         *,
-        size: int,
+        size: Size,
         border: Border = "published",
     ) -> Tensor:
         """Draw the form (lindeberg2026modelling).
@@ -81,11 +82,12 @@ class Operator:
             sigma_x: ``(n,)`` scales along x in taps.
             sigma_y: ``(n,)`` scales along y in taps, equal to `sigma_x` where one σ serves both.
             alpha: ``(n,)`` strength of the surround; for ``"sharpen"``, and only there.
-            size: odd number of taps k along either side.
+            size: taps k along either side, or ``(k_y, k_x)``; in a window of even side, or of one
+                row or column, the form is drawn as `keyfilters.receptive_fields.drawing` says.
             border: one of `BORDERS`.
 
         Returns:
-            ``(n, k, k)``, row 0 on top.
+            ``(n, k_y, k_x)``, row 0 on top.
 
         Raises:
             KeyFiltersError: bad size or border, a missing or needless α, or two scales where the
@@ -95,8 +97,12 @@ class Operator:
         >>> operator("dy+").render(half, half, size=3)[0, :, 1] > 0  # bright below the centre
         tensor([False, False,  True])
         """
-        if size < 3 or size % 2 == 0:
-            raise KeyFiltersError(f"size must be an odd number of at least 3 taps, got {size}")
+        window = as_window(size)
+        if 2 in window or window == (1, 1):
+            raise KeyFiltersError(
+                "size must be at least 3 taps a side, or a single row or column, got "
+                f"{extent(window)}"
+            )
         if border not in BORDERS:
             raise KeyFiltersError(f"border must be one of {', '.join(BORDERS)}, got {border!r}")
         if self.isotropic and not torch.equal(sigma_x, sigma_y):
@@ -108,9 +114,9 @@ class Operator:
         if alpha is not None:
             named["alpha"] = alpha
         if border == "published":
-            return draw_cut_terms(self.family.terms, named, size)
+            return draw_cut_terms(self.family.terms, named, window)
         parameters = torch.stack([named[name] for name in self.family.parameters], dim=1)
-        return self.family.render(parameters, (size, size))
+        return self.family.render(parameters, window)
 
     def normalize(self, filters: Tensor) -> Tensor:
         """Bring filters to the amplitude at which this operator draws (lindeberg2026modelling).

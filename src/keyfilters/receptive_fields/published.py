@@ -15,8 +15,15 @@ from numpy.typing import NDArray
 
 from keyfilters.errors import KeyFiltersError, nearest
 from keyfilters.receptive_fields.operators import Border, operator
+from keyfilters.sizes import Size, as_window, extent
 
-__all__ = ["PUBLISHED", "PUBLISHED_OPERATORS", "published_filters", "published_parameters"]
+__all__ = [
+    "PUBLISHED",
+    "PUBLISHED_OPERATORS",
+    "published_filters",
+    "published_in",
+    "published_parameters",
+]
 
 PUBLISHED_OPERATORS = ("dy+", "dx-", "dy-", "dx+", "dx", "dy", "sharpen", "smooth")
 
@@ -94,27 +101,54 @@ def published_parameters(method: str) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["filter", "operator", "sigma_x", "sigma_y", "alpha"])
 
 
+def published_in(size: Size) -> list[int]:
+    """Return which of the eight keys, counted from 0, can be seen in a window; none where none can.
+
+    In one row those that vary along y vanish, and in one column those that vary along x. Windows
+    with a side of two taps hold none: they cannot tell the scales.
+
+    >>> published_in(5), published_in((1, 7)), published_in((2, 7))
+    ([0, 1, 2, 3, 4, 5, 6, 7], [1, 3, 4, 6, 7], [])
+    """
+    window = as_window(size)
+    if 2 in window or window == (1, 1):
+        return []
+    hidden = {axis for axis, taps in zip("yx", window, strict=True) if taps == 1}
+    return [i for i, name in enumerate(PUBLISHED_OPERATORS) if name[1] not in hidden]
+
+
 def published_filters(
-    method: str, size: int = 7, *, border: Border = "published"
+    method: str, size: Size = 7, *, border: Border = "published"
 ) -> NDArray[np.float64]:
     """Draw the eight idealised filters at their published scales.
 
+    The formula is that of the paper (lindeberg2026modelling), whose window is 7×7; how it is drawn
+    in a window of even side, or of one row or column, is ours: see `Operator.render`.
+
     Args:
         method: as for `published_parameters`.
-        size: odd number of taps k along either side; the paper's is 7.
+        size: taps k along either side, or ``(k_y, k_x)``.
         border: see `Operator.render`.
 
     Returns:
-        ``(8, k, k)`` in the amplitude of the models, row 0 on top.
+        ``(8, k_y, k_x)`` in the amplitude of the models, row 0 on top; of one row or column only
+        the five of `published_in`.
 
     Raises:
-        KeyFiltersError: unknown method, or a size that is not odd.
+        KeyFiltersError: unknown method, or a window with a side of two taps or of one tap only.
 
     >>> published_filters("lindeberg2026-B").shape
     (8, 7, 7)
     """
+    table, shown = published_parameters(method), published_in(size)
+    if not shown:
+        raise KeyFiltersError(
+            f"there are no published keys of {extent(as_window(size))}: they need at least 3 taps "
+            "a side, or a single row or column; for others type KeySet.random or "
+            "KeySet.from_filters"
+        )
     drawn = []
-    for row in published_parameters(method).itertuples():
+    for row in table.iloc[shown].itertuples():
         form = operator(row.operator)
         sigma_x, sigma_y, alpha = torch.tensor([[row.sigma_x], [row.sigma_y], [row.alpha]]).double()
         strength = alpha if form.sharpens else None

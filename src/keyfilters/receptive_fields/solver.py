@@ -85,7 +85,7 @@ def climb(
 
     Args:
         filters: ``(n, taps)`` centred, of unit norm.
-        families: ``(n,)`` numbers in `keyfilters.receptive_fields.families.MATCHED`, all with p
+        families: ``(n,)`` numbers in ``in_window(MATCHED, size)``, all with p
             parameters.
         points: ``(n, p)`` coordinates where to start.
         tops: ``(n, p)`` largest coordinates; the least is 0, or −inf where the largest is inf.

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from keyfilters.receptive_fields.coordinates import Grid
-from keyfilters.receptive_fields.families import MATCHED
+from keyfilters.receptive_fields.families import MATCHED, in_window
 
 __all__ = ["Atoms", "Jets", "Tabulated", "atoms_of", "jets_of"]
 
@@ -52,7 +52,7 @@ class Jets:
         """Expand form i of `families` near ``points[i]``.
 
         Args:
-            families: ``(n,)`` numbers in `MATCHED`, all with p parameters.
+            families: ``(n,)`` numbers in `in_window(MATCHED, size)`, all with p parameters.
             points: ``(n, p)`` coordinates.
 
         Returns:
@@ -64,7 +64,8 @@ class Jets:
         for number in families.unique().tolist():
             own = (families == number).nonzero()[:, 0]
             moved = (points[own, None].double() + shifts.to(points.device)).flatten(0, 1)
-            rows[own] = _centred(Grid(MATCHED[number], self.size), moved).view(len(own), -1, taps)
+            form = in_window(MATCHED, self.size)[number]
+            rows[own] = _centred(Grid(form, self.size), moved).view(len(own), -1, taps)
         rows[:, 1:] = (rows[:, 1:] - rows[:, :1]) / DIFFERENCE
         return rows.to(points), (rows @ rows.mT).to(points), torch.zeros_like(points)
 
@@ -77,7 +78,8 @@ class Tabulated(Jets):
     def __init__(self, size: tuple[int, int], freedom: int, device: torch.device) -> None:
         super().__init__(size)
         q = (freedom + 1) * (freedom + 2) // 2
-        grids = [Grid(form, size) for form in MATCHED]
+        forms = in_window(MATCHED, size)
+        grids = [Grid(form, size) for form in forms]
         own = [len(grid.counts) == freedom for grid in grids]
         counts = [g.counts if o else (1,) * freedom for g, o in zip(grids, own, strict=True)]
         turns = [g.turns if o else (False,) * freedom for g, o in zip(grids, own, strict=True)]
@@ -119,7 +121,7 @@ def jets_of(size: tuple[int, int], freedom: int, device: torch.device) -> Jets:
 def atoms_of(size: tuple[int, int], device: torch.device) -> Atoms:
     """Return the forms from which fits in a window start."""
     unit, points = [], []
-    for form in MATCHED:
+    for form in in_window(MATCHED, size):
         grid = Grid(form, size)
         points.append(grid.points(grid.starts()))
         drawn = _centred(grid, points[-1])

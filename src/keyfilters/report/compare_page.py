@@ -13,7 +13,7 @@ from keyfilters.inspection import Comparison
 from keyfilters.nulls import NULLS
 from keyfilters.report.drawing import WIDTH, single_axes, to_svg
 from keyfilters.report.template import render, write_page
-from keyfilters.thumbnails import filter_image
+from keyfilters.thumbnails import filter_image, picture_size
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -59,4 +59,5 @@ def _svg(draw: Callable[[Axes], Axes], width: float, height: float) -> str:
 
 
 def _card(row: dict[str, Any]) -> dict[str, Any]:
-    return row | {"image_a": filter_image(row["a"]), "image_b": filter_image(row["b"])}
+    images = {"image_a": filter_image(row["a"]), "image_b": filter_image(row["b"])}
+    return row | images | picture_size(row["a"].shape, 64)

@@ -146,7 +146,11 @@ def _shaded(axes: Axes, shares: NDArray[np.floating], one: Discovery) -> None:
     for row, i in enumerate(by_share(one)):
         taps = one.keys.filters[i]
         limit = np.abs(taps).max()
-        drawn = OffsetImage(taps, zoom=13 / len(taps), cmap="RdBu_r", interpolation="nearest")
+        thin = max(1, max(taps.shape) // (3 * min(taps.shape)))  # a row is drawn thicker
+        thick = taps.repeat(thin, axis=int(taps.shape[1] < taps.shape[0]))
+        drawn = OffsetImage(
+            thick, zoom=13 / max(taps.shape), cmap="RdBu_r", interpolation="nearest"
+        )
         drawn.image.set_clim(-limit, limit)
         beside = AnnotationBbox(
             drawn,

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from keyfilters.discovery import Discovery
 from keyfilters.discovery.universality import idealised_twin
@@ -19,6 +16,7 @@ from keyfilters.nulls import NULLS
 from keyfilters.receptive_fields.families import family
 from keyfilters.report import discovery_charts as charts
 from keyfilters.report.template import render, write_page
+from keyfilters.thumbnails import filter_image, picture_size
 
 __all__ = ["write_discovery_report"]
 
@@ -99,13 +97,15 @@ def _keys(one: Discovery) -> list[dict[str, Any]]:
     rows = []
     for i in charts.by_share(one):
         model = one.models.iloc[i]
-        row = {"name": model["key"], "share": model["share"], "image": _image(one.keys.filters[i])}
+        row = {"name": model["key"], "share": model["share"]}
+        row["image"] = filter_image(one.keys.filters[i])
+        row |= picture_size(one.keys.window, 70)
         if explainable:
             form = family(model["family"])
             scales = [model[c] for c in ("sigma_x", "sigma_y") if np.isfinite(model[c])]
             same = len(scales) == 2 and np.isclose(*scales)
             row |= {
-                "twin": _image(twins[i]),
+                "twin": filter_image(twins[i]),
                 "kind": form.kind,
                 "formula": form.formula,
                 "sigma": ", ".join(f"{s:.2f}" for s in (scales[:1] if same else scales))
@@ -122,22 +122,16 @@ def _drops(one: Discovery, number: int) -> dict[str, Any]:
     pool = one.pools[number - 1]
     rows = [
         {
-            "image": _image(pool.filters[row.number]),
+            "image": filter_image(pool.filters[row.number]),
             "name": pool.names[row.number],
             "left": row.keys,
             "value": row.value,
         }
         for row in curve.itertuples()
     ]
-    return {"number": number, "rows": rows, "kept": len(one.keys)}
-
-
-def _image(taps: NDArray[np.floating]) -> str:
-    """A filter as a PNG of one pixel a tap: blue negative, white 0, red positive."""
-    from matplotlib import colormaps
-    from PIL import Image
-
-    shade = colormaps["RdBu_r"](taps / (2 * np.abs(taps).max()) + 0.5, bytes=True)[..., :3]
-    buffer = io.BytesIO()
-    Image.fromarray(shade).save(buffer, "PNG")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return {
+        "number": number,
+        "rows": rows,
+        "kept": len(one.keys),
+        **picture_size(one.keys.window, 40),
+    }

@@ -8,6 +8,7 @@ import numpy as np
 
 from keyfilters.clusters import Atlas, SizeAtlas
 from keyfilters.nulls import NULLS
+from keyfilters.receptive_fields.models import mean_scale
 from keyfilters.report.drawing import (
     INK,
     KIND_COLOURS,
@@ -83,7 +84,7 @@ def scale_depth(atlas: Atlas, size: tuple[int, int]) -> str:
     table = atlas.table_.iloc[chosen.rows][["depth"]].reset_index(drop=True)
     table = table.join(matched.table[["kind", "sigma_x", "sigma_y", "r2"]])
     table = table[table["r2"] >= matched.bar]
-    table = table.assign(sigma=np.sqrt(table["sigma_x"] * table["sigma_y"]))
+    table = table.assign(sigma=mean_scale(table))
     figure, axes = single_axes(WIDTH, 3.6)
     for kind in matched.shares["kind"].head(5):
         groups = table[table["kind"] == kind].groupby("depth")["sigma"]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from keyfilters.errors import KeyFiltersError
+from keyfilters.sizes import tap_offsets
 
 __all__ = [
     "dc_offset",
@@ -32,8 +33,7 @@ def grid(size: tuple[int, int], like: Tensor) -> tuple[Tensor, Tensor]:
         Two ``(k_y, k_x)`` tensors in taps.
     """
     k_y, k_x = size
-    y = (k_y - 1) / 2 - torch.arange(k_y, dtype=like.dtype, device=like.device)
-    x = torch.arange(k_x, dtype=like.dtype, device=like.device) - (k_x - 1) / 2
+    y, x = tap_offsets(k_y, like).flip(0), tap_offsets(k_x, like)
     return x.expand(k_y, k_x), y[:, None].expand(k_y, k_x)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -49,13 +48,8 @@ def read_module(
         module = module.module()
     collector = Collector(model or type(unwrapped(module)).__name__)
     depths: list[float] = []
-    one_dimensional = False
     for kernel in kernels(fuse(module) if fused else module):
-        if weight := _one_dimensional(kernel):
-            weight(collector)
-            one_dimensional = True
-            depths.append(0.0)
-        elif kernel.not_depthwise or kernel.unreadable:
+        if kernel.not_depthwise or kernel.unreadable:
             collector.skip(kernel.name, kernel.not_depthwise or kernel.unreadable)
         elif kernel.owner:
             reason = f"shares its weights with {kernel.owner}, counted once"
@@ -63,31 +57,10 @@ def read_module(
         elif _offer(collector, kernel, fused):
             depths.append(kernel.depth)
     bank = collector.bank()
-    if one_dimensional or len(depths) != len(bank.layers):
+    if len(depths) != len(bank.layers):
         return bank
     layers = [replace(x, depth=depth) for x, depth in zip(bank.layers, depths, strict=True)]
     return FilterBank(layers, bank.skipped)
-
-
-def _one_dimensional(kernel: Kernel) -> Callable[[Collector], None] | None:
-    """Return what offers a one-dimensional depthwise convolution; None for any other."""
-    conv, shape = kernel.module, kernel.shape
-    if shape is None or len(shape.kernel) != 1 or shape.channels_per_group != 1 or shape.transposed:
-        return None
-    if not isinstance(conv, nn.Conv1d) or type(conv).forward is not nn.Conv1d.forward:
-        return None
-    weight = conv.weight.detach()
-    if weight.is_meta or why_too_large(weight):
-        return None
-    return lambda collector: collector.offer(
-        kernel.name,
-        shape,
-        lambda: to_array(weight),
-        stride=conv.stride,
-        dilation=conv.dilation,
-        padding=_padding(conv),
-        identity=(weight.data_ptr(), weight.shape),
-    )
 
 
 def _padding(conv: Any) -> tuple[int, ...] | str | None:
@@ -111,9 +84,10 @@ def _offer(collector: Collector, kernel: Kernel, fused: bool) -> bool:
     notes = [kernel.note, f"its kernel is {how}: what is convolved with, not stored" if how else ""]
     notes += ["fused: branches and batch normalisations are part of it"] if fused else []
     filters: np.ndarray[Any, Any] = to_array(weight)
+    shape = kernel.shape  # that of one dimension is told as it was
     collector.offer(
         kernel.name,
-        kernel.shape,
+        replace(shape, kernel=shape.kernel[1:]) if kernel.ndim == 1 else shape,
         lambda: filters,
         stride=kernel.stride,
         dilation=kernel.dilation,

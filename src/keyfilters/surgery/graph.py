@@ -14,7 +14,7 @@ from keyfilters.tracing import Step, steps
 
 __all__ = ["batchnorms_behind", "consumers", "following_batchnorm"]
 
-NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)
 
 
 def consumers(found: Iterable[Step]) -> dict[nn.Module, list[nn.Module | None]]:
@@ -83,9 +83,9 @@ def _traced(twin: nn.Module, images: Tensor) -> dict[str, str]:
 def following_batchnorm(model: nn.Module, name: str) -> str:
     """Return the dotted name of the batch normalisation registered behind a convolution, or "".
 
-    It is the next `torch.nn.BatchNorm2d` (or SyncBatchNorm) that the convolution's own parent
-    registers, with as many features as the convolution has outputs, and before the parent's next
-    convolution or linear layer.
+    It is the next `torch.nn.BatchNorm2d` (or BatchNorm1d, SyncBatchNorm) that the convolution's own
+    parent registers, with as many features as the convolution has outputs, and before the parent's
+    next convolution or linear layer.
 
     >>> net = nn.Sequential(nn.Conv2d(8, 8, 3, groups=8), nn.ReLU(), nn.BatchNorm2d(8))
     >>> following_batchnorm(net, "0")

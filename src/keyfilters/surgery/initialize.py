@@ -19,6 +19,7 @@ from keyfilters.bank import FilterBank
 from keyfilters.depthwise import extent
 from keyfilters.errors import KeyFiltersError, nearest
 from keyfilters.keyset import KeySet
+from keyfilters.receptive_fields import published_in
 from keyfilters.surgery.key_choice import one_key_set
 from keyfilters.surgery.resize import Tables, idealized_near
 from keyfilters.surgery.targets import Model, Target, find_targets, layer_table, write_all_
@@ -43,7 +44,7 @@ def initialize_filters_(
     Schemes, with their options and defaults:
 
     - ``"center-surround"`` (gammas=(1/3, 1/2, 2/3), share=1.0, on=0.5): differences of Gaussians
-      (babaiee2024echos), for square filters of at least 3 taps.
+      (babaiee2024echos), for filters of at least 3 taps a side, or of a single row or column.
     - ``"keys"`` (keys, signs=True): a random key a channel (babaiee2025quest); where no keys are
       given, ``KeySet.published("lindeberg2026-B")`` at the size of each layer.
     - ``"idealized"`` (bank, scale_sigma=True): for each channel the idealised model of a filter
@@ -164,7 +165,7 @@ def _center_surround(
     target: Target,
     generator: Generator,
     std: Std,
-    gammas: Sequence[float] = (1 / 3, 1 / 2, 2 / 3),
+    gammas: Sequence[float] = init.GAMMAS,
     share: float = 1.0,
     on: float = 0.5,
 ) -> Tensor:
@@ -179,11 +180,10 @@ def _keys(
     keys: KeySet | None = None,
     signs: bool = True,
 ) -> Tensor:
-    height, width = target.size
     if keys is None:
-        if height != width or height < 3 or height % 2 == 0:
+        if not published_in(target.size):
             raise KeyFiltersError(f"no published keys are {extent(target.size)}; type keys=")
-        keys = KeySet.published("lindeberg2026-B", size=height)
+        keys = KeySet.published("lindeberg2026-B", size=target.size)
     return init.key_(_blank(target), keys.filters, std, signs, generator=generator)
 
 
@@ -225,7 +225,7 @@ def _trunc_normal(target: Target, generator: Generator, std: Std) -> Tensor:
 
 def _default(target: Target, generator: Generator, std: Std) -> Tensor:
     conv = target.conv
-    if conv is None or type(conv).reset_parameters is nn.Conv2d.reset_parameters:
+    if conv is None or type(conv).reset_parameters is nn.Conv2d.reset_parameters:  # Conv1d's too
         drawn = _blank(target)[:, None]
         nn.init.kaiming_uniform_(drawn, a=math.sqrt(5), generator=generator)
     else:
@@ -234,7 +234,7 @@ def _default(target: Target, generator: Generator, std: Std) -> Tensor:
             twin = copy.deepcopy(conv).cpu()
             twin.reset_parameters()
         drawn = twin.weight.detach().double()
-    return _of_rms(drawn[:, 0], std)
+    return _of_rms(drawn.reshape(target.channels, *target.size), std)
 
 
 def _kaiming(target: Target, generator: Generator, std: Std, mode: str = "fan_out") -> Tensor:

@@ -20,7 +20,7 @@ from torch.nn.functional import pad
 
 from keyfilters.errors import KeyFiltersError
 from keyfilters.passes import refuse_non_finite
-from keyfilters.tracing import Conv2dCall, conv2d_calls
+from keyfilters.tracing import ConvCall, conv_calls
 
 __all__ = ["Settings", "Statistics", "choose", "gather", "original_outputs", "output_shares"]
 
@@ -33,7 +33,8 @@ class Settings:
     """Images, and how they are used.
 
     Attributes:
-        images: ``(n, channels, height, width)`` as the model takes them.
+        images: ``(n, channels, height, width)`` as the model takes them, or ``(n, channels,
+            length)`` where it is of one dimension.
         ridge: see `choose`.
         batch_size: images at a time.
         seed: chooses the positions in the outputs.
@@ -47,9 +48,10 @@ class Settings:
     places: int = PLACES
 
     def __post_init__(self) -> None:
-        if self.images.ndim != 4 or not len(self.images):
+        if self.images.ndim not in (3, 4) or not len(self.images):
             raise KeyFiltersError(
-                "expected images of shape (n, channels, height, width), got "
+                "expected images of shape (n, channels, height, width), or signals of shape "
+                "(n, channels, length), got "
                 f"{tuple(self.images.shape)}"
             )
         refuse_non_finite(self.images)
@@ -93,20 +95,22 @@ class Statistics:
         return power - 2 * (self.cross * filters).sum(1) + self.output_variance
 
 
-def patches(call: Conv2dCall, count: int, generator: torch.Generator) -> Tensor:
+def patches(call: ConvCall, count: int, generator: torch.Generator) -> Tensor:
     """Return what the filters of a depthwise call see, ``(C, taps, B * positions)``.
 
     The positions of the output, at most `count`, are random, the same in all images. With a channel
     multiplier every input channel is repeated.
     """
+    flat = call.weight.ndim == 3  # of one dimension, which is 1×k
     (s_y, s_x), (d_y, d_x) = _pair(call.stride), _pair(call.dilation)
-    k_y, k_x = call.weight.shape[2:]
-    images, padding = call.input, call.padding
+    k_y, k_x = (1, *call.weight.shape[2:])[-2:]
+    images, padding = call.input[:, :, None] if flat else call.input, call.padding
+    s_y, d_y = (1, 1) if flat else (s_y, d_y)
     if padding == "same":
         p_y, p_x = d_y * (k_y - 1), d_x * (k_x - 1)
         images = pad(images, (p_x // 2, p_x - p_x // 2, p_y // 2, p_y - p_y // 2))
     elif padding not in ("valid", 0):
-        p_y, p_x = _pair(padding)
+        p_y, p_x = (0, _pair(padding)[1]) if flat else _pair(padding)
         images = pad(images, (p_x, p_x, p_y, p_y))
     height = (images.shape[2] - d_y * (k_y - 1) - 1) // s_y + 1
     width = (images.shape[3] - d_x * (k_x - 1) - 1) // s_x + 1
@@ -134,7 +138,7 @@ def original_outputs(
     found: dict[str, list[list[Tensor]]] = {}
     batches = settings.images.split(settings.batch_size)
     for number, batch in enumerate(batches):
-        for call in conv2d_calls(original, names, batch):
+        for call in conv_calls(original, names, batch):
             seen = patches(call, settings.places, settings.generator(number))
             output = torch.bmm(call.weight.detach().flatten(1)[:, None], seen)[:, 0]
             found.setdefault(names[call.module], [[] for _ in batches])[number].append(output)
@@ -152,7 +156,7 @@ def gather(model: nn.Module, conv: nn.Module, outputs: Outputs, settings: Settin
     """
     sums: list[Tensor] = []
     for number, batch in enumerate(settings.images.split(settings.batch_size)):
-        calls = conv2d_calls(model, [conv], batch, {conv: len(outputs[number])})
+        calls = conv_calls(model, [conv], batch, {conv: len(outputs[number])})
         if len(calls) != len(outputs[number]):
             raise KeyFiltersError("a layer is called more or less often than before the surgery")
         for call, old in zip(calls, outputs[number], strict=True):

@@ -15,8 +15,9 @@ from keyfilters.depthwise import extent
 from keyfilters.errors import KeyFiltersError, nearest
 from keyfilters.keyset import KeySet
 from keyfilters.learned_filters import METHODS
-from keyfilters.receptive_fields import match
+from keyfilters.receptive_fields import has_models, match, published_in
 from keyfilters.receptive_fields.models import render_models
+from keyfilters.sizes import as_size
 from keyfilters.surgery.targets import Target
 
 __all__ = ["Choice", "Keys", "choose_keys", "named_key_sets", "one_key_set", "published_hint"]
@@ -37,7 +38,7 @@ def choose_keys(targets: Sequence[Target], keys: Keys, left: list[Target]) -> di
     if isinstance(keys, str):
         if keys != "idealized":
             raise KeyFiltersError(f"keys must be a KeySet or 'idealized', got {keys!r}")
-        fitting = [t for t in targets if min(t.size) >= 3 and t.size[0] % 2 and t.size[1] % 2]
+        fitting = [t for t in targets if has_models(t.size)]
         choices = {target.name: _own_models(target.filters) for target in fitting}
         reason = "no idealised models for filters of {size}"
     elif isinstance(keys, Mapping):
@@ -76,18 +77,21 @@ def named_key_sets(name: str, bank: FilterBank, seed: int = 0) -> list[KeySet]:
     """
     if Path(name).is_file() or (Path(name).suffix and ":" not in name):
         return [KeySet.from_file(name)]
-    sizes, shape = sorted({k for k, other in bank.sizes if k == other and k > 1}), "square"
+    windows = sorted(bank.sizes)
     if name.partition(":")[0] not in ("random", *METHODS):
-        sizes, shape = [k for k in sizes if k % 2], "square, of 3×3, 5×5, 7×7, … taps"
-    if not sizes:
-        held = ", ".join(map(extent, bank.sizes))
-        raise KeyFiltersError(f"keys {name} are {shape}, but the filters are {held}")
+        windows = [window for window in windows if published_in(window)]
+    if not windows:
+        held = ", ".join(map(extent, bank.sizes)) or "none"
+        raise KeyFiltersError(
+            f"keys {name} have at least 3 taps a side, or are of a single row or column, but the "
+            f"filters are {held}"
+        )
     found: list[KeySet] = []
-    for k in sizes:
+    for window in windows:
         try:
-            found.append(KeySet.named(name, k, seed, bank=bank))
+            found.append(KeySet.named(name, window, seed, bank=bank))
         except KeyFiltersError:
-            if k == sizes[-1] and not found:
+            if window == windows[-1] and not found:
                 raise
     return found
 
@@ -98,14 +102,13 @@ def published_hint(sizes: Iterable[tuple[int, int]]) -> str:
     >>> published_hint([(2, 2), (5, 5)])
     "; type for example KeySet.published('lindeberg2026-B', size=5)"
     """
-    square = sorted({height for height, width in sizes if height == width})
-    odd = next((k for k in square if k % 2 and k > 1), None)
-    if odd is not None:
-        return f"; type for example KeySet.published('lindeberg2026-B', size={odd})"
-    if square:
-        made = f"KeySet.random(8, size={square[0]})"
-        return f"; type for example {made} or KeySet.from_filters(filters)"
-    return ", and keys are square"
+    # Square windows of odd side first, as they are the paper's.
+    known = sorted(sizes, key=lambda size: (size[0] != size[1], size[0] % 2 == 0, size))
+    shown = next((size for size in known if published_in(size)), None)
+    if shown is not None:
+        return f"; type for example KeySet.published('lindeberg2026-B', size={as_size(shown)})"
+    made = f"KeySet.random(8, size={as_size(known[0])})"
+    return f"; type for example {made} or KeySet.from_filters(filters)"
 
 
 def one_key_set(keys: KeySet | Sequence[KeySet]) -> KeySet:
@@ -133,7 +136,7 @@ def _sets_by_size(keys: KeySet | Sequence[KeySet]) -> dict[tuple[int, int], KeyS
     _require_sets(keys)
     by_size: dict[tuple[int, int], KeySet] = {}
     for one in keys:
-        size = (one.size, one.size)
+        size = one.window
         if size in by_size:
             raise KeyFiltersError(
                 f"two key sets of one size, {extent(size)}; give one set a size, or one for "
@@ -161,10 +164,9 @@ def _check_names(
         if name not in sizes:
             reason = f": {reasons[name]}" if name in reasons else nearest(name, sizes)
             raise KeyFiltersError(f"no depthwise layer is called {name!r}{reason}")
-        if sizes[name] != (given.size, given.size):
+        if sizes[name] != given.window:
             raise KeyFiltersError(
-                f"the keys for {name} are {given.size}×{given.size}, its filters "
-                f"{extent(sizes[name])}"
+                f"the keys for {name} are {extent(given.window)}, its filters {extent(sizes[name])}"
             )
 
 

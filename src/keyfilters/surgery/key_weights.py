@@ -23,7 +23,7 @@ LARGEST_SIGMA = 5.0  # taps: on a small window a wider form is constant up to ro
 
 
 class FixedKeys(nn.Module):
-    """Keys ``(K, k, k)`` as they are: channel c has the filter ``x_index[c]``."""
+    """Keys ``(K, k_y, k_x)`` as they are: channel c has the filter ``x_index[c]``."""
 
     filters: Tensor
     index: Tensor
@@ -35,7 +35,7 @@ class FixedKeys(nn.Module):
         self.register_buffer("index", torch.tensor(np.asarray(index)))
 
     def forward(self) -> Tensor:
-        """Return the filters of all channels, ``(C, k, k)``."""
+        """Return the filters of all channels, ``(C, k_y, k_x)``."""
         return self.filters[:, 0].index_select(0, self.index)
 
 
@@ -193,15 +193,16 @@ def _axes(forms: Sequence[Operator], alphas: Sequence[float], size: int) -> Tens
 class KeyWeight(nn.Module):
     """The weight of a depthwise layer, ``w_c = a_c x_index[c] + b_c`` (babaiee2025quest).
 
-    With `unit_norm` the whole kernel is divided by its ℓ2 norm, ``√(a² + k² b²)``
+    With `unit_norm` the whole kernel is divided by its ℓ2 norm, ``√(a² + N b²)`` of N taps
     (lindeberg2026modelling). Computed in float32 or wider, whatever autocast says, and rounded to
     the dtype of a and b. Registered as a parametrisation it keeps nothing of the former weight.
 
     Args:
-        keys: draw ``(C, k, k)``, centred and of unit norm.
+        keys: draw ``(C, k_y, k_x)``, centred and of unit norm.
         amplitude: ``(C,)`` a, in units of the weight.
         bias: ``(C,)`` b, a tap.
         unit_norm: whether to divide each kernel by its norm.
+        ndim: dimensions of the convolution; that of 1 has a weight ``(C, 1, k)``, of 1×k keys.
 
     >>> weight = KeyWeight(FixedKeys(np.eye(3)[None], [0]), torch.tensor([2.0]), torch.zeros(1))
     >>> weight()[0, 0].tolist()
@@ -213,10 +214,15 @@ class KeyWeight(nn.Module):
     draws_keys = True  # how `keyfilters.depthwise` knows it
 
     def __init__(
-        self, keys: FixedKeys | ScaledKeys, amplitude: Tensor, bias: Tensor, unit_norm: bool = False
+        self,
+        keys: FixedKeys | ScaledKeys,
+        amplitude: Tensor,
+        bias: Tensor,
+        unit_norm: bool = False,
+        ndim: int = 2,
     ) -> None:
         super().__init__()
-        self.keys = keys
+        self.keys, self.ndim = keys, ndim
         self.unit_norm = unit_norm
         if unit_norm:  # so that a state dict tells the kernel
             self.register_buffer("unit", torch.ones(()))
@@ -227,7 +233,7 @@ class KeyWeight(nn.Module):
         )
 
     def forward(self) -> Tensor:
-        """Return the weight, ``(C, 1, k, k)``."""
+        """Return the weight, ``(C, 1, k_y, k_x)``."""
         device = self.amplitude.device.type
         if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
             with torch.autocast(device, enabled=False):
@@ -243,6 +249,8 @@ class KeyWeight(nn.Module):
             scale = squared.clamp(min=torch.finfo(wide).tiny).rsqrt()
             a, b = a * scale, b * scale
         kernel = torch.addcmul(b, a, drawn.to(wide)).to(self.amplitude.dtype)
+        if self.ndim == 1:
+            return kernel  # (C, k_y, k_x) with one row is (C, 1, k)
         format_of = self.keys.filters if isinstance(self.keys, FixedKeys) else self.keys.impulse
         if format_of.stride(1) == 1:  # channels last, which a convolution takes from the strides
             return kernel[..., None].permute(0, 3, 1, 2)

@@ -111,7 +111,7 @@ def _choose(
 
 
 def _mean_shift(
-    conv: nn.Conv2d, behind: Sequence[nn.Module | None]
+    conv: nn.Conv1d | nn.Conv2d, behind: Sequence[nn.Module | None]
 ) -> Callable[[Tensor], None] | None:
     """Return what adds a constant to each channel of a convolution's output; None if nothing can.
 

@@ -26,7 +26,7 @@ from keyfilters.surgery.targets import (
     refuse_programs,
 )
 
-__all__ = ["LEARNABLE", "bake_filters_", "parametrize_filters_"]
+__all__ = ["LEARNABLE", "bake_filters_", "learns_scales", "parametrize_filters_"]
 
 LEARNABLE = ("amplitude", "bias", "sigma")
 Assignment = Literal["trained", "random"]
@@ -50,7 +50,7 @@ def parametrize_filters_(
 
     Args:
         model: a module; layers of another size than the keys are left alone.
-        keys: a key set ``(K, k, k)``.
+        keys: a key set ``(K, k_y, k_x)``.
         learn: any of ``"amplitude"`` (a, ``(C,)`` in units of the weight), ``"bias"`` (b, ``(C,)``
             a tap) and ``"sigma"`` (σx and σy, ``(C,)`` each in taps, softplus of the parameter, α
             fixed; needs idealised keys). Empty freezes the filters on the keys.
@@ -84,7 +84,7 @@ def parametrize_filters_(
     learn = _checked(learn, keys, assignment)
     if not isinstance(model, nn.Module):
         raise KeyFiltersError(f"only a module can be parametrised, got {type(model).__name__}")
-    size = (keys.size, keys.size)
+    size = keys.window
     targets, left = find_targets(model, layers)
     fitting = [target for target in targets if target.size == size]
     tied = Counter(id(x) for module in model.modules() for x in module._parameters.values())
@@ -111,6 +111,15 @@ def parametrize_filters_(
     return layer_table(fitting, left, rows, ["explained", "parameters"])
 
 
+def learns_scales(size: tuple[int, int]) -> bool:
+    """Whether scales can be learned in a window ``(k_y, k_x)``: a square one of odd side.
+
+    >>> learns_scales((7, 7)), learns_scales((4, 4)), learns_scales((1, 7))
+    (True, False, False)
+    """
+    return size[0] == size[1] and size[0] % 2 == 1
+
+
 def bake_filters_(model: nn.Module) -> list[str]:
     """Turn the layers that `parametrize_filters_` made back into plain convolutions, in place.
 
@@ -129,7 +138,9 @@ def bake_filters_(model: nn.Module) -> list[str]:
     baked, found = [], kernels(model, order=False)
     for kernel in found:
         conv = kernel.module
-        if not isinstance(conv, nn.Conv2d) or not getattr(kernel.form, "on_keys", False):
+        if not isinstance(conv, (nn.Conv1d, nn.Conv2d)) or not getattr(
+            kernel.form, "on_keys", False
+        ):
             continue
         # Copies share the class of their original, and torch takes the property out of it.
         shared = type(conv)
@@ -162,6 +173,11 @@ def _checked(learn: Sequence[str], keys: KeySet, assignment: str) -> tuple[str, 
         raise KeyFiltersError(
             "only idealised keys have scales to learn, and these have no models; type for example "
             f"KeySet.published('lindeberg2026-B', size={keys.size})"
+        )
+    if "sigma" in learn and not learns_scales(keys.window):
+        raise KeyFiltersError(
+            f"the scales of keys are learned in square windows of odd side, these are "
+            f"{extent(keys.window)}; type learn=('amplitude', 'bias')"
         )
     if assignment not in get_args(Assignment):
         raise KeyFiltersError(f"assignment must be 'trained' or 'random', got {assignment!r}")
@@ -232,8 +248,10 @@ def _make(
     drawn: FixedKeys | ScaledKeys = FixedKeys(keys.filters, index)
     if "sigma" in learn:
         drawn = ScaledKeys(keys.models, keys.filters, index)
-    weight = KeyWeight(drawn, values["amplitude"], values["bias"], unit_norm=unit_norm)
+    weight = KeyWeight(
+        drawn, values["amplitude"], values["bias"], unit_norm, ndim=target.known.ndim
+    )
     weight.to(target.weight.device, target.weight.dtype)
-    if target.weight.stride(1) == 1:
+    if target.weight.ndim == 4 and target.weight.stride(1) == 1:
         weight.to(memory_format=torch.channels_last)
     return weight, 1 - lost / power if power else float("nan")

@@ -61,7 +61,8 @@ def replace_filters_(
         keys: a key set; several of different sizes; one for each layer, by name; or
             ``"idealized"``, every filter's own model as found by `keyfilters.match`.
         layers: names or patterns of those to replace; None replaces all that have keys.
-        images: ``(n, channels, height, width)``, normalised as the model expects, on its device.
+        images: ``(n, channels, height, width)``, normalised as the model expects, on its device;
+            signals ``(n, channels, length)`` of a network of one dimension.
         recalibrate: whether to correct the batch normalisations; needs images.
         ridge: weight of the filter's own error beside that of the output. 0 trusts the images
             alone, and overfits where they are few.
@@ -93,6 +94,11 @@ def replace_filters_(
     if not isinstance(model, nn.Module):
         raise KeyFiltersError("images need the model itself, not its state dict")
     refuse_programs(targets)
+    if images.ndim == 3 and any(target.known.ndim == 2 for target in targets):
+        raise KeyFiltersError(
+            "expected images of shape (n, channels, height, width), got "
+            f"{tuple(images.shape)}; only networks of one dimension take signals"
+        )
     settings = Settings(images, ridge=ridge, batch_size=batch_size, seed=seed)
 
     def replace_(targets: Sequence[Target], choices: Mapping[str, Choice], _: list[Target]) -> Any:

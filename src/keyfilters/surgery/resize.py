@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from keyfilters.bank import Layer
 from keyfilters.errors import KeyFiltersError
 from keyfilters.receptive_fields.families import family
-from keyfilters.receptive_fields.matching import match
+from keyfilters.receptive_fields.matching import has_models, match
 from keyfilters.receptive_fields.models import render_models
 
 __all__ = ["RESIZES", "Tables", "crop_or_pad", "idealized_near", "nearest_layers", "resize_filters"]
@@ -65,11 +65,11 @@ def idealized_near(
         filter's size. Models that vanish in the window are left out.
 
     Raises:
-        KeyFiltersError: no layer has an odd kernel from 3×3 on, or all models vanish.
+        KeyFiltersError: no layer has a kernel of three taps along a side, or all models vanish.
     """
-    usable = [x for x in layers if min(x.size) >= 3 and x.size[0] % 2 and x.size[1] % 2]
+    usable = [x for x in layers if has_models(x.size)]
     if not usable:
-        raise KeyFiltersError("no layer of the bank has an odd kernel of at least 3×3")
+        raise KeyFiltersError("no layer of the bank has a kernel of at least 3 taps along a side")
     usable = [layer for layer in usable if layer.size == size] or usable
     pool = []
     for model in dict.fromkeys(layer.model for layer in usable):

@@ -60,14 +60,14 @@ class Target:
         return self.kernel
 
     @property
-    def conv(self) -> nn.Conv2d | None:
+    def conv(self) -> nn.Conv1d | nn.Conv2d | None:
         """The convolution; None in a state dict, a file or a program."""
         module = self.known.module
-        return module if isinstance(module, nn.Conv2d) else None
+        return module if isinstance(module, (nn.Conv1d, nn.Conv2d)) else None
 
     @property
     def weight(self) -> Tensor:
-        """``(C, 1, k_y, k_x)``: the tensor that the model holds, or what several make."""
+        """The tensor that the model holds, of one dimension ``(C, 1, k)``, or what several make."""
         return next(iter(self.known.stored.values())) if self.known.plain else self.known.read()
 
     @property
@@ -118,10 +118,18 @@ class Target:
 
 
 def stored_target(name: str, tensor: Tensor, depth: float) -> Target:
-    """Return the target that is a plain tensor ``(C, 1, k_y, k_x)`` of a state dict or file."""
-    shape = ConvShape(tuple(tensor.shape[2:]), None, len(tensor), 1)
+    """Return the target that is a plain tensor of a state dict or file.
+
+    Args:
+        name: of the layer.
+        tensor: ``(C, 1, k_y, k_x)``, or ``(C, 1, k)`` of a convolution of one dimension.
+        depth: see `Target`.
+    """
+    ndim = tensor.ndim - 2
+    size = tuple(tensor.shape[2:])
+    shape = ConvShape((1, *size) if ndim == 1 else size, None, len(tensor), 1)
     left = why_not_held(tensor)
-    kernel = Kernel(name, None, shape, Held(tensor), depth=depth, unwritable=left)
+    kernel = Kernel(name, None, shape, Held(tensor), depth=depth, unwritable=left, ndim=ndim)
     return Target(name, kernel, left)
 
 

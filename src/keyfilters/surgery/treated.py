@@ -16,7 +16,7 @@ from keyfilters.sources import read
 from keyfilters.surgery.freeze import Frozen, freeze_filters_
 from keyfilters.surgery.initialize import initialize_filters_
 from keyfilters.surgery.key_choice import named_key_sets, one_key_set
-from keyfilters.surgery.parametrize import bake_filters_, parametrize_filters_
+from keyfilters.surgery.parametrize import bake_filters_, learns_scales, parametrize_filters_
 from keyfilters.surgery.replace import replace_filters_
 from keyfilters.surgery.transfer import transfer_filters_
 
@@ -155,8 +155,10 @@ def _constants(model: nn.Module) -> dict[str, torch.Tensor]:
 def _keep_on_keys_(model: nn.Module, t: Treatment, seed: int) -> pd.DataFrame:
     """Parametrise all layers that the keys fit; return one table, in the model's order."""
     keys = named_key_sets(t.keys, read(model), seed)
+    if "sigma" in t.learn:  # the layers of other windows are left alone
+        keys = [one for one in keys if learns_scales(one.window)] or keys
     if t.assign_from:
-        _borrow_(model, t.assign_from, {(k.size, k.size) for k in keys})
+        _borrow_(model, t.assign_from, {k.window for k in keys})
     tables = [
         parametrize_filters_(
             model, one, t.learn, unit_norm=t.unit_norm, assignment=t.assignment, seed=seed

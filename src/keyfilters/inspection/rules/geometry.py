@@ -6,6 +6,7 @@ import numpy as np
 
 from keyfilters.inspection.layer_filters import LayerFilters
 from keyfilters.inspection.rules.rule import Measured, Rule
+from keyfilters.sizes import tap_offsets
 
 __all__ = ["RULES"]
 
@@ -18,8 +19,8 @@ def _off_grid(layer: LayerFilters) -> Measured | None:
         return None
     k_y, k_x = layer.layer.size
     energy = (layer.unit.reshape(-1, k_y, k_x) ** 2).mean(axis=0)
-    x = float(energy.sum(axis=0) @ (np.arange(k_x) - (k_x - 1) / 2))
-    y = float(energy.sum(axis=1) @ (np.arange(k_y) - (k_y - 1) / 2))
+    x = float(energy.sum(axis=0) @ tap_offsets(k_x).numpy())
+    y = float(energy.sum(axis=1) @ tap_offsets(k_y).numpy())
     return Measured(float(np.hypot(x, y)), layer.usable)
 
 
