@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from keyfilters.nulls import null_units
 from keyfilters.receptive_fields import FAMILIES, KINDS, build_dictionary
+from keyfilters.receptive_fields.families import formula_in
 
 __all__ = ["PATTERN_KINDS", "UNNAMED", "chance_similarity", "name_filters"]
 
@@ -82,7 +83,7 @@ def name_filters(
                 "name": name if named else UNNAMED,
                 "kind": kind if named else UNNAMED,
                 "family": family.name,
-                "formula": family.formula,
+                "formula": formula_in(family.name, size),
                 "sigma": sigma,
                 "second": second,
                 "sign": sign,

@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
-from keyfilters.receptive_fields.families import FAMILIES, Family
+from keyfilters.receptive_fields.families import FAMILIES, Family, formula_in
 
 __all__ = ["Dictionary", "build_dictionary", "first_of_equals"]
 
@@ -36,10 +36,11 @@ class Dictionary:
     def table(self) -> pd.DataFrame:
         """One row an atom: family, formula, sigma and the second parameter."""
         families = [FAMILIES[i] for i in self.family]
+        window = (self.atoms.shape[1], self.atoms.shape[2])
         return pd.DataFrame(
             {
                 "family": [f.name for f in families],
-                "formula": [f.formula for f in families],
+                "formula": [formula_in(f.name, window) for f in families],
                 "sigma": self.parameters[:, 0],
                 "second": self.parameters[:, 1],
             }

@@ -12,7 +12,7 @@ from keyfilters.receptive_fields.forms import KINDS, Family, Term
 from keyfilters.sizes import Window
 
 __all__ = ["BY_NAME", "BY_OPERATOR", "FAMILIES", "FREE", "KINDS", "MATCHED", "Family", "family",
-           "in_window"]  # fmt: skip
+           "formula_in", "in_window"]  # fmt: skip
 
 # Operator -> order, symbol, name of the positive sign, name of the negative sign. A derivative of T
 # with positive amplitude is bright on the negative side.
@@ -216,6 +216,16 @@ def in_window(forms: tuple[Family, ...], size: Window) -> tuple[Family, ...]:
     ['x:0 y:0', 'x:d y:0', 'x:d+ y:0', 'x:d- y:0', 'x:dd y:0']
     """
     return tuple(found for form in forms if (found := form.in_window(size)) is not None)
+
+
+def formula_in(name: str, size: Window) -> str:
+    """Return the formula of a family as it is drawn in a window ``(k_y, k_x)``.
+
+    >>> formula_in("x:d y:0", (5, 5)), formula_in("x:d y:0", (1, 5))
+    ('δx T(σx, σy)', 'δx T(σx)')
+    """
+    form = family(name)
+    return (form.in_window(size) or form).formula
 
 
 def family(name: str) -> Family:

@@ -149,8 +149,8 @@ class Family:
         which cannot be told, are no parameters.
 
         >>> from keyfilters.receptive_fields import family
-        >>> family("x:d y:0").in_window((1, 7)).parameters, family("laplacian").in_window((1, 7))
-        (('sigma_x',), None)
+        >>> family("x:d y:0").in_window((1, 7)).formula, family("laplacian").in_window((1, 7))
+        ('δx T(σx)', None)
         """
         if min(size) >= 3:
             return self
@@ -172,7 +172,8 @@ class Family:
         scale = ("sigma_x", "sigma_y")[1 - across]
         scales = (scale, "") if across else ("", scale)
         only = tuple(t._replace(scales=scales) for t in terms)
-        return replace(self, terms=only, parameters=(scale,))
+        formula = self.formula.replace("T(σx, σy)", f"T(σ{'yx'[across]})")
+        return replace(self, terms=only, parameters=(scale,), formula=formula)
 
     def columns(self, size: Window) -> list[str]:
         """Return the columns of the table of `match` that hold the parameters, in their order."""

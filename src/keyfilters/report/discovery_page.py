@@ -13,7 +13,7 @@ from keyfilters.discovery import Discovery
 from keyfilters.discovery.universality import idealised_twin
 from keyfilters.environment import environment
 from keyfilters.nulls import NULLS
-from keyfilters.receptive_fields.families import family
+from keyfilters.receptive_fields.families import family, formula_in
 from keyfilters.report import discovery_charts as charts
 from keyfilters.report.template import render, write_page
 from keyfilters.thumbnails import filter_image, picture_size
@@ -107,7 +107,7 @@ def _keys(one: Discovery) -> list[dict[str, Any]]:
             row |= {
                 "twin": filter_image(twins[i]),
                 "kind": form.kind,
-                "formula": form.formula,
+                "formula": formula_in(form.name, one.keys.window),
                 "sigma": ", ".join(f"{s:.2f}" for s in (scales[:1] if same else scales))
                 + (f"; second {model['second']:.2f}" if np.isfinite(model["second"]) else ""),
                 "r2": model["r2"],

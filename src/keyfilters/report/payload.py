@@ -14,7 +14,7 @@ from keyfilters.clusters.key_use import KeyUse
 from keyfilters.clusters.matched import Matched
 from keyfilters.nulls import NULLS
 from keyfilters.receptive_fields import build_dictionary
-from keyfilters.receptive_fields.families import family
+from keyfilters.receptive_fields.families import formula_in
 from keyfilters.receptive_fields.models import render_models
 
 __all__ = ["KEY_SETS", "build_payload"]
@@ -212,7 +212,7 @@ def _pack_models(matched: Matched, atlas: SizeAtlas) -> dict[str, Any]:
                     "which": label,
                     "filters": _bytes(_quantise(atlas.unit[rows])),
                     "models": _bytes(_quantise(models.reshape(len(rows), -1))),
-                    "families": [family(name).formula for name in chosen["family"]],
+                    "families": [formula_in(name, atlas.size) for name in chosen["family"]],
                     "r2": [_round(value, 2) for value in chosen["r2"]],
                     "sigmas": [
                         [_round(x, 2), _round(y, 2)]

@@ -21,11 +21,16 @@ const MAP = Array.from({ length: 255 }, (_, i) => {
 const colourOf = (kind) => COLOURS[kind] || "#999";
 const themed = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
-function drawFilter(ctx, taps, offset, [ky, kx], x, y, px) {
+// Width and height of a tap: square, but a single row or column is at least 8 pixels thick.
+function tapOf([ky, kx], side, least) {
+  const px = Math.max(least, Math.floor(side / Math.max(ky, kx)));
+  return [kx === 1 ? Math.max(px, 8) : px, ky === 1 ? Math.max(px, 8) : px];
+}
+function drawFilter(ctx, taps, offset, [ky, kx], x, y, [wide, high]) {
   for (let r = 0; r < ky; r++)
     for (let c = 0; c < kx; c++) {
       ctx.fillStyle = MAP[taps[offset + r * kx + c] + 127];
-      ctx.fillRect(x + c * px, y + r * px, px, px);
+      ctx.fillRect(x + c * wide, y + r * high, wide, high);
     }
 }
 function canvasOf(width, height, label) {
@@ -38,15 +43,15 @@ function canvasOf(width, height, label) {
   return [canvas, ctx];
 }
 function single(taps, k, side, label, offset = 0) {
-  const px = Math.max(1, Math.floor(side / Math.max(...k)));
-  const [canvas, ctx] = canvasOf(px * k[1] + 2, px * k[0] + 2, label);
-  framed(ctx, taps, offset, k, 0, 0, px);
+  const tap = tapOf(k, side, 1);
+  const [canvas, ctx] = canvasOf(tap[0] * k[1] + 2, tap[1] * k[0] + 2, label);
+  framed(ctx, taps, offset, k, 0, 0, tap);
   return canvas;
 }
-function framed(ctx, taps, offset, k, x, y, px) {
+function framed(ctx, taps, offset, k, x, y, tap) {
   ctx.fillStyle = "#c4c8d0";
-  ctx.fillRect(x, y, px * k[1] + 2, px * k[0] + 2);
-  drawFilter(ctx, taps, offset, k, x + 1, y + 1, px);
+  ctx.fillRect(x, y, tap[0] * k[1] + 2, tap[1] * k[0] + 2);
+  drawFilter(ctx, taps, offset, k, x + 1, y + 1, tap);
 }
 
 // Unpack the layers; `owner` finds the layer of a filter by its number on the page.
@@ -84,11 +89,11 @@ function card(size, pattern) {
 // Filters of the page by their numbers, in rows as wide as a card.
 function members(numbers, k, label) {
   if (!numbers.length) return [];
-  const px = Math.max(2, Math.floor(27 / Math.max(...k))), step = [px * k[1] + 7, px * k[0] + 7], perRow = Math.max(1, Math.floor(250 / step[0]));
+  const tap = tapOf(k, 27, 2), step = [tap[0] * k[1] + 7, tap[1] * k[0] + 7], perRow = Math.max(1, Math.floor(250 / step[0]));
   const [canvas, ctx] = canvasOf(Math.min(perRow, numbers.length) * step[0], Math.ceil(numbers.length / perRow) * step[1], label);
   numbers.forEach((i, n) => {
     const layer = owner(i);
-    framed(ctx, layer.w, (i - layer.first) * k[0] * k[1], k, (n % perRow) * step[0], Math.floor(n / perRow) * step[1], px);
+    framed(ctx, layer.w, (i - layer.first) * k[0] * k[1], k, (n % perRow) * step[0], Math.floor(n / perRow) * step[1], tap);
   });
   canvas.className = "members";
   return [canvas];
@@ -126,11 +131,11 @@ function models(size, s) {
     const learned = as(Int8Array, e.filters), drawn = as(Int8Array, e.models), box = make("article", { className: "card" });
     box.style.setProperty("--kind", colourOf(e.kind === "centre" ? "on-centre" : e.kind));
     box.append(make("h4", {}, e.kind, make("span", {}, e.which)));
-    const px = Math.max(3, Math.floor(44 / Math.max(...k))), step = px * k[1] + 7, high = px * k[0] + 6;
+    const tap = tapOf(k, 44, 3), step = Math.max(tap[0] * k[1], 44) + 7, high = tap[1] * k[0] + 6;
     const [canvas, ctx] = canvasOf(e.r2.length * step, 2 * high + 14, e.which + " explained filters of kind " + e.kind);
     e.r2.forEach((r2, i) => {
-      framed(ctx, learned, i * d, k, i * step, 0, px);
-      framed(ctx, drawn, i * d, k, i * step, high, px);
+      framed(ctx, learned, i * d, k, i * step, 0, tap);
+      framed(ctx, drawn, i * d, k, i * step, high, tap);
       ctx.fillStyle = "#7a808a"; ctx.font = "11px system-ui"; ctx.fillText("r² " + r2.toFixed(2), i * step, 2 * high + 10);
     });
     hover(canvas, (mx, my) => {
@@ -147,16 +152,16 @@ function models(size, s) {
 // The code as a strip: decoded filters in order, how many filters use each, which pattern it is.
 function strip(size, box) {
   const taps = as(Int8Array, size.strip), k = size.k, n = size.stripUsage.length;
-  const px = Math.max(2, Math.floor(30 / Math.max(...k))), step = px * k[1] + 6, bars = 64;
+  const tap = tapOf(k, 30, 2), step = tap[0] * k[1] + 6, bars = 64;
   const perRow = Math.max(1, Math.min(n, Math.floor((box.clientWidth || 1180) / step))), rows = Math.ceil(n / perRow);
-  const high = bars + px * k[0] + 20, most = Math.max(...size.stripUsage);
+  const high = bars + tap[1] * k[0] + 20, most = Math.max(...size.stripUsage);
   const [canvas, ctx] = canvasOf(perRow * step, rows * high, "decoded filters along the one-dimensional code");
   for (let i = 0; i < n; i++) {
     const x = (i % perRow) * step, y = Math.floor(i / perRow) * high;
     const pattern = size.patterns[size.stripPattern[i]], h = Math.round((bars - 14) * Math.sqrt(size.stripUsage[i] / most));
     ctx.fillStyle = pattern ? colourOf(pattern.kind) : themed("--blank");
     ctx.fillRect(x, y + bars - 4 - h, step - 4, h);
-    framed(ctx, taps, i * k[0] * k[1], k, x, y + bars, px);
+    framed(ctx, taps, i * k[0] * k[1], k, x, y + bars, tap);
     if (i % perRow === 0) { ctx.fillStyle = "#7a808a"; ctx.font = "11px system-ui"; ctx.fillText("code " + size.stripCode[i].toFixed(2), x, y + 10); }
   }
   box.replaceChildren(canvas);
@@ -212,15 +217,15 @@ function left(layer) {
 }
 const eye = new IntersectionObserver((seen) => seen.forEach((entry) => entry.isIntersecting && paint(entry.target)), { rootMargin: "400px" });
 const geometry = (k, count, width) => {
-  const px = Math.max(2, Math.floor(30 / Math.max(...k))), cell = [px * k[1] + 6, px * k[0] + 6];
+  const tap = tapOf(k, 30, 2), cell = [tap[0] * k[1] + 6, tap[1] * k[0] + 6];
   const columns = Math.max(1, Math.min(count, Math.floor(width / cell[0])));
-  return { px, cell, columns, rows: Math.ceil(count / columns) };
+  return { tap, cell, columns, rows: Math.ceil(count / columns) };
 };
 function paint(box) {
   const { layer, filters } = box, width = box.clientWidth, key = width + chosen.kind;
   if (!width || box.painted === key) return;
   box.painted = key;
-  const { px, cell, columns, rows } = geometry(layer.k, filters.length, width), blank = themed("--blank");
+  const { tap, cell, columns, rows } = geometry(layer.k, filters.length, width), blank = themed("--blank");
   const [canvas, ctx] = canvasOf(columns * cell[0], rows * cell[1], filters.length + " filters of " + layer.name);
   filters.forEach((i, place) => {
     const x = (place % columns) * cell[0], y = Math.floor(place / columns) * cell[1];
@@ -228,7 +233,7 @@ function paint(box) {
     ctx.globalAlpha = chosen.kind && !(chosen.kind === "not classified" ? !on : on && pattern && pattern.kind === chosen.kind) ? 0.13 : 1;
     ctx.fillStyle = on && pattern ? colourOf(pattern.kind) : blank;
     ctx.fillRect(x, y, cell[0] - 2, cell[1] - 2);
-    drawFilter(ctx, layer.w, i * layer.k[0] * layer.k[1], layer.k, x + 2, y + 2, px);
+    drawFilter(ctx, layer.w, i * layer.k[0] * layer.k[1], layer.k, x + 2, y + 2, tap);
   });
   box.replaceChildren(canvas);
   hover(canvas, (mx, my) => {
