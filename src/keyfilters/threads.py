@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import os
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -111,29 +113,38 @@ def one_thread_if_forked() -> AbstractContextManager[None]:
     return one_thread() if _limit.forked else nullcontext()
 
 
+def _allowed() -> int:
+    """Return how many parts may run at a time: one in a forked process and within a part."""
+    if _limit.forked or getattr(_limit.own, "part", False):
+        return 1
+    inside = getattr(_limit.own, "depth", 0)
+    return _limit.own.threads if inside else torch.get_num_threads()
+
+
+def _as_part(task: Callable[[], Result]) -> Result:
+    """Do a task in a thread of its own, on one thread, and so all that it calls."""
+    _limit.own.part = True
+    with one_thread():
+        return task()
+
+
 def side_by_side(tasks: Sequence[Callable[[], Result]]) -> Iterator[Result]:
     """Yield what each task returns, in their order; each runs on one thread.
 
-    As many run at a time as torch has threads, or had before `one_thread`; in a forked process one.
-    Tasks must not share a random generator.
+    As many run at a time as torch has threads, or had before `one_thread`; in a forked process, and
+    within such a task, one. Tasks must not share a random generator.
     """
-    inside = getattr(_limit.own, "depth", 0)
-    allowed = _limit.own.threads if inside else torch.get_num_threads()
-    if _limit.forked or min(allowed, len(tasks)) < 2:
-        with one_thread():
+    threads = min(_allowed(), len(tasks))
+    with one_thread():
+        if threads < 2:
             yield from (task() for task in tasks)
-        return
-
-    def alone(task: Callable[[], Result]) -> Result:
-        with one_thread():  # of every thread its own
-            return task()
-
-    with one_thread(), ThreadPoolExecutor(min(allowed, len(tasks))) as pool:
-        yield from pool.map(alone, tasks)
+        else:
+            with ThreadPoolExecutor(threads) as pool:
+                yield from pool.map(_as_part, tasks)
 
 
 def in_parts(work: Callable[[slice], None], count: int, size: int) -> None:
-    """Do a work part by part, as many parts at a time as torch has threads, on one thread each.
+    """Do a work part by part, as many parts at a time as `side_by_side` does tasks.
 
     Args:
         work: called with the slice of every part.
@@ -141,16 +152,4 @@ def in_parts(work: Callable[[slice], None], count: int, size: int) -> None:
         size: length of a part; the last one may be shorter.
     """
     parts = [slice(start, min(start + size, count)) for start in range(0, count, size)]
-    threads = 1 if _limit.forked else min(torch.get_num_threads(), len(parts))
-
-    def alone(part: slice) -> None:
-        with one_thread():  # of every thread its own
-            work(part)
-
-    with one_thread():
-        if threads < 2:
-            for part in parts:
-                work(part)
-        else:
-            with ThreadPoolExecutor(threads) as pool:
-                list(pool.map(alone, parts))
+    deque(side_by_side([partial(work, part) for part in parts]), maxlen=0)

@@ -92,6 +92,9 @@ def test_a_large_bank_is_fitted_on_a_sample_and_assigned_in_full(planted_atlas: 
     assert 0 < len(steps) <= atlas.steps(planted_atlas.bank_)
     assert len(atlas.sizes_[(5, 5)].patterns.index) == len(planted_atlas.sizes_[(5, 5)].rows)
     assert atlas.table_["classified"].mean() > 0.8
+    of_bank = atlas.coverage_[atlas.coverage_["level"] == "bank"].iloc[0]
+    assert of_bank["filters"] == len(planted_atlas.sizes_[(5, 5)].rows)
+    assert 0 <= of_bank["white"] <= of_bank["covariance"] <= 1  # of the sample
 
 
 def test_bad_settings_and_empty_banks() -> None:

@@ -30,7 +30,7 @@ from keyfilters.clusters.size_atlas import SizeAtlas, size_label, threshold_of
 from keyfilters.clusters.square_or_shifted import square_report
 from keyfilters.clusters.stored import load_nested, save_nested
 from keyfilters.clusters.summary import summarise
-from keyfilters.clusters.tables import coverage_table, empty_table, enter
+from keyfilters.clusters.tables import NullsClassified, coverage_table, empty_table, enter
 from keyfilters.errors import KeyFiltersError, NoFiltersError
 from keyfilters.files import write_whole
 from keyfilters.nulls import NULLS, null_units
@@ -96,7 +96,7 @@ class Atlas(Estimator):
         threshold: float | None = None,
         counts: Sequence[int] = (1, 2, 4, 8, 16, 32, 64, 128),
         fewest: int = 64,
-        sample: int = 30_000,
+        sample: int = 10_000,
         feed_forward: bool = False,
         device: str = "cpu",
     ) -> None:
@@ -126,7 +126,7 @@ class Atlas(Estimator):
         self.bank_ = bank
         self.table_ = empty_table(bank)
         self.sizes_: dict[tuple[int, int], SizeAtlas] = {}
-        nulls: dict[tuple[int, int], dict[str, NDArray[np.bool_]]] = {}
+        nulls: dict[tuple[int, int], NullsClassified] = {}
         self.unclustered_: dict[tuple[int, int], str] = {}
         for size in bank.sizes:
             self._fit_size(size, nulls, progress)
@@ -264,7 +264,7 @@ class Atlas(Estimator):
     def _fit_size(
         self,
         size: tuple[int, int],
-        null_classified: dict[tuple[int, int], dict[str, NDArray[np.bool_]]],
+        null_classified: dict[tuple[int, int], NullsClassified],
         progress: Progress,
     ) -> None:
         of_size = (self.table_["k_y"] == size[0]) & (self.table_["k_x"] == size[1])
@@ -278,8 +278,10 @@ class Atlas(Estimator):
         filters, table = filters[usable], table[usable]
         unit = centred_unit(filters)
         progress(f"{kernel}: null filters")
-        nulls = {kind: null_units(unit, size, kind, self.seed) for kind in NULLS}
-        evidence, agreement = self._gather(unit, nulls, size, halves(table), progress)
+        chosen = self._sample(len(unit), self.sample, "sample")
+        nulls = {kind: null_units(unit[chosen], size, kind, self.seed) for kind in NULLS}
+        data = {FILTERS: unit[chosen]} | nulls
+        evidence, agreement = self._gather(data, size, halves(table)[chosen], progress)
         codes = {key: _prototypes(found) for key, found in evidence.fits[ONE_DIMENSION].items()}
         progress(f"{kernel}: patterns")
         decoded = codes[FILTERS][0].prototypes
@@ -299,31 +301,27 @@ class Atlas(Estimator):
                 *(use.claim for use in keys.values()),
             ],
         )  # fmt: skip
-        null_classified[size] = {
-            kind: codes[kind][0].dissimilarity(null) < threshold for kind, null in nulls.items()
-        }
+        classified = {k: codes[k][0].dissimilarity(null) < threshold for k, null in nulls.items()}
+        null_classified[size] = classified, chosen
         enter(self.table_, self.sizes_[size])
 
     def _gather(
         self,
-        unit: NDArray[np.float32],
-        nulls: dict[str, NDArray[np.float32]],
+        data: dict[str, NDArray[np.float32]],
         size: tuple[int, int],
         half: NDArray[np.bool_],
         progress: Progress,
     ) -> tuple[Evidence, pd.DataFrame]:
-        """Coverage of all methods, and agreement of their patterns, on a sample if it is large."""
+        """Coverage of all methods, and agreement of their patterns."""
         kernel, threshold = size_label(size), threshold_of(size, self.threshold)
         seeds = range(self.seed, self.seed + self.seeds)
-        chosen = self._sample(len(unit), self.sample, "sample")
-        data = {key: part[chosen] for key, part in ({FILTERS: unit} | nulls).items()}
         evidence = gather_evidence(
             data,
             size,
             threshold,
             seeds,
-            [count for count in self.counts if count <= len(chosen) // 4],
-            half[chosen],
+            [count for count in self.counts if count <= len(half) // 4],
+            half,
             feed_forward=self.feed_forward,
             device=self.device,
             progress=lambda step: progress(f"{kernel}: {step}"),
@@ -345,7 +343,7 @@ class Atlas(Estimator):
         """Match the filters and some of each null, where the window has idealised models."""
         if not has_models((filters.shape[1], filters.shape[2])):
             return None
-        some = self._sample(len(filters), NULL_SAMPLE, "matched")
+        some = self._sample(len(next(iter(nulls.values()))), NULL_SAMPLE, "matched")
         samples = {kind: null[some] for kind, null in nulls.items()}
         return match_filters(filters, samples, threshold, self.device)
 

@@ -13,11 +13,14 @@ from keyfilters.bank import FilterBank
 from keyfilters.clusters.size_atlas import SizeAtlas, size_label
 from keyfilters.nulls import NULLS
 
-__all__ = ["coverage_table", "empty_table", "enter"]
+__all__ = ["NullsClassified", "coverage_table", "empty_table", "enter"]
 
 MODEL_COLUMNS = ("family", "sigma_x", "sigma_y", "second", "angle", "amplitude", "offset", "r2",
                  "p", "q")  # fmt: skip
 KEY_COLUMNS = ("published_key", "published_r2", "consensus_key", "consensus_r2")
+
+# Which filters of each null are classified, and the positions of the filters they stand for.
+NullsClassified = tuple[Mapping[str, NDArray[np.bool_]], NDArray[np.int64]]
 
 
 def empty_table(bank: FilterBank) -> pd.DataFrame:
@@ -64,19 +67,24 @@ def enter(table: pd.DataFrame, atlas: SizeAtlas) -> None:
 def coverage_table(
     table: pd.DataFrame,
     sizes: Mapping[tuple[int, int], SizeAtlas],
-    nulls: Mapping[tuple[int, int], Mapping[str, NDArray[np.bool_]]],
+    nulls: Mapping[tuple[int, int], NullsClassified],
 ) -> pd.DataFrame:
     """Return the share of filters that are classified, of the bank, each model and each layer.
 
     Args:
         table: of all filters.
         sizes: what was found for each kernel size.
-        nulls: for each, which filters of each null are classified.
+        nulls: for each, which filters of each null are classified, and of which of the usable
+            filters they are the null: of some, if there are many.
     """
     parts = []
     for size, atlas in sizes.items():
         own = table.iloc[atlas.rows][["model", "layer", "depth", "classified"]]
-        own = own.assign(**nulls[size]).rename(columns={"classified": "coverage"})
+        classified, chosen = nulls[size]
+        own = own.rename(columns={"classified": "coverage"})
+        for kind, found in classified.items():
+            own[kind] = np.nan
+            own.iloc[chosen, own.columns.get_loc(kind)] = found.astype(float)
         levels = {"bank": [], "model": ["model"], "layer": ["model", "layer", "depth"]}
         for level, keys in levels.items():
             groups = own.groupby(keys or (lambda _: 0), sort=False)

@@ -68,8 +68,9 @@ def reproduce(paper: str, inputs: Inputs | None = None) -> Reproduction:
     Raises:
         KeyFiltersError: unknown paper, or the file of filters cannot be read.
 
-    >>> reproduce("echos").rows[["quantity", "published", "measured"]].round(3).iloc[0].tolist()
-    ['centre tap, k = 7, γ = 1/3', 0.605, 0.605]
+    >>> row = reproduce("echos").rows.iloc[0]
+    >>> print(f"{row.quantity}: {row.measured:.3f}, published {row.published}")
+    centre tap, k = 7, γ = 1/3: 0.605, published 0.605
     """
     if paper not in PAPERS:
         tail = nearest(paper, PAPERS) or f"; expected one of {', '.join(PAPERS)}"
