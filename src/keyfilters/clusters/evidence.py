@@ -94,7 +94,7 @@ def gather_evidence(
     progress("k-means")
     for key, found in problems.items():
         curve = counts if key in (FILTERS, *STRICT) else ()
-        found.cluster({START, *KMEANS, *curve})
+        found.cluster(curve, len(seeds) if key == FILTERS else 1)
     claims, prototypes, sweeps = [], {}, []
     fits: dict[str, dict[str, list[Fitted]]] = {}
     for name, fit in coverage_methods(feed_forward=feed_forward, device=device).items():
@@ -132,9 +132,17 @@ class _Problems:
         halves = [Problem(unit[half], seeds[0]), Problem(unit[~half], seeds[0])]
         return cls([Problem(unit, seed) for seed in seeds], halves, half)
 
-    def cluster(self, counts: set[int]) -> None:
-        """Find the k-means prototypes that are wanted later, on all cores."""
-        tasks = [partial(problem.kmeans, n) for problem in self.all for n in sorted(counts)]
+    def cluster(self, curve: Sequence[int], seeds: int) -> None:
+        """Find the k-means prototypes that are wanted later, on all cores.
+
+        Args:
+            curve: numbers of prototypes of the rate–distortion curve, if one is drawn.
+            seeds: with so many of them the filters are clustered by k-means; codes start with all.
+        """
+        wanted = [(problem, {START, *KMEANS, *curve}) for problem in self.whole[:seeds]]
+        wanted += [(problem, {START}) for problem in self.whole[seeds:]]
+        wanted += [(problem, {START, *KMEANS}) for problem in self.halves]
+        tasks = [partial(problem.kmeans, n) for problem, counts in wanted for n in sorted(counts)]
         deque(side_by_side(tasks), maxlen=0)
 
     @property
