@@ -105,3 +105,15 @@ def test_command_line(tmp_path: Path, drawn_filters: Path) -> None:
     assert {path.name for path in out.iterdir()} == {"report.html", "figures.csv", "measured.csv"}
     missing = run(app, ["reproduce", "modelling", "--filters", str(tmp_path / "no.txt")])
     assert isinstance(missing.exception, kf.KeyFiltersError)
+
+
+def test_keys_found_stand_beside_filters_of_the_same_covariance(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = timm.create_model("convnextv2_atto", depths=(1, 1, 1, 1), dims=(8, 16, 32, 64))
+    torch.save(net.state_dict(), tmp_path / "convnextv2_tiny.fcmae_ft_in1k.pth")
+    figure = next(f for f in PAPERS["quest"] if f.name == "published keys found again")
+    assert figure.measure is not None
+    rows = figure.measure(Inputs(weights=tmp_path))
+    assert len(rows) == 8 and all(0 < row.null < 1 for row in rows)
+    # An untrained network has no keys: what is found there is no nearer than chance.
+    assert abs(np.mean([row.measured - row.null for row in rows])) < 0.25

@@ -23,8 +23,8 @@ def model(name: str) -> Path:
     if not (MODELS / name).exists():
         pytest.skip("no models beside this checkout")
     kind = recognise(MODELS / name)
-    if kind is not None and kind.library:
-        pytest.importorskip(kind.library)
+    if kind is not None and kind.package:
+        pytest.importorskip(kind.package)
     return MODELS / name
 
 

@@ -82,6 +82,24 @@ def save_estimator(
     write_whole(Path(path), save(held, metadata=metadata))
 
 
+def read_tensors(
+    path: str | os.PathLike[str],
+) -> tuple[dict[str, str], dict[str, NDArray[Any]]]:
+    """Return the metadata and the tensors of a safetensors file.
+
+    Raises:
+        SourceError: the file is missing or damaged.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            names = list(file.keys())
+            return file.metadata() or {}, {name: file.get_tensor(name) for name in names}
+    except (SafetensorError, OSError) as error:
+        raise SourceError(f"{path} cannot be read: {error}") from error
+
+
 def load_estimator(
     path: str | os.PathLike[str], kind: type[Estimator]
 ) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
@@ -90,14 +108,7 @@ def load_estimator(
     Raises:
         SourceError: the file is missing, damaged, or of another kind.
     """
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="numpy") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise SourceError(f"{path} cannot be read: {error}") from error
+    metadata, tensors = read_tensors(path)
     found = metadata.get("format")
     if found != _kind(kind):
         raise SourceError(f"{path} holds no {kind.__name__}: expected format {_kind(kind)!r}, "

@@ -12,6 +12,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from keyfilters.claims import Claim
+from keyfilters.clusters.estimator import read_tensors
 from keyfilters.clusters.evidence import Evidence
 from keyfilters.clusters.key_use import KeyUse
 from keyfilters.clusters.matched import Matched
@@ -49,18 +50,13 @@ def load_nested(path: Path, kind: str) -> Any:
     Raises:
         SourceError: the file is missing, damaged, or of another kind.
     """
-    from safetensors import SafetensorError, safe_open
-
+    metadata, tensors = read_tensors(path)
+    if (found := metadata.get("format")) != kind:
+        raise SourceError(f"{path} is not a fitted atlas: expected format {kind!r}, got {found!r}")
     try:
-        with safe_open(path, framework="numpy") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        found = metadata.get("format")
-        if found == kind:
-            return _unpack(json.loads(tensors["value"].tobytes()), tensors)
-    except (SafetensorError, OSError, LookupError, ValueError, TypeError) as error:
+        return _unpack(json.loads(tensors["value"].tobytes()), tensors)
+    except (LookupError, ValueError, TypeError) as error:
         raise SourceError(f"{path} cannot be read as a fitted atlas: {error}") from error
-    raise SourceError(f"{path} is not a fitted atlas: expected format {kind!r}, got {found!r}")
 
 
 def _pack(value: Any, tensors: Tensors) -> Any:

@@ -17,7 +17,7 @@ from keyfilters.receptive_fields import (
     read_filters,
 )
 from keyfilters.reproduction.figures import Figure, Inputs, Row
-from keyfilters.scalespace import centred_unit, spread
+from keyfilters.scalespace import spread
 
 __all__ = ["FIGURES"]
 
@@ -74,16 +74,6 @@ def _offsets(inputs: Inputs) -> list[Row]:
     ]
 
 
-def _similarity(inputs: Inputs) -> list[Row]:
-    learned = centred_unit(_learned(inputs))
-    fitted = fit_idealized(_learned(inputs), PUBLISHED_OPERATORS, "B")
-    cosine = np.abs((learned * centred_unit(fitted.models)).sum(axis=1))
-    return [
-        Row(f"filter {n}, |cosine| to its model", "", float(value))
-        for n, value in enumerate(cosine, start=1)
-    ]
-
-
 FIGURES = [
     Figure(
         PAPER,
@@ -100,8 +90,6 @@ FIGURES = [
            ("filters",), _separable),
     Figure(PAPER, "half-grid offsets", "filters 1 to 4 lie half a tap off, 5 to 8 do not", "paper",
            COMMAND, ("filters",), _offsets),
-    Figure(PAPER, "similarity to the models", "the models look like the filters", "paper", COMMAND,
-           ("filters",), _similarity),
     Figure(PAPER, "accuracy with idealised filters", "ConvNeXt V2 Tiny nearly keeps its accuracy "
            "on ImageNet with its depthwise filters replaced and frozen", "paper",
            "keyfilters train recipes/convnextv2-tiny-idealized-frozen.toml", ("imagenet",)),

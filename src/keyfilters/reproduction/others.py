@@ -7,6 +7,7 @@ import numpy as np
 from keyfilters.discovery import Discovery, discover_keys
 from keyfilters.init import difference_of_gaussians
 from keyfilters.keyset import KeySet
+from keyfilters.nulls import null_units
 from keyfilters.reproduction.figures import Figure, Inputs, Row
 from keyfilters.reproduction.networks import CONVNEXT_V2, atlas_of, bank_of
 from keyfilters.scalespace import centred_unit
@@ -14,6 +15,7 @@ from keyfilters.scalespace import centred_unit
 __all__ = ["ECHOS", "MASTERKEY", "QUEST"]
 
 WINDOW = 7
+DRAWS = 50
 
 
 def _differences_of_gaussians(inputs: Inputs) -> list[Row]:
@@ -22,7 +24,12 @@ def _differences_of_gaussians(inputs: Inputs) -> list[Row]:
     for gamma, words, centre in ((1 / 3, "1/3", 0.605), (2 / 3, "2/3", 0.167)):
         kernel = difference_of_gaussians(WINDOW, gamma)
         rows += [
-            Row(f"centre tap, k = 7, γ = {words}", centre, float(kernel[WINDOW // 2, WINDOW // 2])),
+            Row(
+                f"centre tap, k = 7, γ = {words}",
+                centre,
+                float(kernel[WINDOW // 2, WINDOW // 2]),
+                note="follows from the published formula",
+            ),
             Row(f"sum of the taps, k = 7, γ = {words}", 0.0, float(kernel.sum())),
         ]
     return rows
@@ -45,13 +52,20 @@ def _number(inputs: Inputs) -> list[Row]:
 
 
 def _against_published(inputs: Inputs) -> list[Row]:
-    found = centred_unit(_discovery(inputs).keys.filters)
+    found = _discovery(inputs).keys.filters.reshape(-1, WINDOW**2)
     keys = KeySet.published("lindeberg2026-B", WINDOW)
-    cosine = np.abs(centred_unit(keys.filters) @ found.T).max(axis=1)
+    published = keys.filters.reshape(-1, WINDOW**2)
+    filters, table = bank_of(CONVNEXT_V2, inputs).stack(WINDOW)
+    unit = centred_unit(filters[(table["flaw"] == "").to_numpy()])
+    # As many filters of the same covariance in place of the keys, fifty times.
+    drawn = null_units(unit, (WINDOW, WINDOW), "covariance", inputs.seed, DRAWS * len(found))
+    chance = np.abs(published @ drawn.T).reshape(len(published), DRAWS, -1).max(axis=2).mean(axis=1)
+    cosine = np.abs(published @ found.T).max(axis=1)
     return [
-        Row(f"|cosine| of the nearest key found to {name}", "", float(value))
-        for name, value in zip(keys.names, cosine, strict=True)
-    ]
+        Row(f"|cosine| of the nearest key found to {name}", "", float(value), float(null),
+            "null: covariance")
+        for name, value, null in zip(keys.names, cosine, chance, strict=True)
+    ]  # fmt: skip
 
 
 def _explained(inputs: Inputs) -> list[Row]:

@@ -42,7 +42,7 @@ class Format:
         reader: ``"module:function"`` in this package; ``(path, model) -> FilterBank``.
         looks: whether a file is of this format, by its bytes.
         extra: what to install, ``pip install 'keyfilters[extra]'``; empty if nothing.
-        library: the package that this installs, by its import name.
+        package: the package that this installs, by its import name.
         written: whether `keyfilters replace` writes it.
         companions: endings of files that belong to the model of the same stem.
         sets: whether a file may hold several sets of weights, chosen by ``FILE#SET``.
@@ -54,7 +54,7 @@ class Format:
     reader: str
     looks: Callable[[Content], bool]
     extra: str = ""
-    library: str = ""
+    package: str = ""
     written: bool = False
     companions: tuple[str, ...] = ()
     sets: bool = False
@@ -63,7 +63,7 @@ class Format:
     @property
     def ready(self) -> bool:
         """Whether what it needs is installed."""
-        return not self.library or find_spec(self.library) is not None
+        return not self.package or find_spec(self.package) is not None
 
     def read(self, path: Path, model: str, chosen: str = "") -> FilterBank:
         """Read one model.
@@ -186,7 +186,7 @@ FORMATS: tuple[Format, ...] = (
         "onnx_files:read_onnx",
         lambda c: bool(c.fields) and {1: 0, 7: 2, 8: 2}.items() <= (c.fields or {}).items(),
         extra="onnx",
-        library="onnx",
+        package="onnx",
         written=True,
     ),
     Format(
@@ -195,7 +195,7 @@ FORMATS: tuple[Format, ...] = (
         "tflite_files:read_tflite",
         lambda c: c.start[4:8] == b"TFL3",
         extra="tflite",
-        library="tflite",
+        package="tflite",
         written=True,
     ),
     Format(
@@ -204,7 +204,7 @@ FORMATS: tuple[Format, ...] = (
         "keras_files:read_keras",
         lambda c: c.start.startswith(b"\x89HDF\r\n\x1a\n") or _zip_with("model.weights.h5")(c),
         extra="keras",
-        library="pyfive",
+        package="pyfive",
         written=True,
     ),
     Format(
@@ -266,7 +266,7 @@ FORMATS: tuple[Format, ...] = (
         "ort_files:read_ort",
         lambda c: c.start[4:8] == b"ORTM",
         extra="onnx",
-        library="onnx",
+        package="onnx",
     ),
     Format(
         "NumPy",
@@ -275,7 +275,7 @@ FORMATS: tuple[Format, ...] = (
         lambda c: c.start.startswith(b"\x93NUMPY") or (bool(c.names) and _all_npy(c)),
     ),
     Format(
-        "Flax", (".msgpack",), "array_files:read_flax", _is_msgpack, extra="flax", library="msgpack"
+        "Flax", (".msgpack",), "array_files:read_flax", _is_msgpack, extra="flax", package="msgpack"
     ),
     Format(
         "Orbax",
@@ -283,7 +283,7 @@ FORMATS: tuple[Format, ...] = (
         "array_files:read_orbax",
         lambda c: c.path.name == "_METADATA" and c.is_json,
         extra="orbax",
-        library="tensorstore",
+        package="tensorstore",
     ),
     Format(
         "TensorRT", (".engine", ".plan", ".trt"), "refused:tensorrt", _is_tensorrt, refused=True
@@ -360,7 +360,7 @@ def format_table() -> list[dict[str, str]]:
             "read": "refused, with advice" if x.refused else "yes",
             "written": "yes" if x.written else "",
             "extra": x.extra,
-            "library": x.library or "built in",
+            "library": x.package or "built in",
             "ready": "yes" if x.ready else "no",
         }
         for x in FORMATS
