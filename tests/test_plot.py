@@ -49,6 +49,7 @@ def test_mosaic_holds_every_tap_on_its_scale() -> None:
         lambda: kf.plot.filters(healthy(), "conv9"),
         lambda: kf.plot.idealised(healthy(), "conv9"),
         lambda: kf.plot.changed(kf.compare(healthy(1), healthy(1))),
+        lambda: kf.plot.steps(kf.compare(healthy(1), healthy(1))),
     ],
 )
 def test_what_cannot_be_drawn(call: Any) -> None:
@@ -93,6 +94,27 @@ def test_comparison_flow_cosines_and_changed() -> None:
     np.testing.assert_allclose(models.get_ydata(), found.layers["cosine"])
     np.testing.assert_allclose(null.get_ydata(), found.layers["null"])
     assert np.isfinite(image(kf.plot.changed(found, count=6))).sum() == 2 * 6 * 25
+    covered = kf.plot.coverage(found).lines
+    for line, column in zip(covered, ("explained_a", "explained_b", "explained_null"), strict=True):
+        np.testing.assert_allclose(line.get_ydata(), found.layers[column])
+
+
+def test_cosines_near_one_are_drawn_as_what_is_missing() -> None:
+    bank = healthy(3)
+    near = kf.compare(
+        bank, spoiled(bank, lambda w, rng: w + np.float32(1e-4) * rng.normal(size=w.shape))
+    )
+    ax = kf.plot.cosines(near)
+    assert "1 −" in ax.get_ylabel()
+    np.testing.assert_allclose(ax.lines[0].get_ydata(), 1 - near.layers["cosine"])
+
+
+def test_steps_of_a_training() -> None:
+    bank = healthy(2)
+    half = spoiled(bank, lambda w, rng: (0.5 * w).astype(w.dtype))
+    ax = kf.plot.steps(kf.compare(bank, half, spoiled(bank, untrained)))
+    assert len(ax.lines) == 3 and len(ax.get_xticks()) == 3
+    np.testing.assert_allclose(ax.lines[0].get_ydata()[0], 1)
 
 
 def test_atlas_patterns_code_and_depth(planted_atlas: kf.Atlas) -> None:
@@ -102,10 +124,12 @@ def test_atlas_patterns_code_and_depth(planted_atlas: kf.Atlas) -> None:
     strip = kf.plot.code_strip(planted_atlas, size, count=7)
     assert np.isfinite(image(strip)).sum() == 7 * size[0] * size[1]
     bars = kf.plot.depth_profile(planted_atlas, size, model="one")
-    tops = {round(bar.get_y() + bar.get_height(), 6) for bar in bars.patches}
     table = planted_atlas.table_.iloc[planted_atlas.sizes_[size].rows]
     shares = table[table["model"] == "one"].groupby("layer")["classified"].mean()
-    assert max(tops) == pytest.approx(shares.max(), abs=1e-6)
+    left = [bar.get_height() for bar in bars.containers[-1]]  # the unclassified, drawn last
+    assert sorted(left) == pytest.approx(sorted(1 - shares), abs=1e-6)
+    quiet = kf.plot.depth_profile(planted_atlas, size, legend=False)
+    assert quiet.get_legend() is None is not bars.get_legend()
     with pytest.raises(kf.KeyFiltersError, match="5×5"):
         kf.plot.patterns(planted_atlas, 9)
     with pytest.raises(kf.KeyFiltersError, match="one"):

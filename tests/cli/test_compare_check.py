@@ -78,8 +78,20 @@ def test_compare_writes_a_page_and_tables(
     assert len(pd.read_csv(out / "steps.csv")) == 3
     html = (out / "report.html").read_text()
     assert "conv1" in html and 'src="http' not in html and "<svg" in html
+    assert len(html.split("<svg")) == 5  # steps, patterns, cosines and coverage
     code, text, _ = run(capsys, "compare", str(well), str(ill))
     assert code == 0 and "1 lost" in text
+
+
+def test_compare_puts_steps_into_order(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    paths = [str(tmp_path / f"step-{i}.safetensors") for i in (0, 100, 20)]
+    for path in paths:
+        healthy().save(path)
+    out = tmp_path / "out"
+    code, text, _ = run(capsys, "compare", *paths, "--out", str(out))
+    assert code == 0 and "order" in text
+    steps = pd.read_csv(out / "steps.csv")["name"].tolist()
+    assert [name.partition("step-")[2].partition(".")[0] for name in steps] == ["0", "20", "100"]
 
 
 def test_compare_needs_two(capsys: pytest.CaptureFixture[str], well: Path) -> None:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 import keyfilters as kf
 from keyfilters.bank import Layer
 from keyfilters.inspection import Comparison
+from keyfilters.inspection.compare import in_order
 from keyfilters.inspection.pairing import pair_filters
 from keyfilters.nulls import NULLS
 from tests.conftest import LITE, require
@@ -58,11 +59,45 @@ def test_what_scaling_changes(factor: float) -> None:
     np.testing.assert_allclose(found.filters["cosine"], np.sign(factor), atol=1e-6)
     np.testing.assert_allclose(found.filters["change"], abs(factor - 1), rtol=1e-6)
     assert (found.layers["flipped"] == (factor < 0)).all()
+    turned = total(found, "turned around")
+    assert turned["b"] == (factor < 0) and 0 <= turned[turned["strictest"]] <= 1
+    ratio = total(found, "median norm ratio")
+    assert ratio["b"] == pytest.approx(abs(factor)) != pytest.approx(ratio[ratio["strictest"]])
     # A change of equal size in random directions keeps less of the shape.
     if factor > 0:
         row = total(found, "median cosine")
         assert row["b"] > 0.999 > 0.8 > max(row[kind] for kind in NULLS)
         assert total(found, "same pattern")["b"] > total(found, "same pattern")[row["strictest"]]
+
+
+def test_coverage_and_scale_of_every_layer() -> None:
+    bank = healthy()
+    found = kf.compare(bank, spoiled(bank, untrained))
+    shares = found.layers[["explained_a", "explained_b", "explained_null"]]
+    assert shares.loc[1, "explained_b"] < 0.5 < shares.loc[1, "explained_a"]
+    assert (shares["explained_a"] == shares["explained_b"]).tolist() == [True, False, True, True]
+    counts = found.patterns.groupby("number").size()
+    assert counts.tolist() == found.layers["pairs"].tolist()  # fewer than the sample: all of them
+    for side in ("a", "b"):
+        row = total(found, "explained")
+        weighted = (found.layers[f"explained_{side}"] * counts).sum() / counts.sum()
+        assert row[side] == pytest.approx(weighted)
+        sigma = found.patterns[f"sigma, {side}"][
+            found.patterns[f"pattern, {side}"] != "unexplained"
+        ]
+        told = found.layers[f"sigma_{side}"].dropna()  # none of the untrained layer is explained
+        assert len(told) == (4 if side == "a" else 3)
+        assert told.between(sigma.min(), sigma.max()).all()
+    shown = found.shown_totals()
+    assert shown["measure"].tolist() == found.totals["measure"].tolist()
+    assert shown["b"][shown["measure"].str.startswith("explained")].item().endswith("%")
+
+
+def test_names_that_count_are_ordered() -> None:
+    given = ["run/step-0.pth", "run/step-100.pth", "run/step-20.pth"]
+    assert in_order(given) == [given[0], given[2], given[1]]
+    for left in (["a-2", "a-1"], ["a-2-1", "a-1-2", "a-3-3"], ["b", "a", "c"], ["a1", "a3", "b2"]):
+        assert in_order(left) == left
 
 
 def test_nulls_change_by_as_much() -> None:
@@ -143,6 +178,9 @@ def test_steps_of_a_training() -> None:
     assert to_first.is_monotonic_decreasing and to_first[0] == pytest.approx(1)
     assert to_last[3] > to_first[3]
     assert found.steps["untouched since the before"].tolist() == [1, 0.5, 0.5, 0.5]
+    explained, chance = found.steps["explained"], found.steps["chance"]
+    assert explained[0] > explained[3] and explained[0] > chance[0]
+    assert (found.steps["sigma"] > 0).all()
     with pytest.raises(kf.KeyFiltersError, match="two at a time"):
         kf.compare(first, first, healthy(3))
 

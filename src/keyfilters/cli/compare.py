@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import typer
 
 from keyfilters.cli.common import (
@@ -17,7 +19,12 @@ from keyfilters.cli.common import (
 from keyfilters.cli.tables import show
 from keyfilters.errors import KeyFiltersError
 
+if TYPE_CHECKING:
+    from keyfilters.inspection import Comparison
+
 SHOWN = ("layer", "size", "pairs", "untouched", "cosine", "null", "norm_ratio", "change")
+COSINES = ("cosine", "null", "cosine to the first", "cosine to the before")
+FLOWS = 8  # pairs of patterns that are printed
 
 
 def compare(
@@ -28,24 +35,26 @@ def compare(
 ) -> None:
     """Compare two models filter by filter, or the steps of a training from first to last.
 
-    Models with the same layers are compared by position (quantised and float, before and after
-    fine-tuning), others by relative depth and kernel size. Everything stands beside what a change
-    of equal size in random directions gives, or as many filters without structure. With --out,
-    writes report.html (the page), layers.csv, totals.csv, flow.csv, filters.parquet, and steps.csv
-    where there are more than two. It runs on the CPU, whatever --device says.
+    More than two files whose names differ in a number only are put in its order (step-20 before
+    step-100). Models with the same layers are compared by position (quantised and float, before and
+    after fine-tuning), others by relative depth and kernel size. Everything stands beside what a
+    change of equal size in random directions gives, or as many filters without structure. With
+    --out, writes report.html (the page), layers.csv, totals.csv, flow.csv, filters.parquet, and
+    steps.csv where there are more than two. It runs on the CPU, whatever --device says.
     """
     import keyfilters as kf
+    from keyfilters.inspection.compare import in_order
     from keyfilters.report.compare_page import write_comparison_report
 
     check_out(out)
     if len(source) < 2:
         raise KeyFiltersError("one source was given; name two or more: keyfilters compare A B")
+    ordered = in_order(source)
+    if ordered != source:
+        typer.echo(f"in the order of the numbers in their names: {', '.join(ordered)}")
     with progress_bar() as step:
-        found = kf.compare(source[0], source[1], *source[2:], seed=seed, progress=step)
-    show(found.layers, f"{found.a} and {found.b}", SHOWN)
-    show(found.totals, "in all, and in each null")
-    if found.steps is not None:
-        show(found.steps, "steps")
+        found = kf.compare(ordered[0], ordered[1], *ordered[2:], seed=seed, progress=step)
+    _show(found)
     typer.echo(found.verdict)
     if out is not None:
         with folder_at_once(out) as unfinished:
@@ -57,3 +66,25 @@ def compare(
             if found.steps is not None:
                 found.steps.to_csv(unfinished / "steps.csv", index=False)
         typer.echo(f"The page: {(out / 'report.html').resolve()}")
+
+
+def _show(found: Comparison) -> None:
+    """Print layers, patterns that became others, measures and steps."""
+    layers = found.layers.assign(**{x: found.layers[x].map(_narrow) for x in COSINES[:2]})
+    show(layers, f"{found.a} and {found.b}", SHOWN, numbers=COSINES)
+    became = found.flow[(found.flow["from"] != found.flow["to"]) & (found.flow["share"] > 0)]
+    if len(became):
+        shares = {x: became[x].map("{:.1%}".format) for x in became.columns[2:]}
+        title = "patterns that became others: share of the filters, and in each null"
+        show(became.assign(**shares).head(FLOWS), title, numbers=tuple(shares))
+    totals = found.shown_totals()
+    show(totals, "in all, beside the strictest null", numbers=("a", "b", "null"))
+    if found.steps is not None:
+        told = {x: found.steps[x].map(_narrow) for x in COSINES[2:]}
+        show(found.steps.assign(**told), "steps", numbers=COSINES)
+
+
+def _narrow(cosine: float) -> str:
+    from keyfilters.inspection.comparison import near_one
+
+    return near_one(cosine).replace(" ", "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -11,15 +12,20 @@ import pandas as pd
 from keyfilters.bank import FilterBank
 from keyfilters.errors import KeyFiltersError
 from keyfilters.inspection.comparison import Comparison
-from keyfilters.inspection.forms import EXPLAINED, UNEXPLAINED, forms, has_forms
 from keyfilters.inspection.pairing import Pairs, pair_filters, pair_table, same_layout
+from keyfilters.inspection.pattern_change import (
+    flow_table,
+    layer_patterns,
+    pattern_table,
+    step_patterns,
+    totals_table,
+)
 from keyfilters.nulls import NULLS
 from keyfilters.scalespace import why_unusable
-from keyfilters.seeds import child_seed
 from keyfilters.sources import read
 from keyfilters.threads import one_thread
 
-__all__ = ["compare"]
+__all__ = ["compare", "in_order"]
 
 SAMPLE = 2000  # pairs of a kernel size whose receptive fields are matched
 
@@ -76,7 +82,29 @@ def compare(
     if len(banks) == 2:
         return found
     silent("steps")
-    return Comparison(**(vars(found) | {"steps": _steps(banks, names)}))
+    return Comparison(**(vars(found) | {"steps": _steps(banks, names, seed, sample)}))
+
+
+def in_order(sources: list[str]) -> list[str]:
+    """Order more than two names that differ in one number only by that number; else leave them.
+
+    >>> in_order(["step-0.pth", "step-100.pth", "step-20.pth"])
+    ['step-0.pth', 'step-20.pth', 'step-100.pth']
+    >>> in_order(["b.pth", "a.pth"])
+    ['b.pth', 'a.pth']
+    """
+    parts = [re.split(r"(\d+)", name) for name in sources]
+    if len(sources) < 3 or len({len(x) for x in parts}) > 1:
+        return sources
+    differing = [i for i, column in enumerate(zip(*parts, strict=True)) if len(set(column)) > 1]
+    if len(differing) != 1 or not differing[0] % 2:
+        return sources
+    return [
+        x
+        for _, x in sorted(
+            (int(part[differing[0]]), x) for part, x in zip(parts, sources, strict=True)
+        )
+    ]
 
 
 def _names(sources: tuple[Any, ...], banks: list[FilterBank]) -> list[str]:
@@ -111,16 +139,16 @@ def _pair(
     tables = [pair_table(p) for p in pairs]
     filters = pd.concat([table for table in tables if len(table)], ignore_index=True)
     progress("receptive fields")
-    patterns = _patterns(pairs, seed, sample)
+    patterns = pattern_table(pairs, seed, sample)
     return Comparison(
         a=name_a,
         b=name_b,
         how="position" if by_position else "depth",
         filters=filters,
-        layers=_layers(pairs, tables),
+        layers=_layers(pairs, tables).join(layer_patterns(patterns, len(pairs))),
         patterns=patterns,
-        flow=_flow(patterns),
-        totals=_totals(filters, patterns),
+        flow=flow_table(patterns),
+        totals=totals_table(filters, patterns, by_position),
         counts=_counts(a, b, by_position),
         steps=None,
         most_changed=_most_changed(pairs, filters),
@@ -140,7 +168,7 @@ def _counts(a: FilterBank, b: FilterBank, by_position: bool) -> dict[str, int]:
 
 
 def _layers(pairs: list[Pairs], tables: list[pd.DataFrame]) -> pd.DataFrame:
-    """One row a layer, see `Comparison`; NaN where no pair of filters has a shape."""
+    """One row a layer: how far its filters moved; NaN where no pair of them has a shape."""
     rows = []
     for pair, part in zip(pairs, tables, strict=True):
         nulls = {kind: part[f"cosine, {kind}"].median() for kind in NULLS}
@@ -164,73 +192,6 @@ def _layers(pairs: list[Pairs], tables: list[pd.DataFrame]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _patterns(pairs: list[Pairs], seed: int, sample: int) -> pd.DataFrame:
-    """Receptive fields of a sample of the pairs and of their nulls.
-
-    Columns: size, and pattern, r2 and sigma of ``a``, ``b`` and each null, as ``"pattern, a"``.
-    """
-    parts = []
-    for size in dict.fromkeys(p.layer_a.size for p in pairs):
-        of_size = [p for p in pairs if p.layer_a.size == size]
-        count = sum(len(p.a) for p in of_size)
-        if not has_forms(size) or not count:
-            continue
-        rng = np.random.default_rng(child_seed(seed, "compare", *size))
-        rows = np.sort(rng.permutation(count)[:sample])
-        stacks = {
-            "a": np.concatenate([p.a for p in of_size])[rows],
-            "b": np.concatenate([p.b for p in of_size])[rows],
-        } | {kind: np.concatenate([p.nulls[kind] for p in of_size])[rows] for kind in NULLS}
-        found = forms(np.concatenate(list(stacks.values())))  # one call: part of its cost is fixed
-        table = pd.DataFrame({"size": "{}×{}".format(*size)}, index=range(len(rows)))
-        for i, key in enumerate(stacks):
-            part = found.iloc[i * len(rows) : (i + 1) * len(rows)].reset_index(drop=True)
-            table = table.join(part.add_suffix(f", {key}"))
-        parts.append(table)
-    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
-
-
-def _flow(patterns: pd.DataFrame) -> pd.DataFrame:
-    """How often each pattern became which: share of pairs, and of each null, the most first."""
-    if patterns.empty:
-        return pd.DataFrame(columns=["from", "to", "share", *NULLS])
-    columns = {"share": "b"} | {kind: kind for kind in NULLS}
-    shares = {
-        name: patterns.groupby(["pattern, a", f"pattern, {key}"]).size() / len(patterns)
-        for name, key in columns.items()
-    }
-    for part in shares.values():
-        part.index.names = ["from", "to"]
-    table = pd.DataFrame(shares).fillna(0.0).reset_index()
-    return table.sort_values("share", ascending=False, ignore_index=True)
-
-
-def _totals(filters: pd.DataFrame, patterns: pd.DataFrame) -> pd.DataFrame:
-    """One row a measure: a (of the first model, where it has one), b, each null, strictest."""
-    rows: list[dict[str, Any]] = []
-
-    def enter(measure: str, values: dict[str, float], strictest: str = "") -> None:
-        strictest = strictest or max(NULLS, key=lambda kind: values[kind])
-        rows.append({"measure": measure, "a": np.nan, **values, "strictest": strictest})
-
-    cosine = {kind: float(filters[f"cosine, {kind}"].median()) for kind in NULLS}
-    enter("median cosine", {"b": float(filters["cosine"].median()), **cosine})
-    if patterns.empty:
-        return pd.DataFrame(rows)
-    pattern = {key: patterns[f"pattern, {key}"] for key in ("a", "b", *NULLS)}
-    kept = {key: float((pattern[key] == pattern["a"]).mean()) for key in ("b", *NULLS)}
-    enter("same pattern", kept)
-    covered = {key: float((x != UNEXPLAINED).mean()) for key, x in pattern.items()}
-    enter(f"explained, r² ≥ {EXPLAINED}", covered)
-    sigma = {
-        key: float(patterns[f"sigma, {key}"][pattern[key] != UNEXPLAINED].median())
-        for key in pattern
-    }
-    nearest = min(NULLS, key=lambda kind: abs(sigma[kind] - sigma["b"]))
-    enter("median σ of those explained, taps", sigma, nearest)
-    return pd.DataFrame(rows)
-
-
 def _most_changed(
     pairs: list[Pairs], filters: pd.DataFrame, count: int = 24
 ) -> list[dict[str, Any]]:
@@ -247,8 +208,8 @@ def _most_changed(
     return chosen
 
 
-def _steps(banks: list[FilterBank], names: list[str]) -> pd.DataFrame:
-    """One row a step: its distance from the first and from the one before."""
+def _steps(banks: list[FilterBank], names: list[str], seed: int, sample: int) -> pd.DataFrame:
+    """One row a step: its distance from the first and from the one before, and its patterns."""
     rows = []
     for i, (bank, name) in enumerate(zip(banks, names, strict=True)):
         row: dict[str, Any] = {"step": i, "name": name}
@@ -257,7 +218,7 @@ def _steps(banks: list[FilterBank], names: list[str]) -> pd.DataFrame:
             row |= {f"cosine to the {what}": cosines, f"untouched since the {what}": untouched}
         norms = np.concatenate([np.linalg.norm(x.weight, axis=(1, 2)) for x in bank.layers])
         row["median norm"] = float(np.median(norms))
-        rows.append(row)
+        rows.append(row | step_patterns(bank, seed, sample))
     return pd.DataFrame(rows)
 
 

@@ -133,7 +133,8 @@ def pair_table(pairs: Pairs) -> pd.DataFrame:
     Returns:
         Columns layer, layer_b, depth, size, channel, channel_b, untouched (equal to the bit),
         cosine (of the centred forms), norm_ratio (of the centred filters, second over first),
-        change (norm of the difference over the norm of the first), and cosine of each null.
+        change (norm of the difference over the norm of the first), and cosine and norm_ratio of
+        each null.
     """
     taps = pairs.a.shape[1] * pairs.a.shape[2]
     first, second = (x.reshape(-1, taps) for x in (pairs.a, pairs.b))
@@ -157,6 +158,8 @@ def pair_table(pairs: Pairs) -> pd.DataFrame:
         flat = null.reshape(-1, taps)
         centred = flat - flat.mean(axis=1, keepdims=True)
         columns[f"cosine, {kind}"] = _cosine(centred_a, centred)
+        norm = np.linalg.norm(centred, axis=1)
+        columns[f"norm_ratio, {kind}"] = norm / np.where(norm_a > 0, norm_a, np.nan)
     return pd.DataFrame(columns)
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from keyfilters import plot
 from keyfilters.environment import environment
 from keyfilters.inspection import Comparison
+from keyfilters.inspection.comparison import near_one
 from keyfilters.nulls import NULLS
 from keyfilters.report.drawing import WIDTH, single_axes, to_svg
 from keyfilters.report.template import render, write_page
@@ -38,12 +39,19 @@ def write_comparison_report(
     html = render(
         "compare.html.j2",
         c=comparison,
-        totals=comparison.totals.to_dict("records"),
+        totals=comparison.shown_totals().to_dict("records"),
         nulls=NULLS,
+        near_one=near_one,
         layers=comparison.layers.to_dict("records"),
         flow=comparison.flow.head(16).to_dict("records"),
         flow_chart=_svg(lambda ax: plot.flow(comparison, ax=ax), WIDTH, 4.4) if flows else "",
         cosine_chart=_svg(lambda ax: plot.cosines(comparison, ax=ax), WIDTH, 3.4),
+        explained_chart=_svg(lambda ax: plot.coverage(comparison, ax=ax), WIDTH, 3.4)
+        if flows
+        else "",
+        step_chart=_svg(lambda ax: plot.steps(comparison, ax=ax), WIDTH, 3.4)
+        if comparison.steps is not None
+        else "",
         changed=[_card(row) for row in comparison.most_changed],
         steps=None if comparison.steps is None else comparison.steps.to_dict("records"),
         command=command,
@@ -59,5 +67,6 @@ def _svg(draw: Callable[[Axes], Axes], width: float, height: float) -> str:
 
 
 def _card(row: dict[str, Any]) -> dict[str, Any]:
-    images = {"image_a": filter_image(row["a"]), "image_b": filter_image(row["b"])}
-    return row | images | picture_size(row["a"].shape, 64)
+    shown = {"image_a": filter_image(row["a"]), "image_b": filter_image(row["b"])}
+    shown["told"] = near_one(row["cosine"]).replace(" ", "")
+    return row | shown | picture_size(row["a"].shape, 64)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from itertools import cycle
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from keyfilters import plot
 from keyfilters.report.drawing import (
     INK,
     NULL_COLOURS,
@@ -36,19 +36,8 @@ BARS = 24  # models in one chart
 def elimination(one: Discovery) -> str:
     """Value against the number of candidates left, round by round, beside the nulls."""
     figure, axes = single_axes(WIDTH, 3.9)
-    for number, style in zip(one.curve["round"].unique(), cycle(("-", "--", "-.")), strict=False):
-        part = one.curve[one.curve["round"] == number]
-        colour = "#2f66b0" if number == 1 else "#2a9d6f"
-        axes.plot(part["keys"], part["value"], style, color=colour, label=f"round {number}")
-    first = one.curve[one.curve["round"] == 1]
-    for null in one.nulls:
-        axes.plot(first["keys"], first[null], ":", color=NULL_COLOURS[null], label=f"{null} null")
-    axes.plot(len(one.keys), one.value, "D", color=INK, markersize=5, label="the keys")
-    axes.set_ylim(0, 1)
-    axes.set_xlabel("candidates left")
-    axes.set_ylabel("explained")
-    percent(axes, "y")
-    legend_below(figure, axes, columns=4)
+    plot.discovery(one, legend=False, ax=axes)
+    legend_below(figure, axes, columns=2)
     return to_svg(figure)
 
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 import matplotlib
 
-from keyfilters.clusters.naming import PATTERN_KINDS
+from keyfilters.plot.axes import COLOURS as KIND_COLOURS
+from keyfilters.plot.axes import INK, MUTED, UNCLASSIFIED, percent
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,24 +32,6 @@ __all__ = [
     "to_svg",
 ]
 
-KIND_COLOURS = dict(
-    zip(
-        PATTERN_KINDS,
-        (
-            "#c8452f",  # on-centre
-            "#2f66b0",  # off-centre
-            "#b565a7",  # off-grid centre
-            "#2a9d6f",  # edge
-            "#8cb63c",  # half-edge
-            "#e0a021",  # second derivative
-            "#3fb4c9",  # cross or square
-            "#7a5fb5",  # higher derivative
-            "#9a9a9a",  # unnamed
-        ),
-        strict=True,
-    )
-)
-INK, MUTED = "#22252b", "#737985"
 # From weak to strict, the strict ones dark.
 NULL_COLOURS = {
     "white": "#d9dce2",
@@ -57,7 +40,6 @@ NULL_COLOURS = {
     "phase": "#737985",
 }
 
-UNCLASSIFIED = "#e6e6e6"
 # Colours that a page replaces by its own where it is dark, see page.css.
 PAGE_COLOURS = {
     INK: "--ink",
@@ -124,13 +106,6 @@ def legend_below(figure: Figure, axes: Axes, columns: int) -> None:
     handles, labels = axes.get_legend_handles_labels()
     with matplotlib.rc_context(STYLE):  # type: ignore[arg-type]
         figure.legend(handles, labels, loc="outside lower left", ncols=columns)
-
-
-def percent(axes: Axes, axis: str) -> None:
-    """Write the numbers of the axis "x" or "y" as percentages."""
-    from matplotlib.ticker import PercentFormatter
-
-    (axes.xaxis if axis == "x" else axes.yaxis).set_major_formatter(PercentFormatter(1.0, 0))
 
 
 def shorten(name: str, length: int = 44) -> str:

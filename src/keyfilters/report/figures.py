@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from keyfilters import plot
 from keyfilters.clusters import Atlas, SizeAtlas
 from keyfilters.clusters.evidence import STRICT
 from keyfilters.nulls import NULLS
@@ -14,7 +15,6 @@ from keyfilters.report.drawing import (
     KIND_COLOURS,
     MUTED,
     NULL_COLOURS,
-    UNCLASSIFIED,
     WIDTH,
     legend_below,
     percent,
@@ -98,27 +98,10 @@ def sweep(atlas: SizeAtlas) -> str:
 
 def depth_profiles(atlas: Atlas, size: tuple[int, int], models: Sequence[str]) -> list[str]:
     """Stacked bars: share of the kinds of patterns in every layer, one chart a model."""
-    chosen = atlas.sizes_[size]
-    table = atlas.table_.iloc[chosen.rows]
     charts = []
     for model in models:
         figure, axes = single_axes(WIDTH, 2.9)
-        part = table[table["model"] == model]
-        layers = part[["layer", "depth"]].drop_duplicates().sort_values("depth")
-        bottom = np.zeros(len(layers))
-        for kind, colour in KIND_COLOURS.items():
-            of_kind = part["classified"] & (part["kind"] == kind)
-            share = of_kind.groupby(part["layer"], sort=False).mean()[layers["layer"]].to_numpy()
-            axes.bar(range(len(layers)), share, 0.86, bottom, color=colour)
-            bottom += share
-        axes.bar(range(len(layers)), 1 - bottom, 0.86, bottom, color=UNCLASSIFIED)
-        axes.set_xticks(range(len(layers)), [f"{d:.2f}" for d in layers["depth"]], fontsize=8.5)
-        if len(layers) > 10:
-            axes.set_xticks(axes.get_xticks()[:: len(layers) // 8])
-        axes.set_title(shorten(model), loc="left", fontsize=10.5)
-        axes.set_ylim(0, 1)
-        axes.set_xlabel("relative depth of the layer")
-        percent(axes, "y")
+        plot.depth_profile(atlas, size, model=model, legend=False, ax=axes)
         charts.append(to_svg(figure))
     return charts
 

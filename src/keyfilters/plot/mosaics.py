@@ -1,15 +1,4 @@
-"""Figures of filters, patterns, keys and comparisons, as functions that return matplotlib axes.
-
-Each takes ``ax=``; without it a figure is made with pyplot. Filters are drawn from blue (negative)
-over white (0) to red.
-
->>> import keyfilters as kf, torch
->>> ax = kf.plot.filters(kf.read(torch.nn.Conv2d(24, 24, 5, groups=24)))
->>> ax.get_title()
-'Conv2d/: 24 filters of 5×5'
->>> import matplotlib.pyplot as plt
->>> plt.close("all")
-"""
+"""Filters side by side: of a layer, beside their models, keys, patterns, before and after."""
 
 from __future__ import annotations
 
@@ -18,16 +7,15 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from keyfilters.bank import FilterBank
-from keyfilters.clusters import Atlas, SizeAtlas
-from keyfilters.discovery import Discovery
+from keyfilters.clusters import Atlas
 from keyfilters.discovery.universality import idealised_twin
 from keyfilters.errors import KeyFiltersError, nearest
 from keyfilters.inspection import Comparison
 from keyfilters.keyset import KeySet
+from keyfilters.plot.axes import FRAME, make_axes, of_size
 from keyfilters.receptive_fields import has_models
 
 if TYPE_CHECKING:
@@ -36,30 +24,13 @@ if TYPE_CHECKING:
 __all__ = [
     "changed",
     "code_strip",
-    "cosines",
-    "depth_profile",
-    "discovery",
     "filters",
-    "flow",
     "idealised",
     "keys",
     "mosaic",
     "patterns",
 ]
 
-COLOURS = {
-    "on-centre": "#c8452f",
-    "off-centre": "#2f66b0",
-    "off-grid centre": "#b565a7",
-    "edge": "#2a9d6f",
-    "half-edge": "#8cb63c",
-    "second derivative": "#e0a021",
-    "cross or square": "#3fb4c9",
-    "higher derivative": "#7a5fb5",
-    "unnamed": "#9a9a9a",
-    "unexplained": "#d4d6db",
-}
-FILTERS, NULL, INK, MUTED, FRAME = "#2f66b0", "#22252b", "#22252b", "#737985", "#d5d8de"
 Stack = Sequence[NDArray[np.floating[Any]]] | NDArray[np.floating[Any]]
 
 
@@ -102,7 +73,7 @@ def mosaic(
     gap_y = 1 + round(lines * 0.32 * k_x) if lines else 1
     canvas = np.full((rows * (k_y + gap_y), columns * (k_x + 1)), np.nan)
     width = min(12.0, 0.75 * columns)
-    ax = _axes(ax, (width, min(12.0, width * canvas.shape[0] / canvas.shape[1])))
+    ax = make_axes(ax, (width, min(12.0, width * canvas.shape[0] / canvas.shape[1])))
     frames = []
     for i, taps in enumerate(stack / limit):
         y, x = (i // columns) * (k_y + gap_y), (i % columns) * (k_x + 1)
@@ -221,7 +192,7 @@ def patterns(
     ax: Axes | None = None,
 ) -> Axes:
     """Draw the patterns of a kernel size with their names and shares, the most frequent first."""
-    one = _size(atlas, size)
+    one = of_size(atlas, size)
     table = one.patterns.table
     order = np.argsort(-table["share"].to_numpy(), kind="stable")[:most]
     names = [textwrap.fill(str(name), 12) for name in table["name"].iloc[order]]
@@ -241,132 +212,10 @@ def code_strip(
     ax: Axes | None = None,
 ) -> Axes:
     """Draw what the one-dimensional code decodes to, from 0 on the left to 1 on the right."""
-    one = _size(atlas, size)
+    one = of_size(atlas, size)
     chosen = np.linspace(0, len(one.decoded) - 1, min(count, len(one.decoded))).round().astype(int)
     ax = mosaic(one.decoded[chosen].reshape(-1, *one.size), columns=len(chosen), ax=ax)
     ax.set_title("decoded filters along the code, 0 to 1", fontsize=9)
-    return ax
-
-
-def depth_profile(
-    atlas: Atlas,
-    size: int | tuple[int, int] | None = None,
-    *,
-    model: str | None = None,
-    ax: Axes | None = None,
-) -> Axes:
-    """Draw the share of each kind of pattern in every layer of a model, over relative depth."""
-    one = _size(atlas, size)
-    table = atlas.table_.iloc[one.rows]
-    name = model or table["model"].iloc[0]
-    part = table[table["model"] == name]
-    if part.empty:
-        known = list(table["model"].unique())
-        raise KeyFiltersError(f"no model {name!r} with such filters; there are {', '.join(known)}")
-    layers = part[["layer", "depth"]].drop_duplicates().sort_values("depth")
-    ax = _axes(ax, (6.2, 3.2))
-    bottom = np.zeros(len(layers))
-    for kind, colour in COLOURS.items():
-        here = part["classified"].astype(bool) & (part["kind"] == kind)
-        share = here.groupby(part["layer"], sort=False).mean()[layers["layer"]].to_numpy()
-        if share.any():
-            ax.bar(range(len(layers)), share, 0.86, bottom, color=colour, label=kind)
-        bottom += share
-    ax.set_xticks(range(len(layers)), [f"{d:.2f}" for d in layers["depth"]], fontsize=8)
-    ax.set_ylim(0, 1)
-    ax.set_xlabel("relative depth of the layer")
-    ax.set_ylabel("share of its filters")
-    ax.set_title(name, fontsize=9, loc="left")
-    ax.legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
-    return _plain(ax)
-
-
-def discovery(found: Discovery, *, ax: Axes | None = None) -> Axes:
-    """Draw the share explained against the number of candidates left, beside every null."""
-    ax = _axes(ax, (6.2, 3.6))
-    first = found.curve[found.curve["round"] == 1]
-    ax.plot(first["keys"], first["value"], color=FILTERS, label="filters")
-    for null in found.nulls:
-        strict = null == found.strictest
-        ax.plot(
-            first["keys"], first[null], "--" if strict else ":", color=NULL if strict else MUTED,
-            label=f"{null} null{', the strictest' * strict}", linewidth=1.3,
-        )  # fmt: skip
-    ax.plot(len(found.keys), found.value, "D", color=INK, markersize=5, label="the keys")
-    ax.set_ylim(0, 1)
-    ax.set_xlabel("candidates left")
-    ax.set_ylabel("share explained")
-    ax.legend(fontsize=8, frameon=False)
-    return _plain(ax)
-
-
-def cosines(comparison: Comparison, *, ax: Axes | None = None) -> Axes:
-    """Draw the median cosine of every layer over depth, beside its strictest null."""
-    ax = _axes(ax, (6.2, 3.4))
-    layers = comparison.layers
-    ax.plot(
-        layers["depth"], layers["cosine"], "o-", color=FILTERS, markersize=4, label="the models"
-    )
-    label = (
-        "a change of equal size" if comparison.how == "position" else "as many without structure"
-    )
-    ax.plot(layers["depth"], layers["null"], "--", color=NULL, label=f"{label}, strictest null")
-    ax.set_xlabel("relative depth of the layer")
-    ax.set_ylabel("median cosine")
-    low = min(layers["cosine"].min(), layers["null"].min())
-    if low > 0.5:
-        ax.set_ylim(low - 0.1 * max(1 - low, 1e-9), 1 + 0.1 * max(1 - low, 1e-9))
-    ax.legend(fontsize=8, frameon=False)
-    return _plain(ax)
-
-
-def flow(comparison: Comparison, *, ax: Axes | None = None) -> Axes:
-    """Draw which patterns became which: a band as high as the share of the pairs.
-
-    Raises:
-        KeyFiltersError: no kernel size has idealised receptive fields.
-    """
-    table = comparison.flow[comparison.flow["share"] > 0]
-    if table.empty:
-        raise KeyFiltersError(
-            "no patterns to draw; they need windows of at least 3 taps along a side"
-        )
-    ax = _axes(ax, (5.6, 4.2))
-    order = [k for k in COLOURS if k in set(table["from"]) | set(table["to"])]
-    left = table.groupby("from")["share"].sum().reindex(order, fill_value=0.0)
-    right = table.groupby("to")["share"].sum().reindex(order, fill_value=0.0)
-    gap = 0.012
-    at = [
-        pd.Series(np.concatenate([[0], np.cumsum(side.to_numpy() + gap)[:-1]]), index=order)
-        for side in (left, right)
-    ]
-    for side, start, x, align in ((left, at[0], 0.0, "right"), (right, at[1], 1.0, "left")):
-        for kind in order:
-            ax.add_patch(_rectangle(x - 0.02, start[kind], 0.04, side[kind], COLOURS[kind]))
-            if side[kind] >= 0.01:
-                edge = x - 0.04 if align == "right" else x + 0.04
-                text = f"{kind} {side[kind]:.0%}"
-                ax.text(edge, start[kind] + side[kind] / 2, text, ha=align, va="center", fontsize=8)
-    used = [start.copy() for start in at]
-    t = np.linspace(0, 1, 40)
-    ease = 3 * t**2 - 2 * t**3
-    for source in order:
-        for target in order:
-            row = table[(table["from"] == source) & (table["to"] == target)]
-            if row.empty:
-                continue
-            share = float(row["share"].iloc[0])
-            low = used[0][source] + (used[1][target] - used[0][source]) * ease
-            ax.fill_between(
-                0.02 + 0.96 * t, low, low + share, color=COLOURS[source], alpha=0.4, lw=0
-            )
-            used[0][source] += share
-            used[1][target] += share
-    ax.set_xlim(-0.62, 1.62)
-    ax.set_ylim(1 + gap * len(order), -0.06)
-    ax.text(0, -0.02, _short(comparison.a), ha="center", va="bottom", fontsize=8, color=MUTED)
-    ax.text(1, -0.02, _short(comparison.b), ha="center", va="bottom", fontsize=8, color=MUTED)
-    ax.set_axis_off()
     return ax
 
 
@@ -384,35 +233,3 @@ def changed(comparison: Comparison, *, count: int = 12, ax: Axes | None = None) 
     shown = [row["a"] for row in rows] + [row["b"] for row in rows]
     labels = [f"ch. {row['channel']}" for row in rows] + [f"{row['cosine']:.2f}" for row in rows]
     return mosaic(shown, columns=len(rows), labels=labels, ax=ax)
-
-
-def _size(atlas: Atlas, size: int | tuple[int, int] | None) -> SizeAtlas:
-    known = atlas.sizes_
-    wanted = max(known) if size is None else (size, size) if isinstance(size, int) else tuple(size)
-    if wanted not in known:
-        held = ", ".join(f"{y}×{x}" for y, x in known)
-        raise KeyFiltersError(f"no kernel size {size!r} in this atlas; it has {held}")
-    return known[wanted]
-
-
-def _axes(ax: Axes | None, figsize: tuple[float, float]) -> Axes:
-    if ax is not None:
-        return ax
-    import matplotlib.pyplot as plt
-
-    return plt.subplots(figsize=figsize, layout="constrained")[1]
-
-
-def _plain(ax: Axes) -> Axes:
-    ax.spines[["top", "right"]].set_visible(False)
-    return ax
-
-
-def _rectangle(x: float, y: float, width: float, height: float, colour: str) -> Any:
-    from matplotlib.patches import Rectangle
-
-    return Rectangle((x, y), width, height, color=colour, lw=0)
-
-
-def _short(name: str, length: int = 28) -> str:
-    return name if len(name) <= length else f"…{name[1 - length :]}"
