@@ -49,7 +49,7 @@ def test_train_writes_all_that_counts(
     for part in ("test_convnext on digits", "test_top1 ", "ema_top1 ", "model.safetensors"):
         assert part in text
     assert {p.name for p in out.iterdir()} == {
-        *("checkpoint-4", "curves.png", "ema.safetensors", "metrics.jsonl"),
+        *("checkpoint-4", "curves.png", "ema.safetensors", "metrics.jsonl", "monitor.parquet"),
         *("model.safetensors", "recipe.toml", "summary.json"),
     }
     echo = Recipe.load(out / "recipe.toml")
@@ -125,7 +125,7 @@ def test_scales_that_learn_survive_an_interruption(
     arguments = ["train", str(recipe), "--device", "cpu", "--set", "schedule.steps=4"]
     arguments += ["--set", 'filters={keys="lindeberg2026-B", learn=["sigma"], unit_norm=true}']
     arguments += ["--set", "optimiser={base_lr=0.004, layer_decay=0.9}"]
-    arguments += ["--set", "checkpoint.steps=2"]
+    arguments += ["--set", "checkpoint.steps=2", "--monitor", "1"]
     original = Run._part
 
     def part(self: Any, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -143,6 +143,24 @@ def test_scales_that_learn_survive_an_interruption(
     for name in ("model.safetensors", "ema.safetensors"):
         cut, whole = ((tmp_path / out / name).read_bytes() for out in ("cut", "whole"))
         assert cut == whole
+    cut, whole = (pd.read_parquet(tmp_path / out / "monitor.parquet") for out in ("cut", "whole"))
+    assert whole["step"].tolist() == [0, 1, 2, 3, 4]
+    pd.testing.assert_frame_equal(cut[sorted(cut)], whole[sorted(whole)])
+
+
+def test_monitoring_changes_no_result(
+    capsys: pytest.CaptureFixture[str], recipe: Path, tmp_path: Path
+) -> None:
+    for every in ("0", "1"):
+        out = tmp_path / every
+        arguments = ("train", str(recipe), "--device", "cpu", "--monitor", every, "--out", str(out))
+        assert run(capsys, *arguments)[0] == 0
+    weights = [(tmp_path / x / "model.safetensors").read_bytes() for x in ("0", "1")]
+    assert weights[0] == weights[1]
+    assert not (tmp_path / "0" / "monitor.parquet").exists()
+    table = pd.read_parquet(tmp_path / "1" / "monitor.parquet")
+    assert table["step"].tolist() == [0, 1, 2, 3, 4]
+    assert (table.filter(like="/change").iloc[1:] > 0).all(axis=None)
 
 
 @pytest.mark.parametrize(

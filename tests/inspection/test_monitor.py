@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import keyfilters as kf
-from keyfilters.inspection import TensorBoardLog, TrackerImages, WandbLog
+from keyfilters.inspection import TensorBoardLog, TrackerImages, TrainMonitor, WandbLog
 from keyfilters.inspection.adapters import lightning_callback, transformers_callback
 from keyfilters.thumbnails import filter_image, grid_image
 from tests.inspection.sick import healthy
@@ -97,6 +97,46 @@ def test_a_hook_on_the_optimiser() -> None:
     assert monitor.table["step"].tolist() == [0, 2, 4]
     handles[0].remove()
     assert "every 2 steps" in repr(monitor)
+
+
+def test_a_loop_that_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "m.parquet"
+    model = net()
+    whole = kf.Monitor(model, every=2, path=path)
+    train(model, 3, after=whole.step)
+    assert whole.table["step"].tolist() == [0, 2]
+    again = kf.Monitor(model, every=2, path=path, start=2)  # interrupted after step 3
+    assert again.table["step"].tolist() == [0, 2]
+    train(model, 2, after=again.step)
+    assert pd.read_parquet(path)["step"].tolist() == [0, 2, 4] == again.table["step"].tolist()
+    assert again.table["filters/1/change"].notna().tolist() == [False, True, True]
+    between = kf.Monitor(model, every=2, path=path, start=3)
+    assert between.table["step"].tolist() == [0, 2] and "2 measured" in repr(between)
+    assert kf.Monitor(model, every=2, start=4).table["step"].tolist() == [4]
+    path.write_bytes(b"no table")
+    with pytest.raises(kf.KeyFiltersError, match=r"m\.parquet"):
+        kf.Monitor(model, path=path, start=2)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_trainer_of_the_package(tmp_path: Path) -> None:
+    pytest.importorskip("accelerate")
+    from keyfilters.training import Recipe, load_data, train
+
+    recipe = Recipe.from_dict({"schedule": {"steps": 4}, "data": {"samples": 80}})
+    images = load_data("digits", samples=80)
+    model = nn.Sequential(
+        nn.Conv2d(1, 32, 1), net()[1], nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 10)
+    )
+    log = Recorder()
+    watch = TrainMonitor(2, log=log)
+    train(recipe, model=model, data=images, device="cpu", on_step=watch)
+    assert list(log.values) == [0, 2, 4] and not watch.refused
+    assert log.values[4]["filters/1/change"] > 0 and set(log.drawn[0]) == {"filters/1"}
+    plain = TrainMonitor(2)
+    train(recipe, model=nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), data=images, device="cpu",
+          on_step=plain)  # fmt: skip
+    assert plain.monitor is None and "depthwise" in plain.refused
 
 
 def test_filters_that_diverge_are_told() -> None:

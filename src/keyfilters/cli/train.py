@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from keyfilters.surgery.treatment import Treated
     from keyfilters.training import Data, Trained
 
+MONITOR = "monitor.parquet"
 SHOWN = 12  # rows of the table: the last epochs
 
 
@@ -52,13 +53,20 @@ def train(
             show_default=False,
         ),
     ] = None,
+    monitor: Annotated[
+        int,
+        typer.Option(
+            help="Steps between two measurements of the depthwise filters; 0: none.", min=0
+        ),
+    ] = 100,
 ) -> None:
     """Train a model on labelled images by a recipe.
 
     Says first what will run. With --out, writes checkpoint-N/ now and then, from which the same
-    command continues; recipe.toml (all that counts), metrics.jsonl (one line an epoch), and at the
-    end model.safetensors, ema.safetensors, summary.json and curves.png, and filters.csv where a
-    recipe has a section [filters]. The weights are those of the epoch that is best on validation
+    command continues; recipe.toml (all that counts), metrics.jsonl (one line an epoch),
+    monitor.parquet (see keyfilters.Monitor; the recipe's trackers get the same), and at the end
+    model.safetensors, ema.safetensors, summary.json and curves.png, and filters.csv where a recipe
+    has a section [filters]. The weights are those of the epoch that is best on validation
     images; the test images are looked at once. On several devices: torchrun --nproc-per-node 2 -m
     keyfilters train …
     """
@@ -81,7 +89,7 @@ def train(
         for subject, words in {**facts, "filters": str(treated)}.items():
             typer.echo(f"{subject + ':':<15} {words}")
     if not dry_run:
-        _run(asked, model, data, out, None if device == "auto" else device, treated)
+        _run(asked, model, data, out, None if device == "auto" else device, treated, monitor)
 
 
 def _run(
@@ -91,18 +99,24 @@ def _run(
     out: Path | None,
     device: str | None,
     treated: Treated,
+    monitor: int,
 ) -> None:
     """Train, and let the main process show and write what came of it."""
     import torch
 
+    from keyfilters.inspection import TrainMonitor
     from keyfilters.training import train as run
 
+    path = None if out is None else out / MONITOR
+    watch = TrainMonitor(monitor, path=path) if monitor else None
     with progress_bar() as step:
 
         def tell(done: int, steps: int, what: str) -> None:
             step(what, done, steps)
 
-        trained = run(asked, out, model=model, data=data, device=device, progress=tell)
+        trained = run(
+            asked, out, model=model, data=data, device=device, progress=tell, on_step=watch
+        )
     distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
     main = not distributed or torch.distributed.get_rank() == 0
     if distributed:
@@ -120,11 +134,15 @@ def _run(
     typer.echo(f"on test images, of epoch {trained.summary['best_epoch']}: {tested}")
     for image, reason in trained.summary["data"]["skipped"]:
         typer.echo(f"left out {image}: {reason}", err=True)
+    if watch is not None and watch.refused:
+        typer.echo(f"not monitored: {watch.refused}", err=True)
     if out is not None:
         _write(out, trained, treated, name)
 
 
 def _write(out: Path, trained: Trained, treated: Treated, name: str) -> None:
+    import pandas as pd
+
     from keyfilters.report.training_figure import training_figure
     from keyfilters.training import write_results
 
@@ -133,7 +151,8 @@ def _write(out: Path, trained: Trained, treated: Treated, name: str) -> None:
     try:
         if treated.table is not None:
             treated.table.to_csv(out / "filters.csv", index=False)
-        training_figure(trained.history, name).savefig(out / "curves.png", dpi=150)
+        watched = pd.read_parquet(out / MONITOR) if (out / MONITOR).exists() else None
+        training_figure(trained.history, name, watched).savefig(out / "curves.png", dpi=150)
     except OSError as error:
         raise KeyFiltersError(f"cannot write to {out}: {error.strerror or error}") from error
     typer.echo(f"The model: {(out / 'model.safetensors').resolve()}")

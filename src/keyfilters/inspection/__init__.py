@@ -3,6 +3,7 @@
 from keyfilters.inspection.adapters import (
     TensorBoardLog,
     TrackerImages,
+    TrainMonitor,
     WandbLog,
     lightning_callback,
     transformers_callback,
@@ -21,6 +22,7 @@ __all__ = [
     "Rule",
     "TensorBoardLog",
     "TrackerImages",
+    "TrainMonitor",
     "WandbLog",
     "check",
     "compare",

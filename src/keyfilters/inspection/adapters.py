@@ -3,7 +3,8 @@
 Lightning: ``Trainer(callbacks=[lightning_callback(every=100)])``. transformers:
 ``Trainer(callbacks=[transformers_callback(every=100)])``. accelerate: no adapter is needed,
 ``Monitor(model, log=accelerator.log)``; `TrackerImages` adds pictures. timm's ``train.py`` and
-other loops that cannot be changed: ``Monitor(model).attach(optimizer)``.
+other loops that cannot be changed: ``Monitor(model).attach(optimizer)``. The package's own trainer:
+``train(recipe, on_step=TrainMonitor(every=100))``, as ``keyfilters train`` does.
 """
 
 from __future__ import annotations
@@ -13,11 +14,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from keyfilters.errors import NoFiltersError
 from keyfilters.inspection.monitor import Monitor
 
 __all__ = [
     "TensorBoardLog",
     "TrackerImages",
+    "TrainMonitor",
     "WandbLog",
     "lightning_callback",
     "transformers_callback",
@@ -78,6 +81,37 @@ class TrackerImages:
                 tracker.log_images(batches, step=step, **_format(tracker))
 
 
+class TrainMonitor:
+    """Monitor a run of `keyfilters.training.train`, as its ``on_step``.
+
+    It writes to the trackers of the recipe; a run that goes on goes on here too.
+
+    Args:
+        every: as of `Monitor`.
+        options: further ones of `Monitor`; ``log`` takes the place of the recipe's trackers.
+
+    Attributes:
+        monitor: None before the first step, and for a model without depthwise filters.
+        refused: why such a model is not monitored.
+    """
+
+    def __init__(self, every: int = 100, **options: Any) -> None:
+        self.every, self.options = every, options
+        self.monitor: Monitor | None = None
+        self.refused = ""
+
+    def __call__(self, step: int, model: Any, accelerator: Any) -> None:
+        """Count a step; at the first call, start."""
+        if self.monitor is not None:
+            self.monitor.step(step)
+        elif not self.refused:
+            chosen = {"log": TrackerImages(accelerator), "start": step} | self.options
+            try:
+                self.monitor = Monitor(model, self.every, **chosen)
+            except NoFiltersError as error:
+                self.refused = str(error)
+
+
 def _format(tracker: Any) -> dict[str, Any]:
     return {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
 
@@ -105,7 +139,8 @@ def lightning_callback(every: int = 100, **options: Any) -> Any:
         def on_train_start(self, trainer: Any, module: Any) -> None:
             if trainer.is_global_zero:
                 logs = [_Metrics(logger) for logger in trainer.loggers]
-                self.monitor = Monitor(module, every, **({"log": logs} | options))
+                chosen = {"log": logs, "start": trainer.global_step} | options
+                self.monitor = Monitor(module, every, **chosen)
 
         def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
             if self.monitor is not None:
@@ -128,7 +163,8 @@ def transformers_callback(every: int = 100, **options: Any) -> Any:
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
             if state.is_world_process_zero:
-                self.monitor = Monitor(rest["model"], every, **options)
+                chosen = {"start": state.global_step} | options
+                self.monitor = Monitor(rest["model"], every, **chosen)
 
         def on_step_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
             if self.monitor is not None:

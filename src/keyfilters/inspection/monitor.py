@@ -59,13 +59,16 @@ class Monitor:
         path: file ``.parquet`` that holds all measurements, written anew each time.
         sample: number of filters of each kernel size that are matched.
         seed: of the sample and the nulls.
+        start: number of steps done before, where a loop goes on; measurements of these steps in the
+            file `path` are kept.
 
     Attributes:
         history: the values of each measurement, with its ``step``.
 
     Raises:
         NoFiltersError: the model has no depthwise filter that can be read.
-        KeyFiltersError: `every` or `sample` is not positive, or `path` has another ending.
+        KeyFiltersError: `every` or `sample` is not positive, `path` has another ending, or holds
+            something else where a loop goes on.
 
     >>> from torch import nn
     >>> monitor = Monitor(nn.Conv2d(64, 64, 7, groups=64), every=10)
@@ -84,6 +87,7 @@ class Monitor:
         path: str | os.PathLike[str] | None = None,
         sample: int = SAMPLE,
         seed: int = 0,
+        start: int = 0,
     ) -> None:
         if every < 1 or sample < 2:
             raise KeyFiltersError(
@@ -105,9 +109,25 @@ class Monitor:
             )
         self.history: list[dict[str, float]] = []
         self._last: dict[str, Array] = {}
-        self._steps = 0
-        self._measured = -1
-        self.measure(0)
+        self._steps, self._measured = start, -1
+        if start and self.path is not None and self.path.exists():
+            self._go_on(self.path, start)
+        if self._measured != start and start % self.every == 0:
+            self.measure(start)
+
+    def _go_on(self, path: Path, start: int) -> None:
+        """Take over the measurements of the steps before, of a loop that was interrupted."""
+        try:
+            table = pd.read_parquet(path)
+        except (OSError, ValueError) as error:
+            raise KeyFiltersError(
+                f"{path} holds no measurements ({error}); move it away, or give another path"
+            ) from error
+        rows = table[table["step"] <= start].to_dict("records")
+        self.history = [{str(k): v for k, v in row.items() if pd.notna(v)} for row in rows]
+        if rows and rows[-1]["step"] == start:
+            self._last = {k.name: self._weight(k) for k in self.kernels}
+            self._measured = start
 
     def step(self, step: int | None = None) -> dict[str, float] | None:
         """Count a step, and measure if it is a multiple of `every`; call it after the optimiser's.
@@ -156,7 +176,7 @@ class Monitor:
         return values
 
     def __repr__(self) -> str:
-        filters = sum(len(w) for w in self._last.values())
+        filters = sum(len(self._weight(k)) for k in self.kernels)
         return (
             f"Monitor({filters:,} filters in {len(self.kernels)} layers, every {self.every} steps; "
             f"{len(self.history)} measured)"

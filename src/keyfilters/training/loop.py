@@ -23,7 +23,7 @@ from keyfilters.training.processes import (
 )
 from keyfilters.training.recipe import Recipe
 from keyfilters.training.results import Trained
-from keyfilters.training.run import Progress, Run
+from keyfilters.training.run import OnStep, Progress, Run
 
 __all__ = ["train"]
 
@@ -36,6 +36,7 @@ def train(
     data: Data | None = None,
     device: str | None = None,
     progress: Progress | None = None,
+    on_step: OnStep | None = None,
 ) -> Trained:
     """Train a model by a recipe; with `out`, continue where an interrupted run was.
 
@@ -54,6 +55,9 @@ def train(
         data: images to train with, not the recipe's.
         device: "cpu", "cuda", "cuda:1", "mps"; None takes the best there is.
         progress: called now and then with the steps done, the number of all and what happens.
+        on_step: called on the main process before the first step and after every one, with the
+            number of steps done, the model, which it must not alter, and accelerate's
+            ``Accelerator``, to whose trackers it may write.
 
     Raises:
         KeyFiltersError: a value of the recipe that does not fit the data or the model, a loss that
@@ -76,7 +80,7 @@ def train(
             found = checkpoints.newest(folder, own)
         threads = found[1]["threads"] if found else torch.get_num_threads()
         with own_randomness(accelerator.device), own_threads(threads):
-            run = Run(recipe, model, data, accelerator, folder, progress)
+            run = Run(recipe, model, data, accelerator, folder, progress, on_step)
             try:
                 return run.go(own, found)
             finally:

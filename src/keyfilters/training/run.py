@@ -27,8 +27,9 @@ from keyfilters.training.models import make_optimiser, make_schedule, try_model
 from keyfilters.training.recipe import Recipe
 from keyfilters.training.results import Trained, state_of, write_results, write_weights
 
-__all__ = ["Progress", "Run"]
+__all__ = ["OnStep", "Progress", "Run"]
 
+OnStep = Callable[[int, nn.Module, Any], object]
 Progress = Callable[[int, int, str], object]
 
 SHOWN = 0.5  # seconds between two calls of progress
@@ -52,11 +53,13 @@ class Run:
         accelerator: Any,
         out: Path | None,
         progress: Progress | None,
+        on_step: OnStep | None = None,
     ) -> None:
         from timm.utils import ModelEmaV3
 
         self.recipe, self.data, self.accelerator, self.out = recipe, data, accelerator, out
         self.main, self.progress = accelerator.is_main_process, progress
+        self.on_step = on_step if self.main else None
         self.batches = Batches(recipe, data, accelerator)
         self.per_epoch, self.steps = self.batches.per_epoch, recipe.steps(len(data.images))
         layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
@@ -91,13 +94,13 @@ class Run:
             from accelerate.utils import set_seed
 
             set_seed(child_integer(self.recipe.seed, "train", self.accelerator.process_index))
-            self._keep()
         else:
             self._load(*found)
             if found[1]["finished"]:
                 return self._trained(found[1]["summary"])
         if self.out is not None and self.main:
             write_whole(self.out / "recipe.toml", self.recipe.to_toml())
+        self._after_step()
         self._loop()
         summary = self._finish()
         trained = self._trained(summary)
@@ -131,7 +134,7 @@ class Run:
                 self.scheduler.step_update(self.step)
                 if self.ema is not None:
                     self.ema.update(self.model, self.step)
-                self._keep()
+                self._after_step()
                 now = time.perf_counter()
                 if self.progress is not None and self.main and now > shown + SHOWN:
                     epoch = (self.step - 1) // self.per_epoch + 1
@@ -170,10 +173,12 @@ class Run:
                 self.stepping.zero_grad()
         return loss.detach()
 
-    def _keep(self) -> None:
-        """Write the weights of this step, if they were asked for."""
+    def _after_step(self) -> None:
+        """Write the weights of this step, if they were asked for, and call `on_step`."""
         if self.out is not None and self.main and self.step in self.recipe.checkpoint.keep:
             write_weights(self.out / f"step-{self.step}.safetensors", self.model)
+        if self.on_step is not None:
+            self.on_step(self.step, self.model, self.accelerator)
 
     def _look(self) -> None:
         """Average the last losses over all processes; refuse one that is not finite."""
