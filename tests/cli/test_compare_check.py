@@ -49,10 +49,25 @@ def test_check_writes_for_machines(
     out = tmp_path / "out"
     code, text, _ = run(capsys, "check", str(ill), "--format", "json", "--out", str(out))
     assert code == 0 and json.loads(text)["ok"] is False
-    assert {p.name for p in out.iterdir()} == {"findings.csv", "check.json", "check.sarif"}
+    assert {p.name for p in out.iterdir()} == {
+        "findings.csv",
+        "check.json",
+        "check.sarif",
+        "report.html",
+    }
     assert pd.read_csv(out / "findings.csv")["rule"].tolist() == ["non-finite"]
     code, text, _ = run(capsys, "check", str(ill), "--format", "sarif")
     assert json.loads(text) == json.loads((out / "check.sarif").read_text())
+
+
+def test_check_prints_the_worst_of_each_rule_or_all(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    spoiled(healthy(), one_nan, slice(1, 3)).save(tmp_path / "two.safetensors")
+    for arguments, lines in (((), 1), (("--all",), 2)):
+        code, text, _ = run(capsys, "check", str(tmp_path / "two.safetensors"), *arguments)
+        rows = [line for line in text.splitlines() if line.startswith("│ non-finite")]
+        assert code == 0 and len(rows) == lines
 
 
 def test_check_of_an_unknown_rule(capsys: pytest.CaptureFixture[str], well: Path) -> None:

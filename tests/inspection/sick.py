@@ -81,6 +81,16 @@ def tiny(w: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32
     return w * np.float32(3e-4)
 
 
+def huge(w: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
+    return w * np.float32(1e6)
+
+
+def uneven(w: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
+    """One scale for all leaves one step on either side of 0 to every second filter."""
+    w[::2] *= 0.004
+    return w
+
+
 def checkerboard(w: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
     y, x = np.indices(w.shape[1:])
     board = np.where((x + y) % 2, -1, 1).astype(np.float32)
@@ -116,6 +126,8 @@ SICK: dict[str, tuple[Spoil, str, slice]] = {
     "one channel a million times larger": (exploded, "exploding", slice(1, 2)),
     "an eighth of a layer vanishing": (vanished, "vanishing", slice(1, 2)),
     "a layer scaled by 3e-4": (tiny, "norm-level", slice(1, 2)),
+    "a layer scaled by a million": (huge, "float16-range", slice(1, 2)),
+    "half of a layer 250 times smaller": (uneven, "int8-range", slice(1, 2)),
     "checkerboards added": (checkerboard, "checkerboard", slice(1, 2)),
     "filters pushed one tap aside": (pushed, "off-grid", slice(1, 2)),
     "taps rounded to three values": (ternary, "few-values", slice(1, 2)),

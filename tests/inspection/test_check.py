@@ -13,7 +13,16 @@ from keyfilters.inspection.layer_filters import LayerFilters
 from keyfilters.inspection.rules.duplicates import nearest_sine
 from keyfilters.inspection.rules.untrained import sphericity
 from tests.conftest import LITE, require
-from tests.inspection.sick import SICK, copied, healthy, spoiled, tiny, untrained
+from tests.inspection.sick import (
+    SICK,
+    checkerboard,
+    copied,
+    healthy,
+    one_nan,
+    spoiled,
+    tiny,
+    untrained,
+)
 
 
 def test_a_healthy_network_has_no_findings() -> None:
@@ -150,3 +159,17 @@ def test_efficientnet_lite0_is_healthy() -> None:
     found = kf.check(LITE[0])
     assert found.ok
     assert set(found.findings["rule"]) <= {"dead", "off-grid"}
+
+
+def test_the_worst_of_each_rule() -> None:
+    def some_nan(w, rng):  # type: ignore[no-untyped-def]
+        w[:10, 0, 0] = np.nan
+        return w
+
+    bank = spoiled(spoiled(healthy(), one_nan, slice(1, 2)), some_nan, slice(3, 4))
+    found = kf.check(spoiled(bank, checkerboard, slice(2, 3)))
+    worst = found.worst.set_index("rule")
+    assert worst.index[0] == "non-finite" and worst.index.is_unique
+    assert worst.loc["non-finite", "layer"] == "conv3" and worst.loc["non-finite", "layers"] == 2
+    assert worst.loc["checkerboard", "layer"] == "conv2"
+    assert "conv3" in found._repr_html_() and len(kf.check(healthy()).worst) == 0

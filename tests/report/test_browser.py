@@ -10,9 +10,10 @@ from urllib.parse import quote
 import pytest
 
 import keyfilters as kf
+from keyfilters.report.check_page import write_check_report
 from keyfilters.report.compare_page import write_comparison_report
 from keyfilters.report.experiment_page import write_experiment
-from tests.inspection.sick import healthy
+from tests.inspection.sick import healthy, one_nan, spoiled
 from tests.report.browser import Browser, browser
 from tests.report.test_experiment_page import example
 
@@ -135,6 +136,10 @@ def test_pages_are_readable_on_a_phone(page: str, tab: Browser, tmp_path: Path, 
     for address in (page, *others):
         tab.open(address, 390, dark=dark)
         looks_right(tab, dark=dark)
+    checked = kf.check(spoiled(healthy(), one_nan))
+    tab.open(write_check_report(checked, tmp_path / "check.html").as_uri(), 390, dark=dark)
+    assert tab.value("document.documentElement.scrollWidth") <= tab.value("innerWidth")
+    assert tab.value("document.querySelectorAll('.finding.error img').length") == 1
     assert tab.problems == []
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from html import escape
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from keyfilters.threads import one_thread
 
 __all__ = ["Check", "check"]
 
+LEVELS = ("error", "warning", "note")
 COLUMNS = (
     "rule",
     "level",
@@ -76,18 +78,32 @@ class Check:
             )
         return pd.DataFrame(rows)
 
+    @property
+    def worst(self) -> pd.DataFrame:
+        """The finding with the largest value of each rule and model, errors first.
+
+        Returns:
+            The columns of ``findings``, and layers: the number of findings of this rule and model.
+        """
+        if self.findings.empty:
+            return self.findings.assign(layers=0)
+        groups = self.findings.groupby(["rule", "model"], sort=False)["measured"]
+        rows = self.findings.loc[groups.idxmax()].assign(layers=groups.size().to_numpy())
+        order = rows["level"].map(LEVELS.index)
+        return rows.iloc[np.argsort(order, kind="stable")].reset_index(drop=True)
+
     def __repr__(self) -> str:
         counts: dict[str, int] = self.findings["level"].value_counts().to_dict()
         found = ", ".join(
             f"{counts[level]} {level}{'s' * (counts[level] > 1)}"
-            for level in ("error", "warning", "note")
+            for level in LEVELS
             if level in counts
         )
         return f"Check({len(self.bank):,} filters, {len(self.rules)} rules: {found or 'nothing'})"
 
     def _repr_html_(self) -> str:
-        shown = self.findings.drop(columns=["channels", "threshold", "null"])
-        return f"<p>{self!r}</p>{shown.to_html(index=False)}"
+        shown = self.worst[["rule", "level", "model", "layers", "layer", "measured", "message"]]
+        return f"<p>{escape(repr(self))}</p>{shown.to_html(index=False)}"
 
     def to_json(self) -> str:
         """Return the findings and the rules as JSON text."""
