@@ -36,6 +36,8 @@ def test_mosaic_holds_every_tap_on_its_scale() -> None:
     np.testing.assert_allclose(shared[:3, :4], filters[0] / np.abs(filters).max())
     labelled = kf.plot.mosaic(filters, labels=list("abcde"))
     assert [text.get_text() for text in labelled.texts] == list("abcde")
+    long = kf.plot.mosaic(filters, labels=["a name of many words\nand a line"] * 5)
+    assert max(map(len, long.texts[0].get_text().splitlines())) <= 12
     zero = kf.plot.mosaic(np.zeros((2, 3, 3)))
     assert set(image(zero)[np.isfinite(image(zero))]) == {0}
 

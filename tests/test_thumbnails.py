@@ -50,3 +50,17 @@ def test_discovery_and_atlas_in_a_notebook(planted_atlas: kf.Atlas) -> None:
     prototypes = sum(len(x.patterns.table) for x in planted_atlas.sizes_.values())
     assert planted_atlas._repr_html_().count("<img") == prototypes
     assert "patterns" in repr(planted_atlas) and "seed=3" in repr(kf.Atlas(seed=3))
+
+
+def test_a_long_bank_shows_its_first_and_its_last_layer() -> None:
+    bank = healthy(16)
+    html = bank._repr_html_()
+    assert "12 of 16" in html and html.count("<tr>") == 13
+    assert ">conv0<" in html and ">conv15<" in html
+
+
+def test_shipped_patterns_and_a_comparison_in_one_line() -> None:
+    book = kf.load_atlas("zoo-5x5")
+    assert book._repr_html_().count("<img") == 16 and len(repr(book)) < 120
+    found = kf.compare(healthy(1), spoiled(healthy(1), untrained, slice(None)))
+    assert "\n" not in repr(found) and len(repr(found)) < 120 and "null" in repr(found)

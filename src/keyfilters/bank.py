@@ -132,7 +132,9 @@ class FilterBank:
 
         from keyfilters.thumbnails import contact_sheet
 
-        shown = self.layers[:: max(1, len(self.layers) // 12)][:12]
+        count = len(self.layers)
+        places = np.linspace(0, count - 1, min(count, 12)).round().astype(int)
+        shown = [self.layers[i] for i in places]
         rows = "".join(
             f"<tr><td>{escape(layer.name)}</td><td>{layer.depth:.2f}</td>"
             f"<td>{len(layer.weight):,}</td>"
@@ -140,7 +142,8 @@ class FilterBank:
             for layer in shown
         )
         head = "<tr><th>layer</th><th>depth</th><th>filters</th><th>the first 20</th></tr>"
-        return f"<p>{escape(repr(self))}</p><table>{head}{rows}</table>"
+        told = f"; {len(shown)} of {count} layers" if len(shown) < count else ""
+        return f"<p>{escape(repr(self))}{told}</p><table>{head}{rows}</table>"
 
     def __add__(self, other: FilterBank) -> FilterBank:
         """Join two banks; a model name that both hold gets a number in the second."""

@@ -163,7 +163,8 @@ class Atlas(Estimator):
         for size, one in self.sizes_.items():
             prototypes = one.patterns.prototypes.reshape(-1, *size)
             parts.append(f"<p>{size_label(size)}</p>{contact_sheet(prototypes, 16, 36)}")
-        return "".join(parts) + self.claims_.to_html(index=False, float_format="{:.3f}".format)
+        told = self.claims_[["size", "claim", "value", "held_out", "strictest", "chance", "q"]]
+        return "".join(parts) + told.to_html(index=False, float_format="{:.3f}".format, na_rep="")
 
     def steps(self, bank: FilterBank) -> int:
         """Number of times that `fit` will call its progress function for a bank, at most."""

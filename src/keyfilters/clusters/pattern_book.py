@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -155,7 +156,20 @@ class PatternBook:
 
     def __repr__(self) -> str:
         k_y, k_x = self.size
-        return f"PatternBook({len(self.table)} patterns of {k_y}×{k_x}: {self.provenance})"
+        origin = textwrap.shorten(self.provenance, 70, placeholder=" …")
+        return f"PatternBook({len(self.table)} patterns of {k_y}×{k_x}: {origin})"
+
+    def _repr_html_(self) -> str:
+        """Show the most frequent patterns, their names and shares, for a notebook."""
+        from html import escape
+
+        from keyfilters.thumbnails import contact_sheet
+
+        used = self.table.loc[np.unique(self.index)].sort_values("share", ascending=False).head(16)
+        middles = [self.decoded[self.index == i].mean(axis=0) for i in used.index]
+        sheet = contact_sheet([x.reshape(self.size) for x in middles], 16, 36)
+        table = used.to_html(index=False, float_format="{:.3f}".format)
+        return f"<p>{escape(repr(self))}</p>{sheet}{table}"
 
     def _nearest(
         self, filters: NDArray[np.float32]

@@ -119,15 +119,25 @@ class Comparison:
         return "; ".join(told).replace("gained its", "gained a").replace("gained their", "gained a")
 
     def __repr__(self) -> str:
-        return f"Comparison({self.a} and {self.b}: {self.verdict})"
+        row = self._total("median cosine")
+        value, chance = near_one(row["b"]), near_one(row[row["strictest"]])
+        return (
+            f"Comparison({self.a} and {self.b}, {len(self.filters):,} pairs by {self.how}: "
+            f"median cosine {value}, null {chance})"
+        )
 
     def _repr_html_(self) -> str:
         from html import escape
 
         from keyfilters.thumbnails import contact_sheet
 
-        sides = [row[key] for row in self.most_changed[:12] for key in ("a", "b")]
-        sheet = contact_sheet(sides, columns=12)
+        rows = self.most_changed[:12]
+        sheet = "".join(
+            f"<p>those that differ most, {escape(name)}</p>"
+            + contact_sheet([row[key] for row in rows], columns=12)
+            for key, name in (("a", self.a), ("b", self.b))
+            if rows
+        )
         totals = self.shown_totals().to_html(index=False)
         return f"<p>{escape(f'{self.a} and {self.b}: {self.verdict}')}</p>{sheet}{totals}"
 

@@ -86,7 +86,7 @@ def discovery(found: Discovery, *, legend: bool = True, ax: Axes | None = None) 
         legend: whether to say which line is which.
         ax: where to draw.
     """
-    ax = make_axes(ax, (6.2, 3.6))
+    ax = make_axes(ax, (7.4, 3.6))
     rounds = found.curve["round"].unique()
     for number, style in zip(rounds, cycle(("-", "--", "-.")), strict=False):
         part = found.curve[found.curve["round"] == number]
@@ -105,4 +105,6 @@ def discovery(found: Discovery, *, legend: bool = True, ax: Axes | None = None) 
     percent(ax)
     ax.set_xlabel("candidates left")
     ax.set_ylabel("explained")
-    return plain(ax, legend)
+    if legend:
+        ax.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    return plain(ax)

@@ -31,6 +31,7 @@ __all__ = [
     "patterns",
 ]
 
+LABEL = 12  # characters in a line below a filter
 Stack = Sequence[NDArray[np.floating[Any]]] | NDArray[np.floating[Any]]
 
 
@@ -48,7 +49,7 @@ def mosaic(
         filters: n filters of one size ``(k_y, k_x)``, row 0 on top.
         columns: filters in a row; None for a grid about twice as wide as high.
         scale: ``"own"``: every filter to its largest absolute tap; ``"shared"``: to that of all.
-        labels: n texts to stand below the filters, or none.
+        labels: n texts to stand below the filters, or none; long ones are broken into lines.
         ax: where to draw.
 
     Raises:
@@ -69,11 +70,13 @@ def mosaic(
     rows = -(-count // columns)
     limit = np.nanmax(np.abs(stack), axis=(1, 2), keepdims=True, initial=0.0)
     limit = np.where(limit > 0, limit, 1) if scale == "own" else max(limit.max(), 1e-30)
+    labels = ["\n".join(textwrap.fill(line, LABEL) for line in text.split("\n")) for text in labels]
     lines = max((label.count("\n") + 1 for label in labels), default=0)
     gap_y = 1 + round(lines * 0.32 * k_x) if lines else 1
     canvas = np.full((rows * (k_y + gap_y), columns * (k_x + 1)), np.nan)
     width = min(12.0, 0.75 * columns)
-    ax = make_axes(ax, (width, min(12.0, width * canvas.shape[0] / canvas.shape[1])))
+    height = width * canvas.shape[0] / canvas.shape[1] + 0.35  # of a title
+    ax = make_axes(ax, (width, min(12.0, height)))
     frames = []
     for i, taps in enumerate(stack / limit):
         y, x = (i // columns) * (k_y + gap_y), (i % columns) * (k_x + 1)
@@ -174,7 +177,7 @@ def keys(found: KeySet, *, twins: bool = True, ax: Axes | None = None) -> Axes:
         twins: whether to draw the receptive fields; not so for windows of less than 3 taps.
         ax: where to draw.
     """
-    names = [x if len(x) < 10 else f"key {i}" for i, x in enumerate(found.names, 1)]
+    names = list(found.names)
     if not twins or not has_models(found.window):
         return mosaic(found.filters, columns=min(len(found), 12), labels=names, ax=ax)
     forms = idealised_twin(found)[0].filters
@@ -195,11 +198,7 @@ def patterns(
     one = of_size(atlas, size)
     table = one.patterns.table
     order = np.argsort(-table["share"].to_numpy(), kind="stable")[:most]
-    names = [textwrap.fill(str(name), 12) for name in table["name"].iloc[order]]
-    labels = [
-        f"{name}\n{share:.0%}"
-        for name, share in zip(names, table["share"].iloc[order], strict=True)
-    ]
+    labels = [f"{row['name']}\n{row['share']:.0%}" for row in table.iloc[order].to_dict("records")]
     shown = one.patterns.prototypes[order].reshape(-1, *one.size)
     return mosaic(shown, columns=min(len(shown), 8), labels=labels, ax=ax)
 
