@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -297,3 +298,20 @@ def test_transformers(tmp_path: Path) -> None:
     transformers.Trainer(Model(), arguments, train_dataset=rows, callbacks=[callback]).train()
     assert list(log.values) == [0, 2, 4]
     assert log.values[4]["filters/net.1/change"] > 0
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_callbacks_go_on_where_a_trainer_does() -> None:
+    pytest.importorskip("lightning")
+    pytest.importorskip("transformers")
+    of_lightning = lightning_callback(every=2)
+    trainer = SimpleNamespace(is_global_zero=True, loggers=[], global_step=4)
+    of_lightning.on_train_start(trainer, net())
+    of_transformers = transformers_callback(every=2)
+    state = SimpleNamespace(is_world_process_zero=True, global_step=5)
+    of_transformers.on_train_begin(None, state, None, model=net())
+    assert of_lightning.monitor.table["step"].tolist() == [4]
+    assert of_transformers.monitor.table.empty
+    state.global_step = 6
+    of_transformers.on_step_end(None, state, None)
+    assert of_transformers.monitor.table["step"].tolist() == [6]

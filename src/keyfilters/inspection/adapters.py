@@ -105,9 +105,9 @@ class TrainMonitor:
         if self.monitor is not None:
             self.monitor.step(step)
         elif not self.refused:
-            chosen = {"log": TrackerImages(accelerator), "start": step} | self.options
+            chosen: dict[str, Any] = {"log": TrackerImages(accelerator), "start": step}
             try:
-                self.monitor = Monitor(model, self.every, **chosen)
+                self.monitor = Monitor(model, self.every, **(chosen | self.options))
             except NoFiltersError as error:
                 self.refused = str(error)
 
