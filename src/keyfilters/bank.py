@@ -15,13 +15,14 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from keyfilters.errors import KeyFiltersError, SourceError
-from keyfilters.files import write_whole
 from keyfilters.scalespace import why_unusable
 from keyfilters.sizes import as_window
+from keyfilters.tensor_files import forget_pages, map_tensors, save_tensors
 
-__all__ = ["FilterBank", "Layer"]
+__all__ = ["FilterBank", "FilterRows", "Layer"]
 
 FORMAT = "keyfilters-bank-1"
+MAPPED_FROM = 2**26  # bytes of a file whose filters stay on disk until they are used
 
 
 @dataclass(frozen=True, eq=False)
@@ -198,19 +199,20 @@ class FilterBank:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the bank as one safetensors file; nothing is left behind if that fails."""
-        from safetensors.numpy import save
-
         metadata = {
             "format": FORMAT,
             "layers": json.dumps([_to_json(layer) for layer in self.layers]),
             "skipped": json.dumps(self.skipped),
         }
-        tensors = {f"{i:05d}": np.ascontiguousarray(x.weight) for i, x in enumerate(self.layers)}
-        write_whole(Path(path), save(tensors, metadata=metadata))
+        tensors = {f"{i:05d}": layer.weight for i, layer in enumerate(self.layers)}
+        save_tensors(Path(path), tensors, metadata)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> FilterBank:
         """Read a bank written by `save`.
+
+        The filters of a file of 64 MiB and more stay on disk, memory-mapped, until they are used;
+        such weights cannot be written to.
 
         Raises:
             SourceError: the file is missing, damaged, or not a bank.
@@ -222,8 +224,10 @@ class FilterBank:
                 metadata = file.metadata() or {}
                 if metadata.get("format") != FORMAT:
                     raise SourceError(f"{path} is not a filter bank; to read a model: kf.read(...)")
+                large = Path(path).stat().st_size >= MAPPED_FROM
+                tensor = map_tensors(Path(path)).__getitem__ if large else file.get_tensor
                 layers = [
-                    _from_json(held, file.get_tensor(f"{i:05d}"))
+                    _from_json(held, tensor(f"{i:05d}"))
                     for i, held in enumerate(json.loads(metadata["layers"]))
                 ]
                 skipped = [(name, why) for name, why in json.loads(metadata.get("skipped", "[]"))]
@@ -232,6 +236,47 @@ class FilterBank:
         except (SafetensorError, OSError, LookupError, TypeError, ValueError) as error:
             raise SourceError(f"{path} cannot be read as a filter bank: {error}") from error
         return cls(layers, skipped)
+
+
+class FilterRows:
+    """Filters of one kernel size of a bank, read when they are asked for.
+
+    Args:
+        bank: that holds them.
+        rows: ``(n,)`` their numbers among all filters of the bank, in order of the layers,
+            ascending.
+
+    >>> weight = np.arange(18, dtype=np.float32).reshape(2, 3, 3)
+    >>> bank = FilterBank([Layer("net", "conv", weight, (1, 1), (1, 1), 0.0)])
+    >>> filters = FilterRows(bank, np.array([1]))
+    >>> len(filters), filters[:1].shape
+    (1, (1, 3, 3))
+    """
+
+    def __init__(self, bank: FilterBank, rows: NDArray[np.int64]) -> None:
+        self.rows = rows
+        self._weights = [layer.weight for layer in bank.layers]
+        self._ends = np.cumsum([len(weight) for weight in self._weights])
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, chosen: slice | NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return filters ``(m, k_y, k_x)`` by their places, which must ascend."""
+        rows = self.rows[chosen]
+        layers, first = np.unique(self.layers_of(rows), return_index=True)
+        parts = []
+        for layer, own in zip(layers, np.split(rows, first[1:]), strict=True):
+            weight = self._weights[layer]
+            own = own - (self._ends[layer] - len(weight))
+            whole = own[-1] - own[0] + 1 == len(own)
+            parts.append(np.array(weight[own[0] : own[-1] + 1] if whole else weight[own]))
+            forget_pages(weight)
+        return np.concatenate(parts)
+
+    def layers_of(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the number of the layer that each row of the bank is in."""
+        return np.searchsorted(self._ends, rows, side="right")
 
 
 def _free_name(name: str, taken: set[str]) -> str:
