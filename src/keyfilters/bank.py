@@ -261,9 +261,19 @@ class FilterRows:
     def __len__(self) -> int:
         return len(self.rows)
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """``(n, k_y, k_x)``; ``(0, 0, 0)`` where there are none."""
+        if not len(self.rows):
+            return 0, 0, 0
+        k_y, k_x = self._weights[int(self.layers_of(self.rows[:1])[0])].shape[1:]
+        return len(self.rows), k_y, k_x
+
     def __getitem__(self, chosen: slice | NDArray[np.int64]) -> NDArray[np.float32]:
         """Return filters ``(m, k_y, k_x)`` by their places, which must ascend."""
         rows = self.rows[chosen]
+        if not len(rows):
+            return np.empty((0, *self.shape[1:]), np.float32)
         layers, first = np.unique(self.layers_of(rows), return_index=True)
         parts = []
         for layer, own in zip(layers, np.split(rows, first[1:]), strict=True):

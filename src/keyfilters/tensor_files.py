@@ -15,9 +15,9 @@ from keyfilters.files import whole_file
 
 __all__ = ["forget_pages", "map_tensors", "save_tensors"]
 
-TYPES = {"bool": "BOOL", "float16": "F16", "float32": "F32", "float64": "F64"} | {
-    f"{word}{bits}": f"{word[0].upper()}{bits}" for word in ("int", "uint") for bits in (8, 16, 32, 64)
-}
+TYPES = {"bool": "BOOL", "float16": "F16", "float32": "F32", "float64": "F64"}
+for _bits in (8, 16, 32, 64):
+    TYPES |= {f"int{_bits}": f"I{_bits}", f"uint{_bits}": f"U{_bits}"}
 KINDS = {name: np.dtype(kind).newbyteorder("<") for kind, name in TYPES.items()}
 
 
