@@ -96,8 +96,7 @@ def describe(
         total = whole.use.total
         total += part.use.total  # in order, so that it rounds in one way
         for name, columns in part.keys.items():
-            for column, values in zip(whole.keys[name], columns, strict=True):
-                column[rows] = values
+            whole.keys[name][0][rows], whole.keys[name][1][rows] = columns
         whole.looks[rows] = part.looks
     return whole
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -82,6 +83,16 @@ class SizeAtlas:
     def unit(self) -> NDArray[np.float32]:
         """``(n, taps)`` their centred unit forms."""
         return centred_unit(self.filters[:])
+
+    def of_models(self, models: Sequence[str]) -> NDArray[np.int64]:
+        """Return the places ``(m,)`` of the usable filters of some models."""
+        chosen = np.array([layer.model in models for layer in self.bank.layers], dtype=bool)
+        return np.flatnonzero(chosen[self.layers])
+
+    @property
+    def layers(self) -> NDArray[np.int32]:
+        """``(n,)`` number of the layer that each usable filter is in."""
+        return self.filters.layers_of(self.rows).astype(np.int32)
 
     @property
     def classified(self) -> NDArray[np.bool_]:
