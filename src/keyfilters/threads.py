@@ -19,7 +19,14 @@ from typing import Any, TypeVar
 import torch
 from threadpoolctl import ThreadpoolController
 
-__all__ = ["in_parts", "one_thread", "one_thread_if_forked", "piece_by_piece", "side_by_side"]
+__all__ = [
+    "in_parts",
+    "one_thread",
+    "one_thread_if_forked",
+    "piece_by_piece",
+    "side_by_side",
+    "workers",
+]
 
 Result = TypeVar("Result")
 
@@ -113,7 +120,7 @@ def one_thread_if_forked() -> AbstractContextManager[None]:
     return one_thread() if _limit.forked else nullcontext()
 
 
-def _allowed() -> int:
+def workers() -> int:
     """Return how many parts may run at a time: one in a forked process and within a part."""
     if _limit.forked or getattr(_limit.own, "part", False):
         return 1
@@ -135,7 +142,7 @@ def side_by_side(tasks: Sequence[Callable[[], Result]]) -> Iterator[Result]:
     within such a task, one. No more tasks are started than that and one, before their results are
     taken. Tasks must not share a random generator.
     """
-    threads = min(_allowed(), len(tasks))
+    threads = min(workers(), len(tasks))
     with one_thread():
         if threads < 2:
             yield from (task() for task in tasks)
@@ -151,21 +158,18 @@ def side_by_side(tasks: Sequence[Callable[[], Result]]) -> Iterator[Result]:
 
 
 def piece_by_piece(
-    work: Callable[[slice], Result], count: int, size: int, pieces: int = 1
+    work: Callable[[slice], Result], count: int, size: int
 ) -> Iterator[tuple[slice, Result]]:
-    """Yield every piece of a whole and what a work returns for it, in order.
+    """Yield the slice of every part of a whole and what a work returns for it, in order.
 
     Args:
-        work: called with the slice of every piece; never with others, whatever `pieces` is.
+        work: called with the slice of every part, as many at a time as `side_by_side` does tasks.
         count: length of the whole.
-        size: length of a piece; the last one may be shorter.
-        pieces: number of pieces that one task of `side_by_side` does.
+        size: length of a part; the last one may be shorter.
     """
     parts = [slice(start, min(start + size, count)) for start in range(0, count, size)]
-    several = [parts[i : i + pieces] for i in range(0, len(parts), pieces)]
-    tasks = [partial(lambda some: [(part, work(part)) for part in some], some) for some in several]
-    for found in side_by_side(tasks):
-        yield from found
+    tasks = [partial(work, part) for part in parts]
+    yield from zip(parts, side_by_side(tasks), strict=True)
 
 
 def in_parts(work: Callable[[slice], None], count: int, size: int) -> None:

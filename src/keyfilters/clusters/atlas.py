@@ -13,39 +13,27 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from keyfilters.bank import FilterBank, FilterRows
-from keyfilters.claims import FILTERS, claims_table, halves
-from keyfilters.clusters.agreement import pattern_agreement
+from keyfilters.bank import FilterBank
+from keyfilters.claims import claims_table
 from keyfilters.clusters.estimator import Estimator
-from keyfilters.clusters.evidence import STEPS, Evidence, gather_evidence
-from keyfilters.clusters.key_use import known_keys, use_of_keys
-from keyfilters.clusters.matched import NULL_SAMPLE, Matched, match_filters
-from keyfilters.clusters.methods import ONE_DIMENSION, Fitted
+from keyfilters.clusters.evidence import STEPS
+from keyfilters.clusters.fit_size import fit_size
 from keyfilters.clusters.pattern_book import PatternBook, name_filters_of
-from keyfilters.clusters.patterns import read_patterns
-from keyfilters.clusters.per_filter import describe, flaws_of
-from keyfilters.clusters.prototypes import PrototypeSet
+from keyfilters.clusters.per_filter import flaws_of
 from keyfilters.clusters.sentences import in_words
-from keyfilters.clusters.size_atlas import SizeAtlas, size_label, threshold_of
-from keyfilters.clusters.square_or_shifted import square_report
+from keyfilters.clusters.size_atlas import SizeAtlas, size_label
 from keyfilters.clusters.stored import load_nested, save_nested
 from keyfilters.clusters.summary import summarise
 from keyfilters.clusters.tables import (
     NullsClassified,
     coverage_table,
     filter_table,
-    layer_columns,
     unusable_table,
     write_table,
 )
 from keyfilters.columns import LARGE
 from keyfilters.errors import KeyFiltersError, NoFiltersError
 from keyfilters.files import write_whole
-from keyfilters.nulls import NULLS, null_units
-from keyfilters.receptive_fields import has_models
-from keyfilters.scalespace import centred_unit
-from keyfilters.seeds import child_seed
-from keyfilters.threads import one_thread
 
 __all__ = ["Atlas"]
 
@@ -143,7 +131,12 @@ class Atlas(Estimator):
         nulls: dict[tuple[int, int], NullsClassified] = {}
         self.unclustered_: dict[tuple[int, int], str] = {}
         for size in bank.sizes:
-            self._fit_size(size, flaws, nulls, progress)
+            of_size = np.concatenate([np.full(len(x.weight), x.size == size) for x in bank.layers])
+            rows = np.flatnonzero(of_size & (flaws == 0))
+            if len(rows) < self.fewest:
+                self.unclustered_[size] = f"{len(rows)} usable filters, fewer than {self.fewest}"
+            else:
+                self.sizes_[size], nulls[size] = fit_size(self, size, rows, progress)
         if not self.sizes_:
             reasons = "; ".join(f"{y}×{x}: {why}" for (y, x), why in self.unclustered_.items())
             raise NoFiltersError(f"not enough filters for an atlas ({reasons or 'an empty bank'})")
@@ -281,101 +274,6 @@ class Atlas(Estimator):
         if not hasattr(self, "summary_"):
             raise KeyFiltersError("this atlas is not fitted yet; call fit(bank) first")
 
-    @one_thread()
-    def _fit_size(
-        self,
-        size: tuple[int, int],
-        flaws: NDArray[np.uint8],
-        null_classified: dict[tuple[int, int], NullsClassified],
-        progress: Progress,
-    ) -> None:
-        of_size = [np.full(len(x.weight), x.size == size) for x in self.bank_.layers]
-        rows = np.flatnonzero(np.concatenate(of_size) & (flaws == 0))
-        if len(rows) < self.fewest:
-            self.unclustered_[size] = f"{len(rows)} usable filters, fewer than {self.fewest}"
-            return
-        kernel, threshold = size_label(size), threshold_of(size, self.threshold)
-        filters = FilterRows(self.bank_, rows)
-        where = pd.DataFrame(layer_columns(self.bank_, rows, ("model", "layer", "stride")))
-        progress(f"{kernel}: null filters")
-        chosen = self._sample(len(rows), self.sample, "sample")
-        unit = centred_unit(filters[chosen])
-        nulls = {kind: null_units(unit, size, kind, self.seed) for kind in NULLS}
-        data = {FILTERS: unit} | nulls
-        evidence, agreement = self._gather(data, size, halves(where)[chosen], progress)
-        codes = {key: _prototypes(found) for key, found in evidence.fits[ONE_DIMENSION].items()}
-        progress(f"{kernel}: patterns")
-        decoded, known = codes[FILTERS][0].prototypes, known_keys(size)
-        found = describe(filters, size, decoded, known, threshold)
-        patterns = read_patterns(
-            decoded, found.use, lambda own: centred_unit(filters[own]), size, threshold
-        )
-        keys = {
-            name: use_of_keys(name, one, *found.keys[name], nulls) for name, one in known.items()
-        }
-        squares = square_report(found.looks, where, size)
-        progress(f"{kernel}: idealised receptive field of every filter")
-        matched = self._match(filters, nulls, threshold)
-        self.sizes_[size] = SizeAtlas(
-            size, threshold, rows, decoded, patterns, evidence, agreement, squares, matched, keys,
-            [
-                *evidence.claims,
-                *([matched.claim] if matched is not None else []),
-                *(use.claim for use in keys.values()),
-            ],
-            self.bank_,
-        )  # fmt: skip
-        classified = {k: codes[k][0].dissimilarity(null) < threshold for k, null in nulls.items()}
-        null_classified[size] = classified, chosen
-
-    def _gather(
-        self,
-        data: dict[str, NDArray[np.float32]],
-        size: tuple[int, int],
-        half: NDArray[np.bool_],
-        progress: Progress,
-    ) -> tuple[Evidence, pd.DataFrame]:
-        """Coverage of all methods, and agreement of their patterns."""
-        kernel, threshold = size_label(size), threshold_of(size, self.threshold)
-        seeds = range(self.seed, self.seed + self.seeds)
-        evidence = gather_evidence(
-            data,
-            size,
-            threshold,
-            seeds,
-            [count for count in self.counts if count <= len(half) // 4],
-            half,
-            feed_forward=self.feed_forward,
-            device=self.device,
-            progress=lambda step: progress(f"{kernel}: {step}"),
-        )
-        progress(f"{kernel}: agreement")
-        codes = {key: _prototypes(found) for key, found in evidence.fits[ONE_DIMENSION].items()}
-        agreement = {
-            key: pattern_agreement(codes[key], seeds[: len(codes[key])], part, threshold)
-            for key, part in data.items()
-        }
-        return evidence, pd.DataFrame(agreement).T
-
-    def _match(
-        self,
-        filters: FilterRows,
-        nulls: dict[str, NDArray[np.float32]],
-        threshold: float,
-    ) -> Matched | None:
-        """Match the filters and some of each null, where the window has idealised models."""
-        if not has_models((filters.shape[1], filters.shape[2])):
-            return None
-        some = self._sample(len(next(iter(nulls.values()))), NULL_SAMPLE, "matched")
-        samples = {kind: null[some] for kind, null in nulls.items()}
-        return match_filters(filters, samples, threshold, self.device)
-
-    def _sample(self, count: int, most: int, purpose: str) -> NDArray[np.int64]:
-        if count <= most:
-            return np.arange(count)
-        generator = np.random.default_rng(child_seed(self.seed, purpose))
-        return np.sort(generator.choice(count, most, replace=False))
-
     def _claims(self) -> pd.DataFrame:
         """All claims of the atlas, so that together at most one page in twenty claims falsely."""
         from scipy.stats import false_discovery_control
@@ -384,7 +282,3 @@ class Atlas(Estimator):
         table = pd.concat(parts, ignore_index=True)
         table.insert(0, "size", table.pop("size"))
         return table.assign(q=false_discovery_control(table["p"]))
-
-
-def _prototypes(fitted: list[Fitted]) -> list[PrototypeSet]:
-    return [found for found in fitted if isinstance(found, PrototypeSet)]

@@ -10,10 +10,10 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
-from keyfilters.bank import FilterRows
 from keyfilters.claims import FILTERS, Claim
-from keyfilters.clusters.per_filter import GRAINS
-from keyfilters.columns import GRAIN, text_column
+from keyfilters.clusters.per_filter import chunk_of, grains_of
+from keyfilters.columns import text_column
+from keyfilters.filter_rows import FilterRows
 from keyfilters.receptive_fields import match
 from keyfilters.receptive_fields.families import MATCHED
 from keyfilters.receptive_fields.models import mean_scale, render_models
@@ -135,35 +135,39 @@ def _match_all(
 ) -> tuple[pd.DataFrame, _LeftOver]:
     """Match filters and measure where and how separable they are, and what is left over."""
 
-    def work(rows: slice) -> tuple[pd.DataFrame, _LeftOver]:
-        return _match_grain(filters[rows], size, device)
+    def work(rows: slice) -> tuple[pd.DataFrame, list[_LeftOver]]:
+        return _match_chunk(filters[rows], size, device)
 
     names = [form.name for form in MATCHED]
     kinds = list(dict.fromkeys(form.kind for form in MATCHED))
     family = np.empty(len(filters), np.uint8)
     numbers = {name: np.empty(len(filters)) for name in (*MATCH_COLUMNS[2:], *SHAPE_COLUMNS)}
     left = _LeftOver()
-    for rows, (found, rest) in piece_by_piece(work, len(filters), GRAIN, GRAINS):
+    for rows, (found, rest) in piece_by_piece(work, len(filters), chunk_of(len(filters))):
         family[rows] = pd.Index(names).get_indexer(found["family"])
         for name, column in numbers.items():
             column[rows] = found[name]
-        left.add(rest)  # in order, so that it rounds in one way
+        for grain in rest:  # in order, so that it rounds in one way
+            left.add(grain)
     kind = np.array([kinds.index(form.kind) for form in MATCHED], np.uint8)[family]
     columns = {"family": text_column(family, names), "kind": text_column(kind, kinds)} | numbers
     return pd.DataFrame(columns, copy=False), left
 
 
-def _match_grain(
+def _match_chunk(
     filters: NDArray[np.float32], size: tuple[int, int], device: str
-) -> tuple[pd.DataFrame, _LeftOver]:
+) -> tuple[pd.DataFrame, list[_LeftOver]]:
     table = match(filters, null=None, device=device)
     lifted = torch.tensor(filters - table["offset"].to_numpy()[:, None, None])
     table["half_grid_offset"] = half_grid_offset(lifted).numpy()
     table["separability"] = separability_index(lifted).numpy()
-    flat = filters.reshape(len(filters), -1)
-    left = flat - render_models(table, size).reshape(len(filters), -1)
-    left /= np.linalg.norm(flat - flat.mean(axis=1, keepdims=True), axis=1, keepdims=True)
-    return table, _LeftOver(left.sum(axis=0), left.T @ left)
+    rest = []
+    for grain in grains_of(len(filters)):
+        flat = filters[grain].reshape(-1, size[0] * size[1])
+        left = flat - render_models(table.iloc[grain], size).reshape(flat.shape)
+        left /= np.linalg.norm(flat - flat.mean(axis=1, keepdims=True), axis=1, keepdims=True)
+        rest.append(_LeftOver(left.sum(axis=0), left.T @ left))
+    return table, rest
 
 
 def _by_kind(table: pd.DataFrame, bar: float) -> pd.DataFrame:

@@ -9,19 +9,28 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from keyfilters.bank import FilterBank, FilterRows
+from keyfilters.bank import FilterBank
 from keyfilters.clusters.key_use import strongest_key
 from keyfilters.clusters.patterns import CodeUse
 from keyfilters.clusters.square_or_shifted import look_square
 from keyfilters.columns import GRAIN
+from keyfilters.filter_rows import FilterRows
 from keyfilters.keyset import KeySet
 from keyfilters.scalespace import centred_unit, why_unusable
-from keyfilters.threads import piece_by_piece
+from keyfilters.threads import piece_by_piece, workers
 
-__all__ = ["FLAWS", "Description", "describe", "flaw_numbers", "flaws_of"]
+__all__ = [
+    "FLAWS",
+    "Description",
+    "chunk_of",
+    "describe",
+    "flaw_numbers",
+    "flaws_of",
+    "grains_of",
+]
 
 FLAWS = ("", "non-finite", "dead", "constant")
-GRAINS = 1  # that one thread does at a time; results do not depend on it
+CHUNK = 16 * GRAIN  # filters of a task, at most; results do not depend on it
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +63,7 @@ def flaws_of(bank: FilterBank) -> NDArray[np.uint8]:
         def work(part: slice, filters: FilterRows = filters) -> NDArray[np.uint8]:
             return flaw_numbers(filters[part])
 
-        for part, number in piece_by_piece(work, len(rows), GRAIN, 4 * GRAINS):
+        for part, number in piece_by_piece(work, len(rows), chunk_of(len(rows))):
             found[rows[part]] = number
     return found
 
@@ -91,14 +100,28 @@ def describe(
         np.empty(count, np.uint8),
     )
     work = partial(_describe, filters, size, decoded, keys, threshold)
-    for rows, part in piece_by_piece(work, count, GRAIN, GRAINS):
-        whole.use.step[rows], whole.use.dissimilarity[rows] = part.use.step, part.use.dissimilarity
-        total = whole.use.total
-        total += part.use.total  # in order, so that it rounds in one way
-        for name, columns in part.keys.items():
-            whole.keys[name][0][rows], whole.keys[name][1][rows] = columns
-        whole.looks[rows] = part.looks
+    for chunk, grains in piece_by_piece(work, count, chunk_of(count)):
+        for start, part in zip(range(chunk.start, chunk.stop, GRAIN), grains, strict=True):
+            rows = slice(start, min(start + GRAIN, chunk.stop))
+            whole.use.step[rows] = part.use.step
+            whole.use.dissimilarity[rows] = part.use.dissimilarity
+            total = whole.use.total
+            total += part.use.total  # grain by grain, so that it rounds in one way
+            for name, columns in part.keys.items():
+                whole.keys[name][0][rows], whole.keys[name][1][rows] = columns
+            whole.looks[rows] = part.looks
     return whole
+
+
+def chunk_of(count: int) -> int:
+    """Return how many of so many filters a task takes: whole grains, and some for every thread."""
+    even = -(-count // (workers() * GRAIN)) * GRAIN
+    return max(GRAIN, min(CHUNK, even))
+
+
+def grains_of(count: int) -> list[slice]:
+    """Divide so many filters in grains."""
+    return [slice(start, min(start + GRAIN, count)) for start in range(0, count, GRAIN)]
 
 
 def _describe(
@@ -108,10 +131,13 @@ def _describe(
     keys: Mapping[str, KeySet],
     threshold: float,
     rows: slice,
-) -> Description:
-    unit = centred_unit(filters[rows])
-    return Description(
-        CodeUse.of(decoded, unit, threshold),
-        {name: strongest_key(unit, known) for name, known in keys.items()},
-        look_square(unit, size, threshold),
-    )
+) -> list[Description]:
+    """Describe one chunk, grain by grain."""
+    chunk = filters[rows]
+    found = []
+    for grain in grains_of(len(chunk)):
+        unit = centred_unit(chunk[grain])
+        best = {name: strongest_key(unit, known) for name, known in keys.items()}
+        use = CodeUse.of(decoded, unit, threshold)
+        found.append(Description(use, best, look_square(unit, size, threshold)))
+    return found

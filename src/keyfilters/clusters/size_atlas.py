@@ -10,12 +10,13 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from keyfilters.bank import FilterBank, FilterRows
+from keyfilters.bank import FilterBank
 from keyfilters.claims import Claim
 from keyfilters.clusters.evidence import Evidence
 from keyfilters.clusters.key_use import KeyUse
 from keyfilters.clusters.matched import Matched
 from keyfilters.clusters.patterns import Patterns
+from keyfilters.filter_rows import FilterRows
 from keyfilters.scalespace import centred_unit
 
 __all__ = ["SizeAtlas", "size_label", "threshold_of"]

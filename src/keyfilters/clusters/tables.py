@@ -12,11 +12,12 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from keyfilters.bank import FilterBank, FilterRows
+from keyfilters.bank import FilterBank
 from keyfilters.clusters.per_filter import FLAWS, flaw_numbers, flaws_of
 from keyfilters.clusters.size_atlas import SizeAtlas, size_label
 from keyfilters.columns import GRAIN, text_column
 from keyfilters.files import whole_file
+from keyfilters.filter_rows import FilterRows
 from keyfilters.nulls import NULLS
 from keyfilters.threads import one_thread, piece_by_piece
 
