@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 __all__ = ["GRAIN", "LARGE", "text_column"]
 
-GRAIN = 1024  # filters that are multiplied together; sums over filters are sums over such grains
+GRAIN = 4096  # rows that are computed at a time where no sum depends on it
 LARGE = 2**18  # rows of a table beyond which its texts are categories
 
 

@@ -25,6 +25,7 @@ __all__ = [
     "one_thread_if_forked",
     "piece_by_piece",
     "side_by_side",
+    "undivided",
     "workers",
 ]
 
@@ -128,10 +129,24 @@ def workers() -> int:
     return _limit.own.threads if inside else torch.get_num_threads()
 
 
+@contextmanager
+def undivided() -> Iterator[None]:
+    """Let all that is called inside run on this thread, also what would divide its work.
+
+    How a work is divided can change the last digits of its results.
+    """
+    before = getattr(_limit.own, "part", False)
+    _limit.own.part = True
+    try:
+        with one_thread():
+            yield
+    finally:
+        _limit.own.part = before
+
+
 def _as_part(task: Callable[[], Result]) -> Result:
     """Do a task in a thread of its own, on one thread, and so all that it calls."""
-    _limit.own.part = True
-    with one_thread():
+    with undivided():
         return task()
 
 

@@ -18,7 +18,6 @@ from keyfilters.bank import FilterBank, Layer
 from keyfilters.clusters import atlas as atlas_module
 from keyfilters.clusters import per_filter, tables
 from keyfilters.clusters.principal_curve import PrincipalCurve
-from keyfilters.columns import GRAIN
 from keyfilters.filter_rows import FilterRows
 from keyfilters.receptive_fields import build_dictionary
 from keyfilters.report import payload
@@ -63,9 +62,9 @@ def test_chunks_threads_and_categories_change_no_bit(
 ) -> None:
     bank, before, found = kf.read(saved), torch.get_num_threads(), []
     try:
-        for threads, chunk, large in ((1, 16, 2**18), (3, 1, 1000)):
+        for threads, grains, large in ((1, 3, 2**18), (3, 1, 1000)):
             torch.set_num_threads(threads)
-            monkeypatch.setattr(per_filter, "CHUNK", chunk * GRAIN)
+            monkeypatch.setattr(per_filter, "GRAINS", grains)
             monkeypatch.setattr(columns, "LARGE", large)
             monkeypatch.setattr(atlas_module, "LARGE", large)
             found.append(fitted(bank))
@@ -94,7 +93,6 @@ def test_a_bank_on_disk_is_read_in_chunks_and_its_table_written_in_groups(
         return found
 
     monkeypatch.setattr(FilterRows, "__getitem__", watched)
-    monkeypatch.setattr(per_filter, "CHUNK", GRAIN)
     monkeypatch.setattr(tables, "ROW_GROUP", 600)
     monkeypatch.setattr(payload, "LAYERS", 5)
     monkeypatch.setattr(columns, "LARGE", 1000)
@@ -104,7 +102,7 @@ def test_a_bank_on_disk_is_read_in_chunks_and_its_table_written_in_groups(
     atlas = fitted(bank)
     atlas.save(tmp_path / "out")
     page = kf.write_report(atlas, tmp_path / "out" / "report.html").read_text()
-    assert max(read) <= GRAIN and sum(read) >= 3 * FILTERS
+    assert max(read) <= 2048 and sum(read) >= 3 * FILTERS
     assert "each of 5 of the 12 layers" in page
     file = pq.ParquetFile(tmp_path / "out" / "filters.parquet")
     assert file.num_row_groups == -(-len(bank) // 600)

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from keyfilters.claims import FILTERS, Claim
-from keyfilters.clusters.per_filter import chunk_of, grains_of
+from keyfilters.clusters.per_filter import grain_by_grain
 from keyfilters.columns import text_column
 from keyfilters.filter_rows import FilterRows
 from keyfilters.receptive_fields import match
@@ -19,7 +19,7 @@ from keyfilters.receptive_fields.families import MATCHED
 from keyfilters.receptive_fields.models import mean_scale, render_models
 from keyfilters.receptive_fields.significance import significance
 from keyfilters.scalespace import half_grid_offset, separability_index
-from keyfilters.threads import one_thread, piece_by_piece
+from keyfilters.threads import one_thread, undivided
 
 __all__ = ["Matched", "match_filters"]
 
@@ -84,7 +84,8 @@ def match_filters(
     size = (filters.shape[1], filters.shape[2])
     samples = {kind: null[:NULL_SAMPLE] for kind, null in nulls.items()}
     together = np.concatenate(list(samples.values())).reshape(-1, *size)
-    found = match(together, null=None, device=device)["r2"].to_numpy()
+    with undivided():
+        found = match(together, null=None, device=device)["r2"].to_numpy()
     ends = np.cumsum([len(sample) for sample in samples.values()])
     null_r2 = dict(zip(samples, np.split(found, ends[:-1]), strict=True))
     table, left = _match_all(filters, size, device)
@@ -135,39 +136,35 @@ def _match_all(
 ) -> tuple[pd.DataFrame, _LeftOver]:
     """Match filters and measure where and how separable they are, and what is left over."""
 
-    def work(rows: slice) -> tuple[pd.DataFrame, list[_LeftOver]]:
-        return _match_chunk(filters[rows], size, device)
+    def work(rows: slice) -> tuple[pd.DataFrame, _LeftOver]:
+        return _match_grain(filters[rows], size, device)
 
     names = [form.name for form in MATCHED]
     kinds = list(dict.fromkeys(form.kind for form in MATCHED))
     family = np.empty(len(filters), np.uint8)
     numbers = {name: np.empty(len(filters)) for name in (*MATCH_COLUMNS[2:], *SHAPE_COLUMNS)}
     left = _LeftOver()
-    for rows, (found, rest) in piece_by_piece(work, len(filters), chunk_of(len(filters))):
+    for rows, (found, rest) in grain_by_grain(work, len(filters)):
         family[rows] = pd.Index(names).get_indexer(found["family"])
         for name, column in numbers.items():
             column[rows] = found[name]
-        for grain in rest:  # in order, so that it rounds in one way
-            left.add(grain)
+        left.add(rest)  # in order, so that it rounds in one way
     kind = np.array([kinds.index(form.kind) for form in MATCHED], np.uint8)[family]
     columns = {"family": text_column(family, names), "kind": text_column(kind, kinds)} | numbers
     return pd.DataFrame(columns, copy=False), left
 
 
-def _match_chunk(
+def _match_grain(
     filters: NDArray[np.float32], size: tuple[int, int], device: str
-) -> tuple[pd.DataFrame, list[_LeftOver]]:
+) -> tuple[pd.DataFrame, _LeftOver]:
     table = match(filters, null=None, device=device)
     lifted = torch.tensor(filters - table["offset"].to_numpy()[:, None, None])
     table["half_grid_offset"] = half_grid_offset(lifted).numpy()
     table["separability"] = separability_index(lifted).numpy()
-    rest = []
-    for grain in grains_of(len(filters)):
-        flat = filters[grain].reshape(-1, size[0] * size[1])
-        left = flat - render_models(table.iloc[grain], size).reshape(flat.shape)
-        left /= np.linalg.norm(flat - flat.mean(axis=1, keepdims=True), axis=1, keepdims=True)
-        rest.append(_LeftOver(left.sum(axis=0), left.T @ left))
-    return table, rest
+    flat = filters.reshape(len(filters), -1)
+    left = flat - render_models(table, size).reshape(flat.shape)
+    left /= np.linalg.norm(flat - flat.mean(axis=1, keepdims=True), axis=1, keepdims=True)
+    return table, _LeftOver(left.sum(axis=0), left.T @ left)
 
 
 def _by_kind(table: pd.DataFrame, bar: float) -> pd.DataFrame:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,24 +14,25 @@ from keyfilters.bank import FilterBank
 from keyfilters.clusters.key_use import strongest_key
 from keyfilters.clusters.patterns import CodeUse
 from keyfilters.clusters.square_or_shifted import look_square
-from keyfilters.columns import GRAIN
 from keyfilters.filter_rows import FilterRows
 from keyfilters.keyset import KeySet
 from keyfilters.scalespace import centred_unit, why_unusable
-from keyfilters.threads import piece_by_piece, workers
+from keyfilters.threads import piece_by_piece, undivided
 
 __all__ = [
     "FLAWS",
     "Description",
-    "chunk_of",
     "describe",
     "flaw_numbers",
     "flaws_of",
-    "grains_of",
+    "grain_by_grain",
 ]
 
+Result = TypeVar("Result")
+
 FLAWS = ("", "non-finite", "dead", "constant")
-CHUNK = 16 * GRAIN  # filters of a task, at most; results do not depend on it
+GRAIN = (1024, 16384)  # filters that are computed together, at least and at most
+GRAINS = 1  # of a task; results do not depend on it
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +65,7 @@ def flaws_of(bank: FilterBank) -> NDArray[np.uint8]:
         def work(part: slice, filters: FilterRows = filters) -> NDArray[np.uint8]:
             return flaw_numbers(filters[part])
 
-        for part, number in piece_by_piece(work, len(rows), chunk_of(len(rows))):
+        for part, number in grain_by_grain(work, len(rows)):
             found[rows[part]] = number
     return found
 
@@ -100,28 +102,37 @@ def describe(
         np.empty(count, np.uint8),
     )
     work = partial(_describe, filters, size, decoded, keys, threshold)
-    for chunk, grains in piece_by_piece(work, count, chunk_of(count)):
-        for start, part in zip(range(chunk.start, chunk.stop, GRAIN), grains, strict=True):
-            rows = slice(start, min(start + GRAIN, chunk.stop))
-            whole.use.step[rows] = part.use.step
-            whole.use.dissimilarity[rows] = part.use.dissimilarity
-            total = whole.use.total
-            total += part.use.total  # grain by grain, so that it rounds in one way
-            for name, columns in part.keys.items():
-                whole.keys[name][0][rows], whole.keys[name][1][rows] = columns
-            whole.looks[rows] = part.looks
+    for rows, part in grain_by_grain(work, count):
+        whole.use.step[rows], whole.use.dissimilarity[rows] = part.use.step, part.use.dissimilarity
+        total = whole.use.total
+        total += part.use.total  # in order, so that it rounds in one way
+        for name, columns in part.keys.items():
+            whole.keys[name][0][rows], whole.keys[name][1][rows] = columns
+        whole.looks[rows] = part.looks
     return whole
 
 
-def chunk_of(count: int) -> int:
-    """Return how many of so many filters a task takes: whole grains, and some for every thread."""
-    even = -(-count // (workers() * GRAIN)) * GRAIN
-    return max(GRAIN, min(CHUNK, even))
+def grain_by_grain(work: Callable[[slice], Result], count: int) -> Iterator[tuple[slice, Result]]:
+    """Yield the slice of every grain of so many filters and what a work returns for it, in order.
 
+    Grains depend on nothing but the number of filters, so that products and sums within them, and
+    sums over them, round in one way. Several are worked on at a time, each on one thread.
 
-def grains_of(count: int) -> list[slice]:
-    """Divide so many filters in grains."""
-    return [slice(start, min(start + GRAIN, count)) for start in range(0, count, GRAIN)]
+    Args:
+        work: called with the slice of every grain.
+        count: number of filters.
+    """
+    least, most = GRAIN
+    size = min(most, -(-count // (4 * least)) * least)
+
+    def several(rows: slice) -> list[tuple[slice, Result]]:
+        starts = range(rows.start, rows.stop, size)
+        grains = [slice(start, min(start + size, rows.stop)) for start in starts]
+        with undivided():
+            return [(grain, work(grain)) for grain in grains]
+
+    for _, found in piece_by_piece(several, count, GRAINS * size):
+        yield from found
 
 
 def _describe(
@@ -131,13 +142,8 @@ def _describe(
     keys: Mapping[str, KeySet],
     threshold: float,
     rows: slice,
-) -> list[Description]:
-    """Describe one chunk, grain by grain."""
-    chunk = filters[rows]
-    found = []
-    for grain in grains_of(len(chunk)):
-        unit = centred_unit(chunk[grain])
-        best = {name: strongest_key(unit, known) for name, known in keys.items()}
-        use = CodeUse.of(decoded, unit, threshold)
-        found.append(Description(use, best, look_square(unit, size, threshold)))
-    return found
+) -> Description:
+    unit = centred_unit(filters[rows])
+    best = {name: strongest_key(unit, known) for name, known in keys.items()}
+    use = CodeUse.of(decoded, unit, threshold)
+    return Description(use, best, look_square(unit, size, threshold))
