@@ -15,7 +15,7 @@ import torch
 
 import keyfilters as kf
 from keyfilters import threads
-from keyfilters.threads import in_parts, one_thread, side_by_side
+from keyfilters.threads import in_parts, one_thread, piece_by_piece, side_by_side
 
 
 def blas() -> list[int]:
@@ -141,3 +141,18 @@ def test_side_by_side_raises_the_error_of_a_task_and_leaves_all_as_it_was() -> N
     with pytest.raises(ZeroDivisionError):
         list(side_by_side([lambda: 1 // 0, lambda: 1]))
     assert (torch.get_num_threads(), blas()) == before
+
+
+@pytest.mark.usefixtures("three_threads")
+def test_results_that_are_not_taken_hold_tasks_back() -> None:
+    ran: list[int] = []
+
+    def work(part: slice) -> int:
+        ran.append(part.start)
+        return part.start
+
+    found = piece_by_piece(work, 50, 2)
+    assert next(found) == (slice(0, 2), 0)
+    assert len(ran) <= 4  # one for each thread, and one
+    assert [start for _, start in found] == list(range(2, 50, 2))
+    assert sorted(ran) == list(range(0, 50, 2))

@@ -6,8 +6,10 @@ from itertools import cycle
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 
 from keyfilters.clusters import Atlas
+from keyfilters.clusters.tables import layer_columns
 from keyfilters.discovery import Discovery
 from keyfilters.errors import KeyFiltersError
 from keyfilters.plot.axes import (
@@ -51,18 +53,21 @@ def depth_profile(
         KeyFiltersError: the atlas has no such kernel size or model.
     """
     one = of_size(atlas, size)
-    table = atlas.table_.iloc[one.rows]
-    name = model or table["model"].iloc[0]
-    part = table[table["model"] == name]
-    if part.empty:
-        known = list(table["model"].unique())
+    known = atlas.bank_.models
+    name = model or next(x for x in known if len(one.of_models([x])))
+    rows = one.of_models([name])
+    if not len(rows):
         raise KeyFiltersError(f"no model {name!r} with such filters; there are {', '.join(known)}")
+    columns = layer_columns(atlas.bank_, one.rows[rows], ("layer", "depth"))
+    kinds = one.patterns.table["kind"].to_numpy()[one.patterns.index[rows]]
+    part = pd.DataFrame(columns | {"kind": kinds, "classified": one.classified[rows]})
     layers = part[["layer", "depth"]].drop_duplicates().sort_values("depth")
     ax = make_axes(ax, (6.2, 3.2))
     bottom, places = np.zeros(len(layers)), range(len(layers))
     for kind, colour in COLOURS.items():
-        here = part["classified"].astype(bool) & (part["kind"] == kind)
-        share = here.groupby(part["layer"], sort=False).mean()[layers["layer"]].to_numpy()
+        here = part["classified"] & (part["kind"] == kind)
+        by_layer = here.groupby(part["layer"], sort=False, observed=True).mean()
+        share = by_layer[layers["layer"]].to_numpy()
         if share.any():
             ax.bar(places, share, 0.86, bottom, color=colour, label=kind)
         bottom += share

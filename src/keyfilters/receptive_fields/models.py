@@ -25,18 +25,21 @@ def render_models(table: pd.DataFrame, size: tuple[int, ...]) -> NDArray[np.floa
     whose model would need a scale across it.
     """
     models = np.full((len(table), *size), np.nan)
-    for name, rows in table.groupby("family", sort=False).indices.items():
+    window = (size[0], size[1])
+    numbers = {name: table[name].to_numpy() for name in table if table[name].dtype.kind == "f"}
+    codes, names = pd.factorize(table["family"])
+    for number, name in enumerate(names):
         if not name:
             continue
-        window, part = (size[0], size[1]), table.iloc[rows]
         form = family(str(name))
         form = form.in_window(window) or form
-        parameters = torch.tensor(part[form.columns(window)].to_numpy(dtype=np.float64))
-        known = parameters.isfinite().all(1).numpy()  # a scale across a single row is not
+        rows = np.flatnonzero(codes == number)
+        parameters = np.stack([numbers[column][rows] for column in form.columns(window)], axis=1)
+        known = np.isfinite(parameters).all(1)  # a scale across a single row is not
         if not known.any():
             continue
-        rows, part = rows[known], part[known]
-        drawn = form.render(parameters[torch.from_numpy(known)], window).numpy()
-        amplitude, offset = (part[c].to_numpy()[:, None, None] for c in ("amplitude", "offset"))
+        rows = rows[known]
+        drawn = form.render(torch.from_numpy(parameters[known]), window).numpy()
+        amplitude, offset = (numbers[c][rows, None, None] for c in ("amplitude", "offset"))
         models[rows] = amplitude * drawn + offset
     return models
