@@ -11,11 +11,11 @@ import pandas as pd
 import torch
 from torch import Tensor, fx, nn
 
-from keyfilters.depthwise import Kernel, kernels
+from keyfilters.depthwise import Kernel
 from keyfilters.errors import KeyFiltersError
 from keyfilters.passes import clean_name, unwrapped
 from keyfilters.surgery.graph import batchnorms_behind
-from keyfilters.surgery.targets import Target, choose_targets, layer_table
+from keyfilters.surgery.targets import Target, all_targets, choose_targets, layer_table
 
 __all__ = ["POLICIES", "Frozen", "digest_of", "freeze_filters_", "unfreeze_filters_"]
 
@@ -118,14 +118,13 @@ def freeze_filters_(
     _require_module(model)
     root = unwrapped(model)
     targets, left = _targets(root, layers)
-    chosen = [target.known for target in targets]
-    norms = batchnorms_behind(root, chosen)
+    norms = batchnorms_behind(root, targets)
     for name in filter(None, norms.values()):
         if batchnorm != "train" and root.get_submodule(name).running_mean is None:
             raise KeyFiltersError(f'{name} has no statistics to keep; type batchnorm="train"')
     digests: dict[str, str] = {}
     rows = {}
-    for kernel in chosen:
+    for kernel in targets:
         conv, norm = kernel.module, norms[kernel.name]
         assert conv is not None
         _release_(conv, root.training)
@@ -166,14 +165,9 @@ def unfreeze_filters_(model: nn.Module) -> list[str]:
 
 def _targets(root: nn.Module, layers: Sequence[str] | None) -> tuple[list[Target], list[Target]]:
     """Return the layers to freeze and those left alone; raise if one cannot be frozen."""
-    found = [
-        Target(x.name, x, f"shares its weights with {x.owner}" if x.owner else "")
-        for x in kernels(root)
-        if x.depthwise or x.unwritable
-    ]
-    targets, left = choose_targets(found, layers)
+    targets, left = choose_targets(all_targets(root, to_write=False), layers)
     for target in targets:
-        if why := _why_not_frozen(target.known):
+        if why := _why_not_frozen(target):
             raise KeyFiltersError(f"{target.name} cannot be frozen: {why}")
     return targets, left
 

@@ -192,16 +192,15 @@ def _why_not(
     tied: Counter[int],
 ) -> str:
     """Return why a layer of the keys' size must not be put on keys; empty if it may."""
-    kernel = target.kernel
-    if kernel is None or kernel.shape is None or kernel.shape.kernel != size:
+    if target.shape is None or target.shape.kernel != size:
         return ""
-    if kernel.form is None:  # without names the report says why it is left alone
-        return "" if layers is None else f"cannot be put on keys: {kernel.unreadable}"
-    if not kernel.plain:
-        hint = f"; type {kernel.form.undo} first" if kernel.form.undo else ""
-        if kernel.module is not None and parametrize.is_parametrized(kernel.module, "weight"):
+    if target.form is None:  # without names the report says why it is left alone
+        return "" if layers is None else f"cannot be put on keys: {target.unreadable}"
+    if not target.plain:
+        hint = f"; type {target.form.undo} first" if target.form.undo else ""
+        if target.module is not None and parametrize.is_parametrized(target.module, "weight"):
             return f"is parametrised already{hint}"
-        return f"cannot be put on keys: its kernel is {kernel.form.how}{hint}"
+        return f"cannot be put on keys: its kernel is {target.form.how}{hint}"
     if target.left:
         return ""
     if learn and not target.weight.requires_grad:
@@ -248,9 +247,7 @@ def _make(
     drawn: FixedKeys | ScaledKeys = FixedKeys(keys.filters, index)
     if "sigma" in learn:
         drawn = ScaledKeys(keys.models, keys.filters, index)
-    weight = KeyWeight(
-        drawn, values["amplitude"], values["bias"], unit_norm, ndim=target.known.ndim
-    )
+    weight = KeyWeight(drawn, values["amplitude"], values["bias"], unit_norm, ndim=target.ndim)
     weight.to(target.weight.device, target.weight.dtype)
     if target.weight.ndim == 4 and target.weight.stride(1) == 1:
         weight.to(memory_format=torch.channels_last)

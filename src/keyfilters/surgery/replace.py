@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -32,7 +31,7 @@ __all__ = ["replace_filters_", "replace_targets_"]
 COLUMNS = ["keys", "used", "explained", "chance", "cosine", "error", "output_error"]
 Filters = NDArray[np.float64]
 Progress = Callable[[str], None] | None
-Replace = Callable[[Sequence[Target], Mapping[str, Choice], list[Target]], dict[str, Replaced]]
+Replace = Callable[[Sequence[Target], Mapping[str, Choice]], dict[str, Replaced]]
 
 
 def replace_filters_(
@@ -90,50 +89,29 @@ def replace_filters_(
     """
     targets, left = find_targets(model, layers)
     if images is None:
-        return replace_targets_(targets, left, keys, partial(_replace_nearest_, progress))
+        return replace_targets_(targets, left, keys, progress)
     if not isinstance(model, nn.Module):
         raise KeyFiltersError("images need the model itself, not its state dict")
     refuse_programs(targets)
-    if images.ndim == 3 and any(target.known.ndim == 2 for target in targets):
+    if images.ndim == 3 and any(target.ndim == 2 for target in targets):
         raise KeyFiltersError(
             "expected images of shape (n, channels, height, width), got "
             f"{tuple(images.shape)}; only networks of one dimension take signals"
         )
     settings = Settings(images, ridge=ridge, batch_size=batch_size, seed=seed)
 
-    def replace_(targets: Sequence[Target], choices: Mapping[str, Choice], _: list[Target]) -> Any:
+    def replace_(targets: Sequence[Target], choices: Mapping[str, Choice]) -> dict[str, Replaced]:
         return replace_layerwise_(model, targets, choices, settings, recalibrate, progress)
 
-    return replace_targets_(targets, left, keys, replace_)
-
-
-def _replace_nearest_(
-    progress: Progress,
-    targets: Sequence[Target],
-    choices: Mapping[str, Choice],
-    left: list[Target],
-) -> dict[str, Replaced]:
-    """Replace every filter by its best a · x + b."""
-
-    def nearest(target: Target) -> tuple[Filters, Replaced]:
-        filters, choice = target.filters, choices[target.name]
-        if isinstance(choice, KeySet):
-            index, a, b, _ = choice.assign(filters)
-            found = Replaced(choice.reconstruct(index, a, b), index)
-        else:
-            a = (choice * filters).sum((1, 2), keepdims=True)
-            new = a * choice + filters.mean((1, 2), keepdims=True)
-            found = Replaced(new, np.arange(len(filters)))
-        return found.filters, found
-
-    return write_all_(targets, left, nearest, "nothing would be replaced", progress)
+    return replace_targets_(targets, left, keys, progress, replace_)
 
 
 def replace_targets_(
     targets: Sequence[Target],
     left: list[Target],
     keys: Keys,
-    replace_: Replace = partial(_replace_nearest_, None),  # noqa: B008
+    progress: Progress = None,
+    replace_: Replace | None = None,
 ) -> pd.DataFrame:
     """Replace the filters of some layers, wherever they are kept; see `replace_filters_`.
 
@@ -144,12 +122,31 @@ def replace_targets_(
         if not np.isfinite(filters).all():
             raise KeyFiltersError(f"layer {name} holds filters that are not finite")
     choices = choose_keys(targets, keys, left)
-    found = replace_([x for x in targets if x.name in choices], choices, left)
+    fitting = [target for target in targets if target.name in choices]
+
+    def nearest(target: Target) -> tuple[Filters, Replaced]:
+        found = _nearest(before[target.name], choices[target.name])
+        return found.filters, found
+
+    if replace_ is not None:
+        found = replace_(fitting, choices)
+    else:
+        found = write_all_(fitting, left, nearest, "nothing would be replaced", progress)
     null = _null_filters({name: before[name] for name in found})
     rows = {
         name: _compare(before[name], choices[name], new, null[name]) for name, new in found.items()
     }
     return layer_table(targets, left, rows, COLUMNS)
+
+
+def _nearest(filters: Filters, choice: Choice) -> Replaced:
+    """Return the best a · x + b of every filter."""
+    if isinstance(choice, KeySet):
+        index, a, b, _ = choice.assign(filters)
+        return Replaced(choice.reconstruct(index, a, b), index)
+    a = (choice * filters).sum((1, 2), keepdims=True)
+    new = a * choice + filters.mean((1, 2), keepdims=True)
+    return Replaced(new, np.arange(len(filters)))
 
 
 def _null_filters(before: Mapping[str, Filters]) -> dict[str, Filters]:
