@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 from keyfilters.cli.common import progress_bar
 from keyfilters.keyset import KeySet
 from keyfilters.sources import read
-from keyfilters.surgery.filter_recipe import FilterRecipe
 from keyfilters.surgery.targets import find_targets
+from keyfilters.surgery.treatment import FilterRecipe
 from keyfilters.training import Recipe
 from keyfilters.training.run import Run
 from tests.cli.test_cli import run

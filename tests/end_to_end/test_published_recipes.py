@@ -22,8 +22,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import keyfilters as kf
-from keyfilters.surgery.filter_recipe import FilterRecipe
 from keyfilters.surgery.targets import find_targets
+from keyfilters.surgery.treatment import FilterRecipe
 from keyfilters.training import load_data, make_model
 from tests.cli.test_cli import run
 

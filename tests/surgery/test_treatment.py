@@ -14,10 +14,9 @@ from torch import nn
 
 import keyfilters as kf
 from keyfilters.errors import KeyFiltersError
-from keyfilters.surgery.filter_recipe import FilterRecipe
 from keyfilters.surgery.key_choice import named_key_sets
 from keyfilters.surgery.treated import initialize_by_name_
-from keyfilters.surgery.treatment import Treatment
+from keyfilters.surgery.treatment import FilterRecipe, Treatment
 
 B = "lindeberg2026-B"
 

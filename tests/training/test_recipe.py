@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from keyfilters.errors import KeyFiltersError
-from keyfilters.surgery.filter_recipe import FilterRecipe
+from keyfilters.surgery.treatment import FilterRecipe
 from keyfilters.training import Recipe
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.toml"))

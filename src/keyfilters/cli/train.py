@@ -15,8 +15,7 @@ from keyfilters.errors import KeyFiltersError
 if TYPE_CHECKING:
     from torch import nn
 
-    from keyfilters.surgery.filter_recipe import FilterRecipe
-    from keyfilters.surgery.treatment import Treated
+    from keyfilters.surgery.treatment import FilterRecipe, Treated
     from keyfilters.training import Data, Trained
 
 SHOWN = 12  # rows of the table: the last epochs
@@ -62,7 +61,7 @@ def train(
     images; the test images are looked at once. On several devices: torchrun --nproc-per-node 2 -m
     keyfilters train …
     """
-    from keyfilters.surgery.filter_recipe import FilterRecipe
+    from keyfilters.surgery.treatment import FilterRecipe
     from keyfilters.training import load_data, make_model, plan
 
     check_out(out)
