@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 import pandas as pd
@@ -117,7 +118,10 @@ def freeze_filters_(
         raise KeyFiltersError(f"batchnorm is {batchnorm!r}; type one of: {', '.join(POLICIES)}")
     _require_module(model)
     root = unwrapped(model)
-    targets, left = _targets(root, layers)
+    targets, left = choose_targets(all_targets(root, to_write=False), layers)
+    for target in targets:
+        if why := _why_not_frozen(target):
+            raise KeyFiltersError(f"{target.name} cannot be frozen: {why}")
     norms = batchnorms_behind(root, targets)
     for name in filter(None, norms.values()):
         if batchnorm != "train" and root.get_submodule(name).running_mean is None:
@@ -163,15 +167,6 @@ def unfreeze_filters_(model: nn.Module) -> list[str]:
     return [name for name, module in model.named_modules() if _release_(module, model.training)]
 
 
-def _targets(root: nn.Module, layers: Sequence[str] | None) -> tuple[list[Target], list[Target]]:
-    """Return the layers to freeze and those left alone; raise if one cannot be frozen."""
-    targets, left = choose_targets(all_targets(root, to_write=False), layers)
-    for target in targets:
-        if why := _why_not_frozen(target):
-            raise KeyFiltersError(f"{target.name} cannot be frozen: {why}")
-    return targets, left
-
-
 def _why_not_frozen(kernel: Kernel) -> str:
     form, module = kernel.form, kernel.module
     if form is None:
@@ -183,12 +178,6 @@ def _why_not_frozen(kernel: Kernel) -> str:
     if form.moves or "quantised" in form.how:
         return f"its kernel is {form.how}, which no frozen parameter holds still; type {form.undo}"
     return ""
-
-
-def _tensor(module: nn.Module, name: str) -> Any:
-    """Return an attribute by a dotted name."""
-    holder, _, last = name.rpartition(".")
-    return getattr(module.get_submodule(holder), last)
 
 
 def _hold_norm_(root: nn.Module, name: str, policy: str) -> dict[str, str]:
@@ -235,7 +224,7 @@ def _drop_hooks_(module: nn.Module, hook: Any) -> bool:
 def _hold_(module: nn.Module, prefix: str, names: Sequence[str]) -> dict[str, str]:
     held, digests = {}, {}
     for name in names:
-        tensor = _tensor(module, name)
+        tensor = attrgetter(name)(module)
         if isinstance(tensor, nn.Parameter):
             held[name] = tensor.requires_grad
             tensor.requires_grad_(False)
@@ -254,7 +243,7 @@ def _release_(module: nn.Module, training: bool) -> bool:
     if held is None:
         return False
     for name, trainable in held.items():
-        _tensor(module, name).requires_grad_(trainable)
+        attrgetter(name)(module).requires_grad_(trainable)
     setattr(module, MARK, None)  # not deleted, so that `_adopt_` does not freeze it again
     return True
 
