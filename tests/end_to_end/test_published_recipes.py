@@ -23,8 +23,8 @@ from safetensors.torch import load_file, save_file
 
 import keyfilters as kf
 from keyfilters.surgery.targets import find_targets
-from keyfilters.surgery.treatment import FilterRecipe
 from keyfilters.training import load_data, make_model
+from keyfilters.treatment import FilterRecipe
 from tests.cli.test_cli import run
 
 RECIPES = Path(__file__).parents[2] / "recipes"

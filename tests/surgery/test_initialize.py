@@ -50,7 +50,7 @@ def matched_once(monkeypatch: pytest.MonkeyPatch) -> None:
             MATCHED[key] = match(filters, null=null)
         return MATCHED[key]
 
-    monkeypatch.setattr("keyfilters.surgery.resize.match", remembered)
+    monkeypatch.setattr("keyfilters.receptive_fields.resize.match", remembered)
 
 
 def options_of(scheme: str) -> dict[str, Any]:

@@ -18,7 +18,8 @@ from torch.nn.utils import parametrize
 from keyfilters.errors import KeyFiltersError
 from keyfilters.keyset import KeySet
 from keyfilters.receptive_fields.operators import OPERATORS, operator
-from keyfilters.surgery.key_weights import FixedKeys, KeyWeight, ScaledKeys
+from keyfilters.receptive_fields.scaled_keys import ScaledKeys
+from keyfilters.surgery.key_weights import FixedKeys, KeyWeight
 from keyfilters.surgery.parametrize import bake_filters_, parametrize_filters_
 
 KEYS = KeySet.published("lindeberg2026-B")

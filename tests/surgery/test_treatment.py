@@ -15,8 +15,7 @@ from torch import nn
 import keyfilters as kf
 from keyfilters.errors import KeyFiltersError
 from keyfilters.surgery.key_choice import named_key_sets
-from keyfilters.surgery.treated import initialize_by_name_
-from keyfilters.surgery.treatment import FilterRecipe, Treatment
+from keyfilters.treatment import FilterRecipe, Treatment, initialize_by_name_
 
 B = "lindeberg2026-B"
 

@@ -61,7 +61,7 @@ def init(
     import keyfilters as kf
     from keyfilters.sources.timm_models import load_timm
     from keyfilters.surgery.key_choice import named_key_sets, one_key_set
-    from keyfilters.surgery.treated import initialize_by_name_
+    from keyfilters.treatment import initialize_by_name_
 
     check_out(out)
     options: dict[str, Any] = {}

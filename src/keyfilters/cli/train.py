@@ -15,8 +15,8 @@ from keyfilters.errors import KeyFiltersError
 if TYPE_CHECKING:
     from torch import nn
 
-    from keyfilters.surgery.treatment import FilterRecipe, Treated
     from keyfilters.training import Data, Trained
+    from keyfilters.treatment import FilterRecipe, Treated
 
 SHOWN = 12  # rows of the table: the last epochs
 
@@ -61,8 +61,8 @@ def train(
     images; the test images are looked at once. On several devices: torchrun --nproc-per-node 2 -m
     keyfilters train …
     """
-    from keyfilters.surgery.treatment import FilterRecipe
     from keyfilters.training import load_data, make_model, plan
+    from keyfilters.treatment import FilterRecipe
 
     check_out(out)
     if device != "auto":

@@ -15,8 +15,8 @@ from torch import Tensor, fx, nn
 from keyfilters.depthwise import Kernel
 from keyfilters.errors import KeyFiltersError
 from keyfilters.passes import clean_name, unwrapped
-from keyfilters.surgery.graph import batchnorms_behind
-from keyfilters.surgery.targets import Target, all_targets, choose_targets, layer_table
+from keyfilters.surgery.targets import all_targets, choose_targets, layer_table
+from keyfilters.tracing import batchnorms_behind
 
 __all__ = ["POLICIES", "Frozen", "digest_of", "freeze_filters_", "unfreeze_filters_"]
 
@@ -122,22 +122,22 @@ def freeze_filters_(
     for target in targets:
         if why := _why_not_frozen(target):
             raise KeyFiltersError(f"{target.name} cannot be frozen: {why}")
-    norms = batchnorms_behind(root, targets)
+    norms = batchnorms_behind(root, [x.module for x in targets if x.module is not None])
     for name in filter(None, norms.values()):
         if batchnorm != "train" and root.get_submodule(name).running_mean is None:
             raise KeyFiltersError(f'{name} has no statistics to keep; type batchnorm="train"')
     digests: dict[str, str] = {}
     rows = {}
-    for kernel in targets:
-        conv, norm = kernel.module, norms[kernel.name]
-        assert conv is not None
+    for target in targets:
+        assert target.module is not None
+        conv, norm = target.module, norms[target.module]
         _release_(conv, root.training)
-        digests |= _hold_(conv, kernel.name, [*kernel.stored, *(["bias"] * bias)])
+        digests |= _hold_(conv, target.name, [*target.stored, *(["bias"] * bias)])
         if norm:
             digests |= _hold_norm_(root, norm, batchnorm)
         has_bias = getattr(conv, "bias", None) is not None
-        rows[kernel.name] = {
-            "sha256": digest_of(kernel.read())[:12],
+        rows[target.name] = {
+            "sha256": digest_of(target.read())[:12],
             "bias": "none" if not has_bias else "frozen" if bias else "free",
             "batchnorm": norm,
             "policy": batchnorm if norm else "",

@@ -20,8 +20,8 @@ from keyfilters.depthwise import extent
 from keyfilters.errors import KeyFiltersError, nearest
 from keyfilters.keyset import KeySet
 from keyfilters.receptive_fields import published_in
+from keyfilters.receptive_fields.resize import Tables, idealized_near
 from keyfilters.surgery.key_choice import one_key_set
-from keyfilters.surgery.resize import Tables, idealized_near
 from keyfilters.surgery.targets import Model, Target, find_targets, layer_table, write_all_
 
 __all__ = ["SCHEMES", "initialize_filters_", "layer_generator", "resolve_seed"]

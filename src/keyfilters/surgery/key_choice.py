@@ -20,7 +20,15 @@ from keyfilters.receptive_fields.models import render_models
 from keyfilters.sizes import as_size
 from keyfilters.surgery.targets import Target
 
-__all__ = ["Choice", "Keys", "choose_keys", "named_key_sets", "one_key_set", "published_hint"]
+__all__ = [
+    "Choice",
+    "Keys",
+    "choose_keys",
+    "explained_share",
+    "named_key_sets",
+    "one_key_set",
+    "published_hint",
+]
 
 Keys = KeySet | Sequence[KeySet] | Mapping[str, KeySet] | Literal["idealized"]
 
@@ -62,6 +70,16 @@ def choose_keys(targets: Sequence[Target], keys: Keys, left: list[Target]) -> di
         why = "; ".join(sorted({target.left for target in left}))
         raise KeyFiltersError(f"nothing would be replaced: {why}")
     return choices
+
+
+def explained_share(filters: NDArray[np.float64], new: NDArray[np.float64]) -> float:
+    """Return the share of the variance of filters over their taps that new filters keep.
+
+    Both are ``(n, k_y, k_x)``; means do not count. It is NaN where all filters are constant.
+    """
+    old, now = (x - x.mean((1, 2), keepdims=True) for x in (filters, new))
+    power = float((old**2).sum())
+    return 1 - float(((old - now) ** 2).sum()) / power if power else np.nan
 
 
 def named_key_sets(name: str, bank: FilterBank, seed: int = 0) -> list[KeySet]:
@@ -127,10 +145,8 @@ def one_key_set(keys: KeySet | Sequence[KeySet]) -> KeySet:
 
 
 def _sets_by_size(keys: KeySet | Sequence[KeySet]) -> dict[tuple[int, int], KeySet]:
-    if isinstance(keys, KeySet):
-        keys = [keys]
     if not isinstance(keys, (list, tuple)):
-        _require_sets([keys])
+        keys = [keys]  # type: ignore[list-item]  # of another type is refused below
     if not keys:
         raise KeyFiltersError(f"expected at least one key set, got an empty {type(keys).__name__}")
     _require_sets(keys)

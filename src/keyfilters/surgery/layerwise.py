@@ -12,20 +12,19 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from keyfilters.errors import KeyFiltersError
-from keyfilters.keyset import KeySet
-from keyfilters.passes import copied, evaluating, quiet, undoing, unwrapped
-from keyfilters.surgery.graph import consumers
-from keyfilters.surgery.input_covariance import (
+from keyfilters.input_covariance import (
     Settings,
     Statistics,
     choose,
     gather,
     original_outputs,
 )
+from keyfilters.keyset import KeySet
+from keyfilters.passes import copied, evaluating, quiet, undoing, unwrapped
 from keyfilters.surgery.key_choice import Choice
 from keyfilters.surgery.recalibrate import recalibrate_batchnorm_
 from keyfilters.surgery.targets import Target
-from keyfilters.tracing import steps
+from keyfilters.tracing import consumers, steps
 
 __all__ = ["Replaced", "replace_layerwise_"]
 

@@ -5,19 +5,21 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from keyfilters.depthwise import extent, kernels
 from keyfilters.errors import KeyFiltersError
 from keyfilters.keyset import KeySet
-from keyfilters.surgery.key_choice import one_key_set, published_hint
-from keyfilters.surgery.key_weights import FixedKeys, KeyWeight, ScaledKeys
+from keyfilters.receptive_fields.scaled_keys import ScaledKeys
+from keyfilters.surgery.key_choice import explained_share, one_key_set, published_hint
+from keyfilters.surgery.key_weights import FixedKeys, KeyWeight
 from keyfilters.surgery.targets import (
     Target,
     find_targets,
@@ -222,19 +224,14 @@ def _make(
     generator: np.random.Generator,
 ) -> tuple[KeyWeight, float]:
     """Return the parametrisation of one layer and the share of variance that it keeps."""
-    filters = target.filters
-    if not np.isfinite(filters).all():
-        raise KeyFiltersError(f"layer {target.name} holds filters that are not finite")
+    filters = target.finite_filters()
     if assignment == "random":
         index = generator.integers(len(keys), size=len(filters))
-        a = generator.choice([-1.0, 1.0], size=len(filters))
+        a: NDArray[Any] = generator.choice([-1.0, 1.0], size=len(filters))
         a *= np.sqrt((filters**2).sum((1, 2)).mean())
-        b = np.zeros(len(filters))
+        b: NDArray[Any] = np.zeros(len(filters))
     else:
-        index, a, b = (np.asarray(found) for found in keys.assign(filters)[:3])
-    centred = filters - filters.mean((1, 2), keepdims=True)
-    power = float((centred**2).sum())
-    lost = float(((centred - a[:, None, None] * keys.filters[index]) ** 2).sum())
+        index, a, b, _ = keys.assign(filters)
     values: dict[str, Tensor] = {}
     for name, value in (("amplitude", a), ("bias", b)):
         tensor = torch.tensor(value).to(target.weight)
@@ -251,4 +248,4 @@ def _make(
     weight.to(target.weight.device, target.weight.dtype)
     if target.weight.ndim == 4 and target.weight.stride(1) == 1:
         weight.to(memory_format=torch.channels_last)
-    return weight, 1 - lost / power if power else float("nan")
+    return weight, explained_share(filters, keys.reconstruct(index, a, b))

@@ -9,7 +9,6 @@ keeps its statistics exactly.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -70,14 +69,14 @@ class Recalibration:
         refuse_non_finite(images)
         root = unwrapped(original)
         norms = batch_norms(root)
-        self.kept = {n: (x.clone(), y.clone()) for n, (x, y) in _running(norms).items()}
+        self.kept = {name: (m.clone(), v.clone()) for name, (m, v) in _running(norms).items()}
         self.batches = images.split(batch_size)
         self._before: list[Calls] = []
         with evaluating(root), quiet():
             for batch in self.batches if norms else ():
                 found: Calls = {name: [] for name in norms}
+                _run(root, norms, batch, lambda name, now, found=found: found[name].append(now))  # type: ignore[misc]
                 self._before.append(found)
-                _run(root, norms, batch, partial(_append, found))
 
     def apply_(self, model: nn.Module) -> Tensor | None:
         """Correct a model in place; return its outputs on the way, None if nothing normalises.
@@ -133,10 +132,6 @@ class Recalibration:
         if any(len(changes[name]) != len(calls) for name, calls in before.items()):
             raise KeyFiltersError("the two models call their batch normalisations differently")
         return changes, output
-
-
-def _append(found: Calls, name: str, moments: Moments) -> None:
-    found[name].append(moments)
 
 
 def _running(norms: dict[str, _BatchNorm]) -> dict[str, Moments]:

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from keyfilters.bank import FilterBank, Layer
 from keyfilters.errors import KeyFiltersError
+from keyfilters.input_covariance import Settings
 from keyfilters.keyset import KeySet
 from keyfilters.nulls import null_bank
-from keyfilters.surgery.input_covariance import Settings
-from keyfilters.surgery.key_choice import Choice, Keys, choose_keys
+from keyfilters.surgery.key_choice import Choice, Keys, choose_keys, explained_share
 from keyfilters.surgery.layerwise import Replaced, replace_layerwise_
 from keyfilters.surgery.targets import (
     Model,
@@ -117,10 +117,7 @@ def replace_targets_(
 
     `replace_` chooses and writes the filters; by default the nearest ones. `left` is added to.
     """
-    before = {target.name: target.filters for target in targets}
-    for name, filters in before.items():
-        if not np.isfinite(filters).all():
-            raise KeyFiltersError(f"layer {name} holds filters that are not finite")
+    before = {target.name: target.finite_filters() for target in targets}
     choices = choose_keys(targets, keys, left)
     fitting = [target for target in targets if target.name in choices]
 
@@ -165,12 +162,11 @@ def _compare(before: Filters, choice: Choice, after: Replaced, null: Filters) ->
     centred, now = (x - x.mean(1, keepdims=True) for x in (old, new))
     norms = np.linalg.norm(centred, axis=1) * np.linalg.norm(now, axis=1)
     cosine = np.abs((centred * now).sum(1))[norms > 0] / norms[norms > 0]
-    power = float((centred**2).sum())
     return {
         "keys": len(choice),
         "used": len(np.unique(after.index)),
-        "explained": 1 - float(((centred - now) ** 2).sum()) / power if power else np.nan,
-        "chance": _chance(null, choice) if power else np.nan,
+        "explained": explained_share(before, after.filters),
+        "chance": _chance(null, choice) if centred.any() else np.nan,
         "cosine": float(np.median(cosine)) if len(cosine) else np.nan,
         "error": float(np.linalg.norm(new - old)) / max(float(np.linalg.norm(old)), 1e-30),
         "output_error": after.output_error,
@@ -181,6 +177,5 @@ def _chance(null: Filters, choice: Choice) -> float:
     """Share of the null filters' variance that the keys explain; NaN for models of their own."""
     if not isinstance(choice, KeySet):
         return np.nan
-    a = choice.assign(null).a
-    centred = null - null.mean((1, 2), keepdims=True)
-    return float((a**2).sum() / (centred**2).sum())
+    index, a, b, _ = choice.assign(null)
+    return explained_share(null, choice.reconstruct(index, a, b))

@@ -80,6 +80,13 @@ class Target(Kernel):
         """A copy of the filters that are convolved with, ``(C, k_y, k_x)``."""
         return self.read().cpu().double().numpy()[:, 0].copy()
 
+    def finite_filters(self) -> NDArray[np.float64]:
+        """Return `filters`, or raise a KeyFiltersError where one is not finite."""
+        filters = self.filters
+        if not np.isfinite(filters).all():
+            raise KeyFiltersError(f"layer {self.name} holds filters that are not finite")
+        return filters
+
     def prepare(self, filters: Filters) -> Callable[[], None]:
         """Check that filters ``(C, k_y, k_x)`` can be written here, and return what writes them.
 

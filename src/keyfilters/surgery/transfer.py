@@ -15,8 +15,8 @@ from keyfilters import init
 from keyfilters.bank import FilterBank, Layer
 from keyfilters.depthwise import extent
 from keyfilters.errors import KeyFiltersError, NoFiltersError, nearest
+from keyfilters.receptive_fields.resize import RESIZES, crop_or_pad, nearest_layers, resize_filters
 from keyfilters.surgery.initialize import layer_generator, resolve_seed
-from keyfilters.surgery.resize import RESIZES, crop_or_pad, nearest_layers, resize_filters
 from keyfilters.surgery.targets import Model, Target, find_targets, layer_table, write_all_
 
 __all__ = ["CONTROLS", "transfer_filters_"]

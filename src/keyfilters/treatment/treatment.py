@@ -34,8 +34,8 @@ from keyfilters.query_strings import parse
 from keyfilters.sources import read
 from keyfilters.surgery.parametrize import LEARNABLE
 from keyfilters.surgery.transfer import CONTROLS
-from keyfilters.surgery.treated import IDEALIZED, Treated, treat_
 from keyfilters.training import Recipe, section
+from keyfilters.treatment.treated import IDEALIZED, Treated, treat_
 
 __all__ = ["FilterRecipe", "Treated", "Treatment"]
 

@@ -21,7 +21,7 @@ from keyfilters.surgery.replace import replace_filters_
 from keyfilters.surgery.transfer import transfer_filters_
 
 if TYPE_CHECKING:
-    from keyfilters.surgery.treatment import Treatment
+    from keyfilters.treatment.treatment import Treatment
 
 __all__ = ["IDEALIZED", "Treated", "initialize_by_name_", "treat_"]
 
