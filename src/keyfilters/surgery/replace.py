@@ -15,7 +15,7 @@ from keyfilters.errors import KeyFiltersError
 from keyfilters.input_covariance import Settings
 from keyfilters.keyset import KeySet
 from keyfilters.nulls import null_bank
-from keyfilters.surgery.key_choice import Choice, Keys, choose_keys, explained_share
+from keyfilters.surgery.key_choice import FAILURE, Choice, Keys, choose_keys, explained_share
 from keyfilters.surgery.layerwise import Replaced, replace_layerwise_
 from keyfilters.surgery.targets import (
     Model,
@@ -128,7 +128,7 @@ def replace_targets_(
     if replace_ is not None:
         found = replace_(fitting, choices)
     else:
-        found = write_all_(fitting, left, nearest, "nothing would be replaced", progress)
+        found = write_all_(fitting, left, nearest, FAILURE, progress)
     null = _null_filters({name: before[name] for name in found})
     rows = {
         name: _compare(before[name], choices[name], new, null[name]) for name, new in found.items()

@@ -15,7 +15,7 @@ from keyfilters.query_strings import parse
 from keyfilters.sources import read
 from keyfilters.surgery.freeze import Frozen, freeze_filters_
 from keyfilters.surgery.initialize import initialize_filters_
-from keyfilters.surgery.key_choice import named_key_sets, one_key_set
+from keyfilters.surgery.key_choice import named_key_sets
 from keyfilters.surgery.parametrize import bake_filters_, learns_scales, parametrize_filters_
 from keyfilters.surgery.replace import replace_filters_
 from keyfilters.surgery.transfer import transfer_filters_
@@ -113,7 +113,7 @@ def initialize_by_name_(model: nn.Module, text: str, seed: int = 0, **given: Any
     if "bank" in options:
         options["bank"] = read(str(options["bank"]))
     if "keys" in options:
-        options["keys"] = one_key_set(named_key_sets(str(options["keys"]), read(model), seed))
+        options["keys"] = named_key_sets(str(options["keys"]), read(model), seed)
     try:
         return initialize_filters_(model, scheme, seed=seed, **options, **given)
     except TypeError as error:  # a text where a number belongs
@@ -153,23 +153,15 @@ def _constants(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def _keep_on_keys_(model: nn.Module, t: Treatment, seed: int) -> pd.DataFrame:
-    """Parametrise all layers that the keys fit; return one table, in the model's order."""
+    """Parametrise all layers that the keys fit."""
     keys = named_key_sets(t.keys, read(model), seed)
     if "sigma" in t.learn:  # the layers of other windows are left alone
         keys = [one for one in keys if learns_scales(one.window)] or keys
     if t.assign_from:
         _borrow_(model, t.assign_from, {k.window for k in keys})
-    tables = [
-        parametrize_filters_(
-            model, one, t.learn, unit_norm=t.unit_norm, assignment=t.assignment, seed=seed
-        )
-        for one in keys
-    ]
-    first, *others = (table.set_index("layer", drop=False) for table in tables)
-    for other in others:
-        rows = other.index[other["left"] == ""]
-        first.loc[rows] = other.loc[rows]
-    return first.reset_index(drop=True)
+    return parametrize_filters_(
+        model, keys, t.learn, unit_norm=t.unit_norm, assignment=t.assignment, seed=seed
+    )
 
 
 def _borrow_(model: nn.Module, source: str, sizes: set[tuple[int, int]]) -> None:
