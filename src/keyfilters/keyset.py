@@ -16,11 +16,12 @@ from torch import Tensor
 
 from keyfilters.assignment import Assignment, assign, checked_dtype, reconstruct
 from keyfilters.bank import FilterBank
-from keyfilters.errors import KeyFiltersError, nearest
+from keyfilters.errors import KeyFiltersError
 from keyfilters.key_files import read_keys, write_keys
-from keyfilters.learned_filters import METHODS, learn_from_bank
+from keyfilters.key_names import parse_key_name
+from keyfilters.learned_filters import learn_from_bank
 from keyfilters.receptive_fields import (
-    PUBLISHED,
+    PUBLISHED_NAMES,
     published_filters,
     published_in,
     published_parameters,
@@ -31,17 +32,6 @@ from keyfilters.sizes import Size, Window, as_size, as_window, extent
 __all__ = ["CONSENSUS", "Assignment", "KeySet"]
 
 CONSENSUS = Path(__file__).parent / "consensus"  # keys that ship with the package
-
-_PUBLISHED_NAMES = (
-    "1 vertical half-grid edge, one side",
-    "2 horizontal half-grid edge, one side",
-    "3 vertical half-grid edge, other side",
-    "4 horizontal half-grid edge, other side",
-    "5 horizontal first derivative",
-    "6 vertical first derivative",
-    "7 sharpening, centre-surround",
-    "8 Gaussian smoothing",
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,7 +127,7 @@ class KeySet:
         name = f"lindeberg2026-{name.removeprefix('lindeberg2026-')}"
         told = f"{name}: idealised models of the eight key filters at their published scales"
         filters, shown = published_filters(name, window), published_in(window)
-        names = tuple(_PUBLISHED_NAMES[i] for i in shown)
+        names = tuple(PUBLISHED_NAMES[i] for i in shown)
         models = models.iloc[shown].reset_index(drop=True)
         return cls(filters, names, told, models=models)
 
@@ -161,31 +151,21 @@ class KeySet:
         >>> KeySet.named("random:4", size=5, seed=3)
         KeySet(4 keys of 5×5: random, seed 3)
         """
-        window = as_window(size)
-        kind, colon, number = name.partition(":")
-        if Path(name).suffix and (Path(name).exists() or kind == name):
+        window, known = as_window(size), parse_key_name(name)
+        if known.kind == "file":
             keys = cls.from_file(name)
             if keys.window != window:
                 got = f"{name} holds keys of {extent(keys.window)}"
                 raise KeyFiltersError(f"{got}; keys of {extent(window)} are expected")
             return keys
-        if name == "consensus":
+        if known.kind == "consensus":
             return cls.consensus(window)
-        if kind == "random" or (kind in METHODS and colon):
-            if colon and not (number.isdecimal() and int(number)):
-                raise KeyFiltersError(f"{name!r}: a number of keys is expected, as in {kind}:32")
-            if kind == "random":
-                return cls.random(int(number or 8), window, seed)
-            learned, told = learn_from_bank(bank, window, int(number), kind, seed)
-            return cls.from_filters(learned, provenance=told)
-        label = number if kind == "published" else name
-        if label not in (*PUBLISHED, *(x.removeprefix("lindeberg2026-") for x in PUBLISHED)):
-            known = (*PUBLISHED, "consensus", "random:8", "lines:32")
-            raise KeyFiltersError(
-                f"no keys are called {name!r}; one of {', '.join(known)}, or a file, is expected"
-                f"{nearest(label, known)}"
-            )
-        return cls.published(label, window)
+        if known.kind == "random":
+            return cls.random(known.number, window, seed)
+        if known.kind == "published":
+            return cls.published(known.label, window)
+        learned, told = learn_from_bank(bank, window, known.number, known.kind, seed)
+        return cls.from_filters(learned, provenance=told)
 
     @classmethod
     def consensus(cls, size: Size, *, idealised: bool = False) -> KeySet:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -13,8 +12,8 @@ from numpy.typing import NDArray
 from keyfilters.bank import FilterBank
 from keyfilters.depthwise import extent
 from keyfilters.errors import KeyFiltersError, nearest
+from keyfilters.key_names import parse_key_name
 from keyfilters.keyset import KeySet
-from keyfilters.learned_filters import METHODS
 from keyfilters.receptive_fields import has_models, match, published_in
 from keyfilters.receptive_fields.models import render_models
 from keyfilters.sizes import as_size
@@ -97,10 +96,11 @@ def named_key_sets(name: str, bank: FilterBank, seed: int = 0) -> list[KeySet]:
     Raises:
         KeyFiltersError: as `KeySet.named`, or the bank has no filters of the shape of the keys.
     """
-    if Path(name).is_file() or (Path(name).suffix and ":" not in name):
+    known = parse_key_name(name)
+    if known.kind == "file":
         return [KeySet.from_file(name)]
     windows = sorted(bank.sizes)
-    if name.partition(":")[0] not in ("random", *METHODS):
+    if known.kind in ("published", "consensus"):
         windows = [window for window in windows if published_in(window)]
     if not windows:
         held = ", ".join(map(extent, bank.sizes)) or "none"
