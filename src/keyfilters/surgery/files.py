@@ -56,7 +56,7 @@ def replace_in_file(
       go to ``TARGET.data`` beside the target.
     - ``.tflite``, ``.h5``, ``.hdf5``, ``.weights.h5``, ``.keras``, ``.xml``: weights stored as
       floats; see `keyfilters.surgery.stored_weights.open_stored`. All other bytes stay, except for
-      datasets in chunks (`keyfilters.surgery.keras_weights`). The constants of ``NAME.xml`` go to
+      datasets in chunks and archives, which are packed anew. The constants of ``NAME.xml`` go to
       ``NAME.bin`` beside it.
 
     Args:

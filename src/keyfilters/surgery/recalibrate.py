@@ -69,7 +69,10 @@ class Recalibration:
         refuse_non_finite(images)
         root = unwrapped(original)
         norms = batch_norms(root)
-        self.kept = {name: (m.clone(), v.clone()) for name, (m, v) in _running(norms).items()}
+        self.kept: dict[str, Moments] = {}
+        for name, norm in norms.items():
+            mean, var = _running(norm)
+            self.kept[name] = mean.clone(), var.clone()
         self.batches = images.split(batch_size)
         self._before: list[Calls] = []
         with evaluating(root), quiet():
@@ -134,18 +137,15 @@ class Recalibration:
         return changes, output
 
 
-def _running(norms: dict[str, _BatchNorm]) -> dict[str, Moments]:
-    return {
-        name: (x.get_buffer("running_mean"), x.get_buffer("running_var"))
-        for name, x in norms.items()
-    }
+def _running(norm: _BatchNorm) -> Moments:
+    return norm.get_buffer("running_mean"), norm.get_buffer("running_var")
 
 
 def _correct_(module: _BatchNorm, kept: Moments, shift: Tensor, growth: Tensor) -> None:
     """Set the statistics; those that do not move stay bit for bit."""
     new = (kept[0] + shift, kept[1] * (1 + growth))
     same = (shift == 0) & (growth == 0)
-    for tensor, old, moved in zip(_running({"": module})[""], kept, new, strict=True):
+    for tensor, old, moved in zip(_running(module), kept, new, strict=True):
         tensor.copy_(torch.where(same, old, moved.to(old.dtype)))
 
 
