@@ -38,12 +38,14 @@ class Settings:
         ridge: see `choose`.
         batch_size: images at a time.
         seed: chooses the positions in the outputs.
+        places: positions an image, at most.
     """
 
     images: Tensor
     ridge: float = 0.1
     batch_size: int = 32
     seed: int = 0
+    places: int = PLACES
 
     def __post_init__(self) -> None:
         if self.images.ndim not in (3, 4) or not len(self.images):
@@ -137,7 +139,7 @@ def original_outputs(
     batches = settings.images.split(settings.batch_size)
     for number, batch in enumerate(batches):
         for call in conv_calls(original, names, batch):
-            seen = patches(call, PLACES, settings.generator(number))
+            seen = patches(call, settings.places, settings.generator(number))
             output = torch.bmm(call.weight.detach().flatten(1)[:, None], seen)[:, 0]
             found.setdefault(names[call.module], [[] for _ in batches])[number].append(output)
     return found
@@ -158,7 +160,7 @@ def gather(model: nn.Module, conv: nn.Module, outputs: Outputs, settings: Settin
         if len(calls) != len(outputs[number]):
             raise KeyFiltersError("a layer is called more or less often than before the surgery")
         for call, old in zip(calls, outputs[number], strict=True):
-            seen = patches(call, PLACES, settings.generator(number)).double()
+            seen = patches(call, settings.places, settings.generator(number)).double()
             parts = [
                 torch.bmm(seen, seen.transpose(1, 2)),
                 torch.bmm(seen, old[:, :, None].double())[:, :, 0],
