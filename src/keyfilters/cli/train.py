@@ -127,7 +127,7 @@ def _write(out: Path, trained: Trained, treated: Treated, name: str) -> None:
     from keyfilters.report.training_figure import training_figure
     from keyfilters.training import write_results
 
-    if treated.constants:
+    if treated.treatment.on_keys:
         write_results(out, trained)  # anew, under the names that plain filters have
     try:
         if treated.table is not None:

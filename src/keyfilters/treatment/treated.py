@@ -6,14 +6,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-import torch
 from torch import nn
 
 from keyfilters.errors import KeyFiltersError
-from keyfilters.passes import undoing
+from keyfilters.passes import clean_name, undoing, unwrapped
 from keyfilters.query_strings import parse
 from keyfilters.sources import read
-from keyfilters.surgery.freeze import Frozen, freeze_filters_
+from keyfilters.surgery.freeze import Frozen, digest_of, freeze_filters_
 from keyfilters.surgery.initialize import initialize_filters_
 from keyfilters.surgery.key_choice import named_key_sets
 from keyfilters.surgery.parametrize import bake_filters_, learns_scales, parametrize_filters_
@@ -35,14 +34,12 @@ class Treated:
     Attributes:
         treatment: what was to be done.
         table: the report of the last thing done, one row a layer; None if there was nothing to do.
-        frozen: the proof of what was frozen as it is, if so.
-        constants: all about filters on keys that is not learned, by name.
+        frozen: the proof of what was frozen: filters, or all about keys that is not learned.
     """
 
     treatment: Treatment
     table: pd.DataFrame | None
     frozen: Frozen | None
-    constants: dict[str, torch.Tensor]
 
     def check(self, model: nn.Module) -> None:
         """Raise if filters that were frozen, or the keys they are on, have moved in a single bit.
@@ -52,10 +49,6 @@ class Treated:
         """
         if self.frozen is not None:
             self.frozen.check(model)
-        now = {name: x.cpu() for name, x in _constants(model).items()}
-        moved = [n for n, x in self.constants.items() if n in now and not torch.equal(now[n], x)]
-        if moved:
-            raise KeyFiltersError(f"keys were fixed, but moved: {', '.join(moved)}")
 
     def finish(self, model: nn.Module) -> None:
         """Check a trained model, and make filters on keys plain weights again.
@@ -64,7 +57,7 @@ class Treated:
             KeyFiltersError: as `check`.
         """
         self.check(model)
-        if self.constants:
+        if self.treatment.on_keys:
             bake_filters_(model)
 
     def __str__(self) -> str:
@@ -74,7 +67,7 @@ class Treated:
             return "as the model has them"
         before = {"initialised": done.initialize, "transferred from": done.transfer}
         said = [f"{what} {source}" for what, source in before.items() if source]
-        if not done.keys or done.keys == IDEALIZED:
+        if not done.on_keys:
             own = ["each its own idealised model"] if done.keys else []
             return "; ".join([*said, *own, *["frozen"] * bool(done.freeze or done.keys)])
         own_rows = table[table["left"] == ""]
@@ -124,8 +117,7 @@ def treat_(model: nn.Module, treatment: Treatment, seed: int = 0) -> Treated:
     """Do what a treatment says to a model, in place; see `Treatment.apply_`."""
     with undoing(model):
         table, frozen = _apply_(model, treatment, seed)
-    constants = {name: x.detach().cpu().clone() for name, x in _constants(model).items()}
-    return Treated(treatment, table, frozen, constants)
+    return Treated(treatment, table, frozen)
 
 
 def _apply_(model: nn.Module, t: Treatment, seed: int) -> tuple[pd.DataFrame | None, Frozen | None]:
@@ -140,16 +132,13 @@ def _apply_(model: nn.Module, t: Treatment, seed: int) -> tuple[pd.DataFrame | N
             _borrow_(model, t.assign_from, set(read(model).sizes))
         replace_filters_(model, "idealized")
     elif t.keys:
-        return _keep_on_keys_(model, t, seed), None
+        table = _keep_on_keys_(model, t, seed)
+        fixed = [x for x in unwrapped(model).named_buffers() if "parametrizations." in x[0]]
+        return table, Frozen(table, model, {clean_name(n): digest_of(x) for n, x in fixed})
     if t.freeze or t.keys:
         frozen = freeze_filters_(model)
         return frozen.table, frozen
     return table, None
-
-
-def _constants(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Everything about parametrised weights that is not learned."""
-    return {name: x for name, x in model.named_buffers() if "parametrizations." in name}
 
 
 def _keep_on_keys_(model: nn.Module, t: Treatment, seed: int) -> pd.DataFrame:

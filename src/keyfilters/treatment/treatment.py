@@ -173,11 +173,15 @@ class Treatment:
         {'filters': 'keys', 'keys': 'lindeberg2026-B', 'assignment': 'trained',
          'amplitude': False, 'bias': True, 'sigma': False}
         """
-        on_keys = bool(self.keys) and self.keys != IDEALIZED
-        kind = "keys" if on_keys else self.keys or ("frozen" if self.freeze else "learned")
-        shown: dict[str, Any] = {"filters": kind, "keys": self.keys if on_keys else None}
-        shown["assignment"] = self.assignment if on_keys else None
-        return shown | {name: name in self.learn if on_keys else None for name in LEARNABLE}
+        kind = "keys" if self.on_keys else self.keys or ("frozen" if self.freeze else "learned")
+        shown: dict[str, Any] = {"filters": kind, "keys": self.keys if self.on_keys else None}
+        shown["assignment"] = self.assignment if self.on_keys else None
+        return shown | {name: name in self.learn if self.on_keys else None for name in LEARNABLE}
+
+    @property
+    def on_keys(self) -> bool:
+        """Whether the filters are kept on a few keys."""
+        return bool(self.keys) and self.keys != IDEALIZED
 
     @property
     def uses_filters(self) -> bool:
