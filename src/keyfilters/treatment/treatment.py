@@ -140,23 +140,18 @@ class Treatment:
 
     def __str__(self) -> str:
         """The line that `parse` reads as an equal treatment, where there is one."""
-        if self.keys == IDEALIZED:
-            return f"{IDEALIZED}?assign_from={self.assign_from}".removesuffix("?assign_from=")
-        if self.keys:
-            options: dict[str, object] = {"keys": self.keys, "learn": ",".join(self.learn)}
-            options |= {"assignment": self.assignment} if self.assignment == "random" else {}
-            options |= {"assign_from": self.assign_from, "unit_norm": int(self.unit_norm)}
-            kind = "keys"
-        elif self.transfer:
-            kind, options = "transfer", {"from": self.transfer, "control": self.control}
-        elif self.initialize:
-            start = f"initialize:{self.initialize}"
+        if self.initialize and not self.keys:
             join = "&" if "?" in self.initialize else "?"
-            return f"{start}{join}freeze=1" if self.freeze else start
-        else:
-            return "frozen" if self.freeze else "learned"
-        options |= {"freeze": int(self.freeze)}
-        return f"{kind}?" + "&".join(f"{name}={value}" for name, value in options.items() if value)
+            return f"initialize:{self.initialize}" + f"{join}freeze=1" * self.freeze
+        kind = "keys" if self.on_keys else self.keys or ("transfer" if self.transfer else "")
+        kind = kind or ("frozen" if self.freeze else "learned")
+        said = []
+        for name in KINDS[kind][1]:
+            value = self.transfer if name == "from" else getattr(self, name, None)
+            value = ",".join(value) if isinstance(value, tuple) else value
+            if value and (name, value) != ("assignment", "trained"):
+                said.append(f"{name}={int(value) if isinstance(value, bool) else value}")
+        return f"{kind}?{'&'.join(said)}" if said else kind
 
     def to_dict(self) -> dict[str, Any]:
         """Return what differs from doing nothing, as the section ``[filters]`` of a recipe."""
