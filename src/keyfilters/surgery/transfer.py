@@ -17,7 +17,14 @@ from keyfilters.depthwise import extent
 from keyfilters.errors import KeyFiltersError, NoFiltersError, nearest
 from keyfilters.receptive_fields.resize import RESIZES, crop_or_pad, nearest_layers, resize_filters
 from keyfilters.surgery.initialize import layer_generator, resolve_seed
-from keyfilters.surgery.targets import Model, Target, find_targets, layer_table, write_all_
+from keyfilters.surgery.targets import (
+    Model,
+    Target,
+    all_targets,
+    choose_targets,
+    layer_table,
+    write_all_,
+)
 
 __all__ = ["CONTROLS", "transfer_filters_"]
 
@@ -87,8 +94,9 @@ def transfer_filters_(
     """
     _check(bank, control, resize)
     seed = resolve_seed(seed, generator)
-    targets, left = find_targets(model, layers)
-    source_of = _matching(*find_targets(model), bank.layers)
+    found = all_targets(model)
+    targets, left = choose_targets(found, layers)
+    source_of = _matching(*choose_targets(found, None), bank.layers)
 
     def move(target: Target) -> tuple[Tensor, dict[str, object]]:
         return _move(target, source_of(target), control, resize, seed)
