@@ -163,10 +163,8 @@ def _opener(source: Path, target: Path, overwrite: bool) -> Callable[[Path], Ope
     """Return what opens the source, once it is clear that the target may be written."""
     suffix = format_of(source, OPENERS)
     if suffix is None:
-        formats = ", ".join(OPENERS)
-        raise KeyFiltersError(
-            f"cannot replace filters in {source}; the formats written are {formats}"
-        )
+        known = f"the formats written are {', '.join(OPENERS)}"
+        raise KeyFiltersError(f"cannot replace filters in {source}; {known}")
     if format_of(target, OPENERS) != suffix:
         raise KeyFiltersError(
             f"the format stays the same, but {target} does not end in {suffix}; "

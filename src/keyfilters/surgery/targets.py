@@ -109,13 +109,7 @@ class Target(Kernel):
 
 
 def stored_target(name: str, tensor: Tensor, depth: float) -> Target:
-    """Return the target that is a plain tensor of a state dict or file.
-
-    Args:
-        name: of the layer.
-        tensor: ``(C, 1, k_y, k_x)``, or ``(C, 1, k)`` of a convolution of one dimension.
-        depth: relative, in [0, 1].
-    """
+    """Return the target that is a tensor ``(C, 1, k_y, k_x)`` or ``(C, 1, k)`` of a file."""
     ndim = tensor.ndim - 2
     shape = ConvShape((1, *tensor.shape[2:])[-2:], None, len(tensor), 1)
     left = why_not_held(tensor)

@@ -96,7 +96,7 @@ def transfer_filters_(
     seed = resolve_seed(seed, generator)
     found = all_targets(model)
     targets, left = choose_targets(found, layers)
-    source_of = _matching(*choose_targets(found, None), bank.layers)
+    source_of = _matching(found, bank.layers)
 
     def move(target: Target) -> tuple[Tensor, dict[str, object]]:
         return _move(target, source_of(target), control, resize, seed)
@@ -122,13 +122,12 @@ def _check(bank: FilterBank, control: str | None, resize: str) -> None:
         raise KeyFiltersError(f"resize is {resize!r}; type one of: {', '.join(RESIZES)}")
 
 
-def _matching(
-    targets: Sequence[Target], left: Sequence[Target], sources: Sequence[Layer]
-) -> Callable[[Target], Layer]:
+def _matching(found: Sequence[Target], sources: Sequence[Layer]) -> Callable[[Target], Layer]:
     """Return the function that tells which source layer each layer of the model gets."""
     own = {layer.name: layer for layer in sources}
+    targets = [target for target in found if not target.left]
     names = [target.name for target in targets]
-    if not set(names) <= own.keys() <= set(names) | {target.name for target in left}:
+    if not set(names) <= own.keys() <= {target.name for target in found}:
         shapes = [(target.channels, target.size) for target in targets]
         alike = shapes == [(len(layer.weight), layer.size) for layer in sources]
         own = dict(zip(names, sources, strict=True)) if alike else {}

@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
+import torch
 from torch import nn
 
 from keyfilters.errors import KeyFiltersError
-from keyfilters.passes import clean_name, undoing, unwrapped
+from keyfilters.passes import undoing
 from keyfilters.query_strings import parse
 from keyfilters.sources import read
-from keyfilters.surgery.freeze import Frozen, digest_of, freeze_filters_
+from keyfilters.surgery.freeze import Frozen, freeze_filters_
 from keyfilters.surgery.initialize import initialize_filters_
 from keyfilters.surgery.key_choice import named_key_sets
 from keyfilters.surgery.parametrize import bake_filters_, learns_scales, parametrize_filters_
@@ -34,21 +35,28 @@ class Treated:
     Attributes:
         treatment: what was to be done.
         table: the report of the last thing done, one row a layer; None if there was nothing to do.
-        frozen: the proof of what was frozen: filters, or all about keys that is not learned.
+        frozen: the proof of what was frozen as it is, if so.
+        constants: all about filters on keys that is not learned, by name.
     """
 
     treatment: Treatment
     table: pd.DataFrame | None
     frozen: Frozen | None
+    constants: dict[str, torch.Tensor]
 
     def check(self, model: nn.Module) -> None:
-        """Raise if filters that were frozen, or the keys they are on, have moved in a single bit.
+        """Raise if filters that were frozen, or the keys they are on, have moved.
 
         Raises:
             KeyFiltersError: names what moved.
         """
         if self.frozen is not None:
             self.frozen.check(model)
+        # By value and not by bit: an average over training turns −0 into 0.
+        now = {name: x.cpu() for name, x in _constants(model).items()}
+        moved = [n for n, x in self.constants.items() if n in now and not torch.equal(now[n], x)]
+        if moved:
+            raise KeyFiltersError(f"keys were fixed, but moved: {', '.join(moved)}")
 
     def finish(self, model: nn.Module) -> None:
         """Check a trained model, and make filters on keys plain weights again.
@@ -117,7 +125,8 @@ def treat_(model: nn.Module, treatment: Treatment, seed: int = 0) -> Treated:
     """Do what a treatment says to a model, in place; see `Treatment.apply_`."""
     with undoing(model):
         table, frozen = _apply_(model, treatment, seed)
-    return Treated(treatment, table, frozen)
+    constants = {name: x.detach().cpu().clone() for name, x in _constants(model).items()}
+    return Treated(treatment, table, frozen, constants)
 
 
 def _apply_(model: nn.Module, t: Treatment, seed: int) -> tuple[pd.DataFrame | None, Frozen | None]:
@@ -132,13 +141,16 @@ def _apply_(model: nn.Module, t: Treatment, seed: int) -> tuple[pd.DataFrame | N
             _borrow_(model, t.assign_from, set(read(model).sizes))
         replace_filters_(model, "idealized")
     elif t.keys:
-        table = _keep_on_keys_(model, t, seed)
-        fixed = [x for x in unwrapped(model).named_buffers() if "parametrizations." in x[0]]
-        return table, Frozen(table, model, {clean_name(n): digest_of(x) for n, x in fixed})
+        return _keep_on_keys_(model, t, seed), None
     if t.freeze or t.keys:
         frozen = freeze_filters_(model)
         return frozen.table, frozen
     return table, None
+
+
+def _constants(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Return all about parametrised weights that is not learned."""
+    return {name: x for name, x in model.named_buffers() if "parametrizations." in name}
 
 
 def _keep_on_keys_(model: nn.Module, t: Treatment, seed: int) -> pd.DataFrame:
