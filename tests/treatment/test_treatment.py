@@ -170,7 +170,7 @@ def test_frozen_filters_and_keys_that_moved_are_named() -> None:
     treated.check(model)
     name, buffer = next((n, x) for n, x in model.named_buffers() if "parametrizations" in n)
     buffer += 1
-    with pytest.raises(KeyFiltersError, match="keys .* moved"):
+    with pytest.raises(KeyFiltersError, match="moved"):
         treated.finish(model)
 
 
