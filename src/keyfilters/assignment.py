@@ -15,9 +15,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from keyfilters.errors import KeyFiltersError
+from keyfilters.receptive_fields import published_in
+from keyfilters.sizes import Window, as_size, extent
 from keyfilters.threads import in_parts
 
-__all__ = ["Assignment", "assign"]
+__all__ = ["Assignment", "assign", "checked_dtype", "reconstruct"]
 
 TIED = 64  # products with two keys that differ by less than so many roundings of ‖w‖ are equal
 BLOCK = 8192  # filters that are summed at once, which bounds the memory
@@ -64,6 +67,56 @@ def assign(
 
     in_parts(work, len(w), chunk)
     return Assignment(index.numpy(), a.numpy(), b.numpy(), residual.numpy())
+
+
+def checked_dtype(w: NDArray[Any] | Tensor, window: Window) -> torch.dtype:
+    """Return the dtype in which filters are assigned to keys of a window, float32 or float64.
+
+    Raises:
+        KeyFiltersError: the filters have another shape or size, or are not of real numbers.
+    """
+    name = w.dtype.name if isinstance(w, np.ndarray) else str(w.dtype).removeprefix("torch.")
+    k_y, k_x = window
+    if w.ndim != 3 or not name.startswith(("float", "bfloat", "int", "uint")):
+        raise KeyFiltersError(
+            f"expected filters as real numbers of shape (n, {k_y}, {k_x}), got {name} of "
+            f"shape {tuple(w.shape)}"
+        )
+    own = (int(w.shape[1]), int(w.shape[2]))
+    if own != window:
+        drawn = f', such as KeySet.published("lindeberg2026-B", size={as_size(own)})'
+        raise KeyFiltersError(
+            f"these keys are {extent(window)}, but the filters are {extent(own)}; take "
+            f"keys of their size{drawn if published_in(own) else ''}"
+        )
+    short = ("float32", "float16", "bfloat16")
+    return torch.float32 if name in short or name.startswith("float8") else torch.float64
+
+
+def reconstruct(
+    keys: NDArray[np.float64], index: NDArray[Any], a: NDArray[Any], b: NDArray[Any]
+) -> NDArray[Any]:
+    """Return the filters ``a·x + b``; see `keyfilters.keyset.KeySet.reconstruct`.
+
+    Args:
+        keys: ``(K, k_y, k_x)``.
+        index: ``(n,)``, −1 for none.
+        a: ``(n,)``.
+        b: ``(n,)``.
+    """
+    if index.dtype.kind not in "iu" or index.ndim != 1 or not index.shape == a.shape == b.shape:
+        raise KeyFiltersError(
+            f"expected n integers and twice n numbers, got {index.dtype} of shape "
+            f"{index.shape}, {a.shape} and {b.shape}"
+        )
+    if len(index) and not -1 <= index.min() <= index.max() < len(keys):
+        raise KeyFiltersError(f"no key has number {max(index.max(), index.min(), key=abs)}")
+    a = a if a.dtype.kind == "f" else a.astype(np.float64)
+    filters = keys.astype(a.dtype)[index]
+    filters *= a[:, None, None]
+    filters += b.astype(a.dtype)[:, None, None]
+    filters[index < 0] = np.nan
+    return filters
 
 
 def _rows(w: NDArray[Any] | Tensor, rows: slice, dtype: torch.dtype) -> Tensor:

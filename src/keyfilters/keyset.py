@@ -14,34 +14,24 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from keyfilters.assignment import Assignment, assign
+from keyfilters.assignment import Assignment, assign, checked_dtype, reconstruct
 from keyfilters.bank import FilterBank
-from keyfilters.errors import KeyFiltersError, nearest
+from keyfilters.errors import KeyFiltersError
 from keyfilters.key_files import read_keys, write_keys
-from keyfilters.learned_filters import METHODS, learn_filters
+from keyfilters.key_names import parse_key_name
+from keyfilters.learned_filters import learn_from_bank
 from keyfilters.receptive_fields import (
-    PUBLISHED,
+    PUBLISHED_NAMES,
     published_filters,
     published_in,
     published_parameters,
 )
-from keyfilters.scalespace import why_unusable
+from keyfilters.scalespace.unit import exact_centred_unit, why_unusable
 from keyfilters.sizes import Size, Window, as_size, as_window, extent
 
 __all__ = ["CONSENSUS", "Assignment", "KeySet"]
 
 CONSENSUS = Path(__file__).parent / "consensus"  # keys that ship with the package
-
-_PUBLISHED_NAMES = (
-    "1 vertical half-grid edge, one side",
-    "2 horizontal half-grid edge, one side",
-    "3 vertical half-grid edge, other side",
-    "4 horizontal half-grid edge, other side",
-    "5 horizontal first derivative",
-    "6 vertical first derivative",
-    "7 sharpening, centre-surround",
-    "8 Gaussian smoothing",
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +73,7 @@ class KeySet:
             if flaw:
                 flaw = "zero" if flaw == "dead" else flaw
                 raise KeyFiltersError(f"{name!r} is {flaw}; a key needs finite taps that differ")
-        filters = _centred_unit(filters)
+        filters = exact_centred_unit(filters)
         filters.flags.writeable = False
         object.__setattr__(self, "filters", filters)
         object.__setattr__(self, "names", names)
@@ -137,7 +127,7 @@ class KeySet:
         name = f"lindeberg2026-{name.removeprefix('lindeberg2026-')}"
         told = f"{name}: idealised models of the eight key filters at their published scales"
         filters, shown = published_filters(name, window), published_in(window)
-        names = tuple(_PUBLISHED_NAMES[i] for i in shown)
+        names = tuple(PUBLISHED_NAMES[i] for i in shown)
         models = models.iloc[shown].reset_index(drop=True)
         return cls(filters, names, told, models=models)
 
@@ -161,47 +151,21 @@ class KeySet:
         >>> KeySet.named("random:4", size=5, seed=3)
         KeySet(4 keys of 5×5: random, seed 3)
         """
-        window = as_window(size)
-        kind, colon, number = name.partition(":")
-        if Path(name).suffix and (Path(name).exists() or kind == name):
+        window, known = as_window(size), parse_key_name(name)
+        if known.kind == "file":
             keys = cls.from_file(name)
             if keys.window != window:
                 got = f"{name} holds keys of {extent(keys.window)}"
                 raise KeyFiltersError(f"{got}; keys of {extent(window)} are expected")
             return keys
-        if name == "consensus":
+        if known.kind == "consensus":
             return cls.consensus(window)
-        if kind == "random" or (kind in METHODS and colon):
-            if colon and not (number.isdecimal() and int(number)):
-                raise KeyFiltersError(f"{name!r}: a number of keys is expected, as in {kind}:32")
-            if kind == "random":
-                return cls.random(int(number or 8), window, seed)
-            return cls._learned(kind, int(number), window, seed, bank)
-        label = number if kind == "published" else name
-        if label not in (*PUBLISHED, *(x.removeprefix("lindeberg2026-") for x in PUBLISHED)):
-            known = (*PUBLISHED, "consensus", "random:8", "lines:32")
-            raise KeyFiltersError(
-                f"no keys are called {name!r}; one of {', '.join(known)}, or a file, is expected"
-                f"{nearest(label, known)}"
-            )
-        return cls.published(label, window)
-
-    @classmethod
-    def _learned(
-        cls, method: str, count: int, window: Window, seed: int, bank: FilterBank | None
-    ) -> KeySet:
-        if bank is None:
-            raise KeyFiltersError(
-                f"{method}:{count} learns keys from filters, and none were given; name other keys, "
-                "or in Python pass bank="
-            )
-        filters = bank.stack(window)[0]
-        filters = filters[why_unusable(filters) == ""]
-        if not len(filters):
-            raise KeyFiltersError(f"there are no {extent(window)} filters to learn keys from")
-        count = min(count, len(filters))
-        told = f"{count} keys by {method} from {len(filters):,} filters, seed {seed}"
-        return cls.from_filters(learn_filters(filters, count, method, seed), provenance=told)
+        if known.kind == "random":
+            return cls.random(known.number, window, seed)
+        if known.kind == "published":
+            return cls.published(known.label, window)
+        learned, told = learn_from_bank(bank, window, known.number, known.kind, seed)
+        return cls.from_filters(learned, provenance=told)
 
     @classmethod
     def consensus(cls, size: Size, *, idealised: bool = False) -> KeySet:
@@ -345,28 +309,10 @@ class KeySet:
         ([0, 1], [-2.0, -2.0], [0.5, 0.5])
         """
         w = w.detach() if isinstance(w, Tensor) else np.asarray(w)
-        dtype = self._checked_dtype(w)
+        dtype = checked_dtype(w, self.window)
         if chunk < 1:
             raise KeyFiltersError(f"chunk must be at least 1, got {chunk}")
         return assign(w, torch.tensor(self.filters).flatten(1), dtype, chunk, torch.device(device))
-
-    def _checked_dtype(self, w: NDArray[Any] | Tensor) -> torch.dtype:
-        name = w.dtype.name if isinstance(w, np.ndarray) else str(w.dtype).removeprefix("torch.")
-        k_y, k_x = self.window
-        if w.ndim != 3 or not name.startswith(("float", "bfloat", "int", "uint")):
-            raise KeyFiltersError(
-                f"expected filters as real numbers of shape (n, {k_y}, {k_x}), got {name} of "
-                f"shape {tuple(w.shape)}"
-            )
-        own = (int(w.shape[1]), int(w.shape[2]))
-        if own != self.window:
-            drawn = f', such as KeySet.published("lindeberg2026-B", size={as_size(own)})'
-            raise KeyFiltersError(
-                f"these keys are {extent(self.window)}, but the filters are {extent(own)}; take "
-                f"keys of their size{drawn if published_in(own) else ''}"
-            )
-        short = ("float32", "float16", "bfloat16")
-        return torch.float32 if name in short or name.startswith("float8") else torch.float64
 
     def reconstruct(self, index: ArrayLike, a: ArrayLike, b: ArrayLike) -> NDArray[Any]:
         """Return the filters ``a·x + b``.
@@ -382,20 +328,7 @@ class KeySet:
         Raises:
             KeyFiltersError: no such key, or lengths that differ.
         """
-        index, a, b = np.asarray(index), np.asarray(a), np.asarray(b)
-        if index.dtype.kind not in "iu" or index.ndim != 1 or not index.shape == a.shape == b.shape:
-            raise KeyFiltersError(
-                f"expected n integers and twice n numbers, got {index.dtype} of shape "
-                f"{index.shape}, {a.shape} and {b.shape}"
-            )
-        if len(index) and not -1 <= index.min() <= index.max() < len(self):
-            raise KeyFiltersError(f"no key has number {max(index.max(), index.min(), key=abs)}")
-        a = a if a.dtype.kind == "f" else a.astype(np.float64)
-        filters = self.filters.astype(a.dtype)[index]
-        filters *= a[:, None, None]
-        filters += b.astype(a.dtype)[:, None, None]
-        filters[index < 0] = np.nan
-        return filters
+        return reconstruct(self.filters, np.asarray(index), np.asarray(a), np.asarray(b))
 
 
 def _as_keys(filters: ArrayLike | Tensor) -> NDArray[np.float64]:
@@ -408,15 +341,3 @@ def _as_keys(filters: ArrayLike | Tensor) -> NDArray[np.float64]:
     if array.dtype.kind not in "fiu":
         raise KeyFiltersError(f"expected keys of real numbers, got {array.dtype}")
     return array.astype(np.float64, order="C")
-
-
-def _centred_unit(filters: NDArray[np.float64]) -> NDArray[np.float64]:
-    flat = filters.reshape(len(filters), -1)
-    # By a power of two, so that squares do not overflow and no digit changes.
-    unit = np.ldexp(flat, -np.frexp(np.abs(flat).max(axis=1, keepdims=True))[1])
-    for _ in range(2):  # once leaves much of a large constant
-        unit -= unit.mean(axis=1, keepdims=True)
-        unit /= np.linalg.norm(unit, axis=1, keepdims=True)
-    # Doing it twice would change last digits, and a file read back would differ.
-    done = np.abs(unit - flat).max(axis=1, keepdims=True) < 1e-14
-    return np.where(done, flat, unit).reshape(filters.shape)

@@ -7,10 +7,13 @@ import warnings
 import numpy as np
 from numpy.typing import NDArray
 
-from keyfilters.scalespace import centred_unit
+from keyfilters.bank import FilterBank
+from keyfilters.errors import KeyFiltersError
+from keyfilters.scalespace import centred_unit, why_unusable
+from keyfilters.sizes import Window, extent
 from keyfilters.threads import one_thread
 
-__all__ = ["METHODS", "RESTARTS", "kmeans_prototypes", "learn_filters"]
+__all__ = ["METHODS", "RESTARTS", "kmeans_prototypes", "learn_filters", "learn_from_bank"]
 
 METHODS = ("lines", "kmeans")
 ROUNDS = 100
@@ -44,6 +47,28 @@ def learn_filters(
         tries = [_principal_lines(unit, count, seed, restart) for restart in range(restarts)]
         found = max(tries, key=lambda x: float((np.abs(unit @ x.T).max(1) ** 2).mean()))
     return found.reshape(-1, *filters.shape[1:])
+
+
+def learn_from_bank(
+    bank: FilterBank | None, window: Window, count: int, method: str, seed: int
+) -> tuple[NDArray[np.float32], str]:
+    """Learn keys from the filters of one kernel size, and say from how many.
+
+    Raises:
+        KeyFiltersError: there is no bank, or it has no such filters.
+    """
+    if bank is None:
+        raise KeyFiltersError(
+            f"{method}:{count} learns keys from filters, and none were given; name other keys, "
+            "or in Python pass bank="
+        )
+    filters = bank.stack(window)[0]
+    filters = filters[why_unusable(filters) == ""]
+    if not len(filters):
+        raise KeyFiltersError(f"there are no {extent(window)} filters to learn keys from")
+    count = min(count, len(filters))
+    told = f"{count} keys by {method} from {len(filters):,} filters, seed {seed}"
+    return learn_filters(filters, count, method, seed), told
 
 
 @one_thread()

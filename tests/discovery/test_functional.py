@@ -12,9 +12,9 @@ from torch import nn
 import keyfilters as kf
 from keyfilters.discovery.functional import eliminate_by_answers
 from keyfilters.discovery.shares import OutputShares
+from keyfilters.input_covariance import Settings
 from keyfilters.keyset import KeySet
 from keyfilters.surgery import recalibrate_batchnorm_, replace_filters_
-from keyfilters.surgery.input_covariance import Settings
 from tests.surgery.networks import batches, classifier
 
 

@@ -22,9 +22,9 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import keyfilters as kf
-from keyfilters.surgery.filter_recipe import FilterRecipe
 from keyfilters.surgery.targets import find_targets
 from keyfilters.training import load_data, make_model
+from keyfilters.treatment import FilterRecipe
 from tests.cli.test_cli import run
 
 RECIPES = Path(__file__).parents[2] / "recipes"

@@ -16,8 +16,8 @@ import keyfilters as kf
 from keyfilters import init
 from keyfilters.passes import main_tensor, run
 from keyfilters.surgery.recalibrate import recalibrate_batchnorm_
-from keyfilters.surgery.treatment import Treatment
 from keyfilters.training.evaluate import logits
+from keyfilters.treatment import Treatment
 from tests.surgery.networks import batches, classifier
 
 KEYS = [kf.KeySet.random(3, size=k) for k in (3, 5)]

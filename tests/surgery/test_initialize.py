@@ -50,7 +50,7 @@ def matched_once(monkeypatch: pytest.MonkeyPatch) -> None:
             MATCHED[key] = match(filters, null=null)
         return MATCHED[key]
 
-    monkeypatch.setattr("keyfilters.surgery.resize.match", remembered)
+    monkeypatch.setattr("keyfilters.receptive_fields.resize.match", remembered)
 
 
 def options_of(scheme: str) -> dict[str, Any]:
@@ -155,7 +155,7 @@ def test_keys_are_those_given_or_the_published_ones() -> None:
     keys5 = KeySet.published("lindeberg2026-A", size=5)[6:]
     report = initialize_filters_(net, "keys", keys=keys5, signs=False, std=None)
     assert report["scheme"].tolist() == ["", "", "keys", ""]
-    assert all("filters are (2, 5, 5)" in note for note in report["left"].iloc[[0, 3]])
+    assert all("5×5" in note for note in report["left"].iloc[[0, 3]])
     chosen = net[2].weight.detach()[:, 0].double().numpy()
     distance = np.abs(chosen[:, None] - keys5.filters).max((2, 3)).min(1)
     assert distance.max() < 1e-7

@@ -1,8 +1,11 @@
-"""Lists of key sets: one of each size to replace, one set to initialise or parametrise."""
+"""Lists of key sets, one of each size."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
+import torch
 from torch import nn
 
 import keyfilters as kf
@@ -19,15 +22,26 @@ def test_a_list_replaces_every_size() -> None:
     assert (kf.replace_filters_(network(), LIST)["keys"] == 8).all()
 
 
-@pytest.mark.parametrize("function", ["parametrize", "initialize"])
-def test_a_list_of_several_sizes_is_refused_where_one_set_is_meant(function: str) -> None:
+def test_a_list_parametrises_and_initialises_every_size_as_each_set_alone() -> None:
+    together, apart = network(), network()
+    apart.load_state_dict(together.state_dict())
+    report = kf.parametrize_filters_(together, LIST, assignment="random")
+    for keys in LIST:
+        kf.parametrize_filters_(apart, keys, assignment="random")
+    assert (report["parameters"] == 8).all() and (report["left"] == "").all()
+    assert all(map(torch.equal, together.state_dict().values(), apart.state_dict().values()))
+    drawn = kf.initialize_filters_(network(), "keys", keys=LIST)
+    assert (drawn["scheme"] == "keys").all()
+    alone = kf.initialize_filters_(network(), "keys", keys=LIST[0])
+    assert alone["left"][0] == "" and "3×3" in alone["left"][1]
+
+
+@pytest.mark.parametrize("function", [kf.replace_filters_, kf.parametrize_filters_])
+def test_two_sets_of_one_size_are_refused(function: Callable[..., object]) -> None:
     model = network()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    with pytest.raises(kf.KeyFiltersError, match=r"expected one key set, got those of 3×3, 5×5"):
-        if function == "parametrize":
-            kf.parametrize_filters_(model, LIST)
-        else:
-            kf.initialize_filters_(model, "keys", keys=LIST)
+    with pytest.raises(kf.KeyFiltersError, match="one size"):
+        function(model, [*LIST, LIST[0]])
     assert all(value.equal(before[name]) for name, value in model.state_dict().items())
 
 

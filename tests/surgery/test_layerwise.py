@@ -7,19 +7,18 @@ import pytest
 import torch
 from torch import nn
 
-from keyfilters.keyset import KeySet
-from keyfilters.surgery.graph import consumers
-from keyfilters.surgery.input_covariance import (
+from keyfilters.input_covariance import (
     Settings,
     choose,
     gather,
     original_outputs,
     patches,
 )
+from keyfilters.keyset import KeySet
 from keyfilters.surgery.recalibrate import batch_norms, recalibrate_batchnorm_
 from keyfilters.surgery.replace import replace_filters_
 from keyfilters.surgery.sensitivity import layer_sensitivity
-from keyfilters.tracing import conv_calls, steps
+from keyfilters.tracing import consumers, conv_calls, steps
 from tests.surgery.networks import batches, classifier
 
 

@@ -13,7 +13,7 @@ import keyfilters as kf
 from keyfilters.bank import FilterBank, Layer
 from keyfilters.errors import KeyFiltersError, NoFiltersError
 from keyfilters.receptive_fields.families import family
-from keyfilters.surgery.resize import crop_or_pad
+from keyfilters.receptive_fields.resize import crop_or_pad
 from keyfilters.surgery.transfer import CONTROLS, transfer_filters_
 
 

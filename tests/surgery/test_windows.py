@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 import keyfilters as kf
+from keyfilters.input_covariance import patches
 from keyfilters.keyset import KeySet
-from keyfilters.surgery.input_covariance import patches
 from keyfilters.tracing import conv_calls
 from tests.surgery.networks import batches
 

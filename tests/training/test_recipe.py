@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from keyfilters.errors import KeyFiltersError
-from keyfilters.surgery.filter_recipe import FilterRecipe
 from keyfilters.training import Recipe
+from keyfilters.treatment import FilterRecipe
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.toml"))
 

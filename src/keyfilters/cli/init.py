@@ -60,8 +60,8 @@ def init(
 
     import keyfilters as kf
     from keyfilters.sources.timm_models import load_timm
-    from keyfilters.surgery.key_choice import named_key_sets, one_key_set
-    from keyfilters.surgery.treated import initialize_by_name_
+    from keyfilters.surgery.key_choice import named_key_sets
+    from keyfilters.treatment import initialize_by_name_
 
     check_out(out)
     options: dict[str, Any] = {}
@@ -70,7 +70,7 @@ def init(
     name = model.removeprefix("timm:").split("?")[0]
     module, label = load_timm(f"{name}?pretrained=false", seed)
     if keys is not None:
-        options["keys"] = one_key_set(named_key_sets(keys, kf.read(module), seed))
+        options["keys"] = named_key_sets(keys, kf.read(module), seed)
     if bank:
         options["bank"] = kf.read(*bank)
     chosen = layer_names(layers)

@@ -15,9 +15,8 @@ from keyfilters.errors import KeyFiltersError
 if TYPE_CHECKING:
     from torch import nn
 
-    from keyfilters.surgery.filter_recipe import FilterRecipe
-    from keyfilters.surgery.treatment import Treated
     from keyfilters.training import Data, Trained
+    from keyfilters.treatment import FilterRecipe, Treated
 
 MONITOR = "monitor.parquet"
 SHOWN = 12  # rows of the table: the last epochs
@@ -70,8 +69,8 @@ def train(
     images; the test images are looked at once. On several devices: torchrun --nproc-per-node 2 -m
     keyfilters train …
     """
-    from keyfilters.surgery.filter_recipe import FilterRecipe
     from keyfilters.training import load_data, make_model, plan
+    from keyfilters.treatment import FilterRecipe
 
     check_out(out)
     if device != "auto":
@@ -146,7 +145,7 @@ def _write(out: Path, trained: Trained, treated: Treated, name: str) -> None:
     from keyfilters.report.training_figure import training_figure
     from keyfilters.training import write_results
 
-    if treated.constants:
+    if treated.treatment.on_keys:
         write_results(out, trained)  # anew, under the names that plain filters have
     try:
         if treated.table is not None:

@@ -119,7 +119,8 @@ def kernels(module: nn.Module, *, order: bool = True) -> list[Kernel]:
     """
     root = unwrapped(module)
     program = isinstance(root, (torch.jit.ScriptModule, fx.GraphModule))
-    listed = [_of_program(fields) for fields in program_kernels(root)] if program else []
+    listed = [_shaped(Kernel(**x)) for x in program_kernels(root)] if program else []
+    listed = [_judged(kernel) for kernel in listed]
     if not listed:
         listed = _in_modules(root)
         if order and sum(kernel.depthwise for kernel in listed) > 1:
@@ -141,23 +142,19 @@ def depthwise_layers(module: nn.Module) -> Iterator[tuple[str, nn.Conv1d | nn.Co
             yield kernel.name, kernel.module
 
 
-def _of_program(fields: dict[str, Any]) -> Kernel:
-    kernel = _flat(Kernel(**fields))
-    if kernel.not_depthwise:
+def _shaped(kernel: Kernel) -> Kernel:
+    """Return a kernel of one dimension as 1×k, any other as it is, and why it is not depthwise."""
+    shape = kernel.shape
+    if shape is None:
         return kernel
-    if kernel.shape is not None and (reason := why_not_depthwise(kernel.shape)):
-        reason = f"1-D: {reason}" if kernel.ndim == 1 else reason
-        return replace(kernel, not_depthwise=reason, form=None)
-    return _judged(kernel)
-
-
-def _flat(kernel: Kernel) -> Kernel:
-    """Return a kernel of one dimension as 1×k; any other as it is."""
-    if kernel.shape is None or len(kernel.shape.kernel) != 1:
+    if len(shape.kernel) == 1:
+        shape = replace(shape, kernel=(1, *shape.kernel))
+        stride, dilation = (x and (1, x[-1]) for x in (kernel.stride, kernel.dilation))
+        kernel = replace(kernel, shape=shape, ndim=1, stride=stride, dilation=dilation)
+    reason = why_not_depthwise(shape)
+    if reason is None:
         return kernel
-    shape = replace(kernel.shape, kernel=(1, *kernel.shape.kernel))
-    stride, dilation = (x and (1, x[-1]) for x in (kernel.stride, kernel.dilation))
-    return replace(kernel, shape=shape, ndim=1, stride=stride, dilation=dilation)
+    return replace(kernel, not_depthwise="1-D: " * (kernel.ndim == 1) + reason, form=None)
 
 
 def _in_modules(root: nn.Module) -> list[Kernel]:
@@ -184,12 +181,11 @@ def _kernel(name: str, module: nn.Module) -> Kernel | None:
         shape = _shape(module, "Transpose" in type(module).__name__)
     else:
         return _not_trained(name, module)
-    kernel = _flat(
+    kernel = _shaped(
         Kernel(name, module, shape, stride=_pair(module.stride), dilation=_pair(module.dilation))
     )
-    assert kernel.shape is not None
-    if reason := why_not_depthwise(kernel.shape):
-        return replace(kernel, not_depthwise=f"1-D: {reason}" if kernel.ndim == 1 else reason)
+    if kernel.not_depthwise:
+        return kernel
     try:
         if isinstance(module, _ConvNd):
             form = form_of(module)
@@ -210,8 +206,9 @@ def _kernel(name: str, module: nn.Module) -> Kernel | None:
 
 
 def _judged(kernel: Kernel) -> Kernel:
-    """Say whether the kernel can be read and written, and what a reader should know."""
-    assert kernel.form is not None
+    """Say whether the kernel can be read and written."""
+    if kernel.form is None:
+        return kernel
     if any(x.is_meta for x in kernel.form.stored().values()):
         return replace(kernel, form=None, unreadable=NO_DATA, unwritable=NO_DATA)
     return replace(kernel, unwritable=why_not_writable(kernel.form))
@@ -287,9 +284,6 @@ def _place(tensor: Tensor) -> tuple[object, ...]:
 
 
 def _placed(listed: list[Kernel]) -> list[Kernel]:
-    last = max(sum(kernel.depthwise for kernel in listed) - 1, 1)
-    place, result = 0, []
-    for kernel in listed:
-        result.append(replace(kernel, depth=place / last) if kernel.depthwise else kernel)
-        place += kernel.depthwise
-    return result
+    depthwise = sum(kernel.depthwise for kernel in listed)
+    depths = iter(i / max(depthwise - 1, 1) for i in range(depthwise))
+    return [replace(x, depth=next(depths)) if x.depthwise else x for x in listed]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from operator import attrgetter
 from typing import Any
 
 from torch import Tensor, fx, nn
@@ -75,7 +76,7 @@ def _exported(root: fx.GraphModule) -> list[dict[str, Any]]:
             found.append({"name": node.name, "module": root, "not_depthwise": reason})
             continue
         path = str(source.target)
-        weight = _attribute(root, path)
+        weight = attrgetter(path)(root)
         full = list(node.args) + [None] * 9
         given = dict(node.kwargs)
         general = name != "conv2d" and name in ("convolution", "_convolution")
@@ -86,12 +87,6 @@ def _exported(root: fx.GraphModule) -> list[dict[str, Any]]:
         layer = clean_name(path.removesuffix(".weight"))
         found.append(_fields(layer, root, weight, stride, dilation, groups, transposed))
     return found
-
-
-def _attribute(root: nn.Module, path: str) -> Tensor:
-    holder, _, name = path.rpartition(".")
-    value: Tensor = getattr(root.get_submodule(holder), name)
-    return value
 
 
 def _fields(

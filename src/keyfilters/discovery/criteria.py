@@ -17,10 +17,10 @@ from keyfilters.discovery.elimination import Elimination, eliminate
 from keyfilters.discovery.functional import eliminate_by_answers
 from keyfilters.discovery.result import curve_of
 from keyfilters.discovery.shares import OutputShares, explained_shares
+from keyfilters.input_covariance import Settings
 from keyfilters.keyset import KeySet
 from keyfilters.nulls import null_units
 from keyfilters.sizes import Window
-from keyfilters.surgery.input_covariance import Settings
 
 __all__ = ["CRITERIA", "Criterion", "make_criterion"]
 

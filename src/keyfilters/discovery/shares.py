@@ -11,10 +11,10 @@ from torch import nn
 
 from keyfilters.bank import FilterBank, Layer
 from keyfilters.errors import KeyFiltersError
+from keyfilters.input_covariance import Settings, gather, original_outputs, output_shares
 from keyfilters.keyset import KeySet
 from keyfilters.nulls import null_bank
 from keyfilters.sizes import Size, as_window, extent
-from keyfilters.surgery.input_covariance import Settings, gather, original_outputs, output_shares
 from keyfilters.surgery.targets import Target, find_targets
 from keyfilters.threads import one_thread
 from keyfilters.training import evaluating
@@ -39,7 +39,7 @@ class OutputShares:
 
     The inputs of every layer are those of the unchanged network on a few images, without labels;
     their covariance is taken once, after which any keys are judged in closed form, see
-    `keyfilters.surgery.input_covariance`. Constants in the outputs, which a bias or a normalisation
+    `keyfilters.input_covariance`. Constants in the outputs, which a bias or a normalisation
     takes up, do not count, and every filter counts alike.
 
     Args:

@@ -66,7 +66,7 @@ def frozen_keys(
     from keyfilters.experiments.run_parts import image_count
     from keyfilters.experiments.single_run import make_run
     from keyfilters.experiments.source_networks import source_network
-    from keyfilters.surgery.treatment import Treatment
+    from keyfilters.treatment import Treatment
 
     treatments = [Treatment.parse(text) for text in condition]
     if len(samples) > 1 and 0 in samples:

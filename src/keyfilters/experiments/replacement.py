@@ -96,7 +96,7 @@ def replacement(
 
 def _rows(start: str, treatments: tuple[str, ...]) -> list[tuple[dict[str, Any], str]]:
     """Return the conditions of a start: a row of factors, and the treatment."""
-    from keyfilters.surgery.treatment import Treatment
+    from keyfilters.treatment import Treatment
 
     found = []
     for treatment in map(Treatment.parse, treatments):

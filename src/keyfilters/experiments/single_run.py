@@ -22,8 +22,8 @@ from keyfilters.errors import KeyFiltersError
 from keyfilters.experiments.run import Run, code_digest
 from keyfilters.experiments.run_parts import build_network, load, measure, recipe_of, watched
 from keyfilters.sources import read
-from keyfilters.surgery.treatment import Treatment
 from keyfilters.training import Data, train, write_weights
+from keyfilters.treatment import Treatment
 
 with suppress(ModuleNotFoundError):  # loaded here, so that the server of `LocalProcesses` has it
     import accelerate  # noqa: F401

@@ -8,6 +8,7 @@ from keyfilters.receptive_fields.matching import has_models, match
 from keyfilters.receptive_fields.operators import OPERATORS, Operator, operator
 from keyfilters.receptive_fields.published import (
     PUBLISHED,
+    PUBLISHED_NAMES,
     PUBLISHED_OPERATORS,
     published_filters,
     published_in,
@@ -20,6 +21,7 @@ __all__ = [
     "METHODS",
     "OPERATORS",
     "PUBLISHED",
+    "PUBLISHED_NAMES",
     "PUBLISHED_OPERATORS",
     "Dictionary",
     "Family",

@@ -19,12 +19,23 @@ from keyfilters.sizes import Size, as_window, extent
 
 __all__ = [
     "PUBLISHED",
+    "PUBLISHED_NAMES",
     "PUBLISHED_OPERATORS",
     "published_filters",
     "published_in",
     "published_parameters",
 ]
 
+PUBLISHED_NAMES = (
+    "1 vertical half-grid edge, one side",
+    "2 horizontal half-grid edge, one side",
+    "3 vertical half-grid edge, other side",
+    "4 horizontal half-grid edge, other side",
+    "5 horizontal first derivative",
+    "6 vertical first derivative",
+    "7 sharpening, centre-surround",
+    "8 Gaussian smoothing",
+)
 PUBLISHED_OPERATORS = ("dy+", "dx-", "dy-", "dx+", "dx", "dy", "sharpen", "smooth")
 
 _SHARPEN = (0.6754, 0.5256)

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from keyfilters.errors import KeyFiltersError
 
-__all__ = ["DEAD_BELOW", "centred_unit", "why_unusable"]
+__all__ = ["DEAD_BELOW", "centred_unit", "exact_centred_unit", "why_unusable"]
 
 DEAD_BELOW = 1e-4  # babaiee2024unveiling drops filters whose taps are all this small
 EQUAL = 1e-6  # taps that differ by less of the largest are equal to rounding in float32
@@ -67,3 +67,19 @@ def centred_unit(filters: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
         raise KeyFiltersError(f"filter {first} is {bad[first]}; it has no centred unit form")
     centred = flat - flat.mean(axis=1, keepdims=True)
     return (centred / np.linalg.norm(centred, axis=1, keepdims=True)).astype(np.float32)
+
+
+def exact_centred_unit(filters: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return `centred_unit` in float64 and the shape given, ``(n, k_y, k_x)``.
+
+    Filters that are centred and of unit norm, to rounding, are returned unchanged.
+    """
+    flat = filters.reshape(len(filters), -1)
+    # By a power of two, so that squares do not overflow and no digit changes.
+    unit = np.ldexp(flat, -np.frexp(np.abs(flat).max(axis=1, keepdims=True))[1])
+    for _ in range(2):  # once leaves much of a large constant
+        unit -= unit.mean(axis=1, keepdims=True)
+        unit /= np.linalg.norm(unit, axis=1, keepdims=True)
+    # Doing it twice would change last digits, and a file read back would differ.
+    done = np.abs(unit - flat).max(axis=1, keepdims=True) < 1e-14
+    return np.where(done, flat, unit).reshape(filters.shape)

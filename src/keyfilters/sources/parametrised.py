@@ -72,7 +72,7 @@ def _on_fixed_keys(part: Part) -> Tensor:
 
 
 def _on_scaled_keys(part: Part) -> Tensor:
-    """Draw the forms of `keyfilters.surgery.key_weights.ScaledKeys` in float64."""
+    """Draw the forms of `keyfilters.receptive_fields.scaled_keys.ScaledKeys` in float64."""
     index, impulse = part["0.keys.index"], part["0.keys.impulse"].double()
     size = impulse.shape[-1]
     radius = size // 2

@@ -23,23 +23,14 @@ from keyfilters.sources.folders import format_of
 from keyfilters.sources.formats import READERS, companions
 from keyfilters.sources.statedicts import WRAPPERS, _holds_tensors, unwrap
 from keyfilters.sources.timm_models import load_timm
+from keyfilters.surgery.finder import Opened
 from keyfilters.surgery.key_choice import Keys
-from keyfilters.surgery.onnx_files import Save, open_onnx
+from keyfilters.surgery.onnx_files import open_onnx
 from keyfilters.surgery.replace import replace_targets_
 from keyfilters.surgery.stored_weights import open_stored
-from keyfilters.surgery.targets import (
-    SEVERAL_TENSORS,
-    Target,
-    choose_targets,
-    find_targets,
-    stored_target,
-)
+from keyfilters.surgery.targets import all_targets, choose_targets, left_alone, stored_targets
 
 __all__ = ["load_into", "replace_in_file"]
-
-Layers = Sequence[str] | None
-# The layers, those left alone, and what writes the file, given the names of the layers replaced.
-Opened = tuple[list[Target], list[Target], Save]
 
 
 def replace_in_file(
@@ -47,7 +38,7 @@ def replace_in_file(
     target: str | os.PathLike[str],
     keys: Keys,
     *,
-    layers: Layers = None,
+    layers: Sequence[str] | None = None,
     overwrite: bool = False,
 ) -> pd.DataFrame:
     """Write a copy of a model file whose depthwise filters are their nearest ``a · key + b``.
@@ -65,7 +56,7 @@ def replace_in_file(
       go to ``TARGET.data`` beside the target.
     - ``.tflite``, ``.h5``, ``.hdf5``, ``.weights.h5``, ``.keras``, ``.xml``: weights stored as
       floats; see `keyfilters.surgery.stored_weights.open_stored`. All other bytes stay, except for
-      datasets in chunks (`keyfilters.surgery.keras_weights`). The constants of ``NAME.xml`` go to
+      datasets in chunks and archives, which are packed anew. The constants of ``NAME.xml`` go to
       ``NAME.bin`` beside it.
 
     Args:
@@ -93,8 +84,8 @@ def replace_in_file(
     3
     """
     source, target = Path(source), Path(target)
-    opener = _check(source, target, overwrite)
-    targets, left, save = opener(source, [layers] if isinstance(layers, str) else layers)
+    found, save = _opener(source, target, overwrite)(source)
+    targets, left = choose_targets(found, layers)
     report = replace_targets_(targets, left, keys)
     _write(target, save, set(report["layer"][report["left"] == ""]))
     return report
@@ -125,7 +116,9 @@ def load_into(path: Path, architecture: str) -> nn.Module:
     return model
 
 
-def _write(target: Path, save: Save, written: Collection[str]) -> None:
+def _write(
+    target: Path, save: Callable[[Path, Collection[str]], None], written: Collection[str]
+) -> None:
     """Write a model and what lies beside it, or leave files and folders as they were."""
     made = [folder for folder in (target.parent, *target.parent.parents) if not folder.exists()]
     try:
@@ -166,14 +159,12 @@ def _move(files: Sequence[Path], folder: Path, aside: Path) -> None:
         raise
 
 
-def _check(source: Path, target: Path, overwrite: bool) -> Callable[[Path, Layers], Opened]:
+def _opener(source: Path, target: Path, overwrite: bool) -> Callable[[Path], Opened]:
     """Return what opens the source, once it is clear that the target may be written."""
     suffix = format_of(source, OPENERS)
     if suffix is None:
-        formats = ", ".join(OPENERS)
-        raise KeyFiltersError(
-            f"cannot replace filters in {source}; the formats written are {formats}"
-        )
+        known = f"the formats written are {', '.join(OPENERS)}"
+        raise KeyFiltersError(f"cannot replace filters in {source}; {known}")
     if format_of(target, OPENERS) != suffix:
         raise KeyFiltersError(
             f"the format stays the same, but {target} does not end in {suffix}; "
@@ -193,7 +184,7 @@ def _check(source: Path, target: Path, overwrite: bool) -> Callable[[Path, Layer
     return OPENERS[suffix]
 
 
-def _open_safetensors(path: Path, layers: Layers) -> Opened:
+def _open_safetensors(path: Path) -> Opened:
     from safetensors.torch import save_file
 
     bank = read_safetensors(path, path.stem)  # says what is wrong with a damaged file
@@ -203,19 +194,11 @@ def _open_safetensors(path: Path, layers: Layers) -> Opened:
             f"{path} is a filter bank that keyfilters saved, and no model; replace the filters of "
             "the model that it was read from"
         )
-    named, _ = unwrap(tensors)
-    found = []
-    for layer in bank.layers:
-        weight = named.get(f"{layer.name}.weight", named.get(layer.name))
-        if weight is None:
-            found.append(Target(layer.name, left=SEVERAL_TENSORS))
-        else:
-            found.append(stored_target(layer.name, weight, layer.depth))
 
     def save(target: Path, written: Collection[str]) -> None:
         save_file(tensors, target, metadata=metadata)
 
-    return *choose_targets(found, layers), save
+    return stored_targets(unwrap(tensors)[0], bank.layers), save
 
 
 def _safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str] | None]:
@@ -229,16 +212,18 @@ def _safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str] | None]:
         raise SourceError(f"{path} is not a readable safetensors file: {error}") from error
 
 
-def _open_pickle(path: Path, layers: Layers) -> Opened:
+def _open_pickle(path: Path) -> Opened:
     checkpoint = load_pickle(path)
     _part_(checkpoint)
-    targets, left = find_targets(checkpoint, layers)
-    left += [Target(x, left=f"not touched: {reason}") for x, reason in unwrap(checkpoint)[1]]
+    targets = all_targets(checkpoint)
+    if targets:
+        others = unwrap(checkpoint)[1]
+        targets += [left_alone(name, f"not touched: {reason}") for name, reason in others]
 
     def save(target: Path, written: Collection[str]) -> None:
         torch.save(checkpoint, target)
 
-    return targets, left, save
+    return targets, save
 
 
 def _part_(checkpoint: Any) -> None:
@@ -253,20 +238,10 @@ def _part_(checkpoint: Any) -> None:
         parent[key] = copy.deepcopy(inside)  # weights shared inside the set stay shared
 
 
-def _open_onnx(path: Path, layers: Layers) -> Opened:
-    found, save = open_onnx(path)
-    return *choose_targets(found, layers), save
-
-
-def _open_stored(path: Path, layers: Layers) -> Opened:
-    found, save = open_stored(path)
-    return *choose_targets(found, layers), save
-
-
 PICKLES = (".pth", ".pt", ".ckpt", ".bin", ".pth.tar", ".pt.tar")
-OPENERS: dict[str, Callable[[Path, Layers], Opened]] = {
+OPENERS: dict[str, Callable[[Path], Opened]] = {
     ".safetensors": _open_safetensors,
     **dict.fromkeys(PICKLES, _open_pickle),
-    ".onnx": _open_onnx,
-    **dict.fromkeys((".tflite", ".h5", ".hdf5", ".keras", ".xml"), _open_stored),
+    ".onnx": open_onnx,
+    **dict.fromkeys((".tflite", ".h5", ".hdf5", ".keras", ".xml"), open_stored),
 }

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Collection, Hashable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
-from keyfilters.depthwise import ConvShape, why_not_depthwise
-from keyfilters.sources.collect import Collector, Load
+from torch import Tensor
 
-__all__ = ["Finder", "Found"]
+from keyfilters.depthwise import ConvShape, why_not_depthwise
+from keyfilters.sources.collect import Collector, Load, SkipError
+from keyfilters.surgery.targets import Target, left_alone, stored_target
+
+__all__ = ["Finder", "Found", "Opened"]
+
+# The layers of a file; and what writes it to a path, given the names of the layers changed.
+Opened = tuple[list[Target], Callable[[Path, Collection[str]], None]]
 
 
 class Found(NamedTuple):
@@ -59,6 +66,21 @@ class Finder(Collector):
     def skip(self, name: str, reason: str) -> None:
         """Note a convolution that cannot be read."""
         self.left[self._free(name)] = reason
+
+    def targets(self, kernel: Callable[[str, Found], Tensor]) -> list[Target]:
+        """Return all layers, those that are left alone with the reason.
+
+        Args:
+            kernel: returns a copy of the stored weights ``(C, 1, k_y, k_x)`` of a layer found, or
+                raises a SkipError that says why they cannot be written.
+        """
+        found, last = [], max(len(self.found) - 1, 1)
+        for i, (name, conv) in enumerate(self.found.items()):
+            try:
+                found.append(stored_target(name, kernel(name, conv), i / last))
+            except SkipError as error:
+                found.append(left_alone(name, str(error)))
+        return found + [left_alone(name, reason) for name, reason in self.left.items()]
 
     def _free(self, name: str) -> str:
         free, number = name, 2

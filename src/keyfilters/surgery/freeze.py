@@ -5,17 +5,18 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 import pandas as pd
 import torch
 from torch import Tensor, fx, nn
 
-from keyfilters.depthwise import Kernel, kernels
+from keyfilters.depthwise import Kernel
 from keyfilters.errors import KeyFiltersError
 from keyfilters.passes import clean_name, unwrapped
-from keyfilters.surgery.graph import batchnorms_behind
-from keyfilters.surgery.targets import Target, choose_targets, layer_table
+from keyfilters.surgery.targets import all_targets, choose_targets, layer_table
+from keyfilters.tracing import batchnorms_behind
 
 __all__ = ["POLICIES", "Frozen", "digest_of", "freeze_filters_", "unfreeze_filters_"]
 
@@ -117,24 +118,26 @@ def freeze_filters_(
         raise KeyFiltersError(f"batchnorm is {batchnorm!r}; type one of: {', '.join(POLICIES)}")
     _require_module(model)
     root = unwrapped(model)
-    targets, left = _targets(root, layers)
-    chosen = [target.known for target in targets]
-    norms = batchnorms_behind(root, chosen)
+    targets, left = choose_targets(all_targets(root, to_write=False), layers)
+    for target in targets:
+        if why := _why_not_frozen(target):
+            raise KeyFiltersError(f"{target.name} cannot be frozen: {why}")
+    norms = batchnorms_behind(root, [x.module for x in targets if x.module is not None])
     for name in filter(None, norms.values()):
         if batchnorm != "train" and root.get_submodule(name).running_mean is None:
             raise KeyFiltersError(f'{name} has no statistics to keep; type batchnorm="train"')
     digests: dict[str, str] = {}
     rows = {}
-    for kernel in chosen:
-        conv, norm = kernel.module, norms[kernel.name]
-        assert conv is not None
+    for target in targets:
+        assert target.module is not None
+        conv, norm = target.module, norms[target.module]
         _release_(conv, root.training)
-        digests |= _hold_(conv, kernel.name, [*kernel.stored, *(["bias"] * bias)])
+        digests |= _hold_(conv, target.name, [*target.stored, *(["bias"] * bias)])
         if norm:
             digests |= _hold_norm_(root, norm, batchnorm)
         has_bias = getattr(conv, "bias", None) is not None
-        rows[kernel.name] = {
-            "sha256": digest_of(kernel.read())[:12],
+        rows[target.name] = {
+            "sha256": digest_of(target.read())[:12],
             "bias": "none" if not has_bias else "frozen" if bias else "free",
             "batchnorm": norm,
             "policy": batchnorm if norm else "",
@@ -164,20 +167,6 @@ def unfreeze_filters_(model: nn.Module) -> list[str]:
     return [name for name, module in model.named_modules() if _release_(module, model.training)]
 
 
-def _targets(root: nn.Module, layers: Sequence[str] | None) -> tuple[list[Target], list[Target]]:
-    """Return the layers to freeze and those left alone; raise if one cannot be frozen."""
-    found = [
-        Target(x.name, x, f"shares its weights with {x.owner}" if x.owner else "")
-        for x in kernels(root)
-        if x.depthwise or x.unwritable
-    ]
-    targets, left = choose_targets(found, layers)
-    for target in targets:
-        if why := _why_not_frozen(target.known):
-            raise KeyFiltersError(f"{target.name} cannot be frozen: {why}")
-    return targets, left
-
-
 def _why_not_frozen(kernel: Kernel) -> str:
     form, module = kernel.form, kernel.module
     if form is None:
@@ -189,12 +178,6 @@ def _why_not_frozen(kernel: Kernel) -> str:
     if form.moves or "quantised" in form.how:
         return f"its kernel is {form.how}, which no frozen parameter holds still; type {form.undo}"
     return ""
-
-
-def _tensor(module: nn.Module, name: str) -> Any:
-    """Return an attribute by a dotted name."""
-    holder, _, last = name.rpartition(".")
-    return getattr(module.get_submodule(holder), last)
 
 
 def _hold_norm_(root: nn.Module, name: str, policy: str) -> dict[str, str]:
@@ -241,7 +224,7 @@ def _drop_hooks_(module: nn.Module, hook: Any) -> bool:
 def _hold_(module: nn.Module, prefix: str, names: Sequence[str]) -> dict[str, str]:
     held, digests = {}, {}
     for name in names:
-        tensor = _tensor(module, name)
+        tensor = attrgetter(name)(module)
         if isinstance(tensor, nn.Parameter):
             held[name] = tensor.requires_grad
             tensor.requires_grad_(False)
@@ -260,7 +243,7 @@ def _release_(module: nn.Module, training: bool) -> bool:
     if held is None:
         return False
     for name, trainable in held.items():
-        _tensor(module, name).requires_grad_(trainable)
+        attrgetter(name)(module).requires_grad_(trainable)
     setattr(module, MARK, None)  # not deleted, so that `_adopt_` does not freeze it again
     return True
 

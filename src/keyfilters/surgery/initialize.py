@@ -6,7 +6,7 @@ import copy
 import hashlib
 import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -20,8 +20,8 @@ from keyfilters.depthwise import extent
 from keyfilters.errors import KeyFiltersError, nearest
 from keyfilters.keyset import KeySet
 from keyfilters.receptive_fields import published_in
-from keyfilters.surgery.key_choice import one_key_set
-from keyfilters.surgery.resize import Tables, idealized_near
+from keyfilters.receptive_fields.resize import Tables, idealized_near
+from keyfilters.surgery.key_choice import sets_by_size
 from keyfilters.surgery.targets import Model, Target, find_targets, layer_table, write_all_
 
 __all__ = ["SCHEMES", "initialize_filters_", "layer_generator", "resolve_seed"]
@@ -34,7 +34,7 @@ def initialize_filters_(
     seed: int = 0,
     generator: Generator | None = None,
     layers: Sequence[str] | None = None,
-    keys: KeySet | None = None,
+    keys: KeySet | Sequence[KeySet] | None = None,
     bank: FilterBank | None = None,
     std: float | str | None = None,
     **options: Any,
@@ -69,7 +69,7 @@ def initialize_filters_(
             depth, so that `layers` does not change what a layer gets.
         generator: gives the seed instead.
         layers: names or patterns of those to initialise; None takes all.
-        keys: for ``"keys"``, of the layers' size.
+        keys: for ``"keys"``: a key set, or several of different sizes.
         bank: for ``"idealized"``, of one or more trained models.
         std: None keeps the scheme's own scale. A number is the root mean square of every filter
             written (center-surround, keys, idealized, impulse), the standard deviation of the
@@ -91,7 +91,7 @@ def initialize_filters_(
     >>> initialize_filters_(net, std=0.02)[["layer", "size", "rms_after"]].round(4).values.tolist()
     [['0', '7×7', 0.02]]
     """
-    given = {"keys": keys and one_key_set(keys), "bank": bank}
+    given = {"keys": None if keys is None else sets_by_size(keys), "bank": bank}
     fill = _prepare(scheme, options | {k: v for k, v in given.items() if v is not None})
     if std not in (None, "keep") and (isinstance(std, str) or not 0 < std < math.inf):
         raise KeyFiltersError(f'std is {std!r}; type a number above 0, "keep" or None')
@@ -177,14 +177,17 @@ def _keys(
     target: Target,
     generator: Generator,
     std: Std,
-    keys: KeySet | None = None,
+    keys: Mapping[tuple[int, int], KeySet] | None = None,
     signs: bool = True,
 ) -> Tensor:
+    if keys is None and published_in(target.size):
+        keys = {target.size: KeySet.published("lindeberg2026-B", size=target.size)}
     if keys is None:
-        if not published_in(target.size):
-            raise KeyFiltersError(f"no published keys are {extent(target.size)}; type keys=")
-        keys = KeySet.published("lindeberg2026-B", size=target.size)
-    return init.key_(_blank(target), keys.filters, std, signs, generator=generator)
+        raise KeyFiltersError(f"no published keys are {extent(target.size)}; type keys=")
+    if target.size not in keys:
+        have = ", ".join(map(extent, keys))
+        raise KeyFiltersError(f"filters of {extent(target.size)}, the keys are {have}")
+    return init.key_(_blank(target), keys[target.size].filters, std, signs, generator=generator)
 
 
 def _idealized(

@@ -8,15 +8,12 @@ from __future__ import annotations
 
 import io
 import json
-import struct
 import zipfile
-import zlib
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from keyfilters.sources.collect import Array, Collector, SkipError
 from keyfilters.sources.keras_files import (
@@ -31,14 +28,10 @@ __all__ = ["KerasFile"]
 
 CONTIGUOUS = 1  # HDF5's number of this layout
 NEEDS_H5PY = "its weights are stored in chunks, to write which needs h5py; type: pip install h5py"
-# Positions in the headers of zip archives: of one member before its data, and in the directory.
-LOCAL_CRC, LOCAL_NAME, LOCAL_SIZE = 14, 26, 30
-ENTRY_CRC, ENTRY_NAME, ENTRY_SIZE = 16, 28, 46
-DESCRIBED = 8  # the flag of a member whose checksum stands behind its data
 
 
 class KerasFile:
-    """The whole file, and the kernels that a collector takes as views of it.
+    """The HDF5 content of a file, and the kernels that a collector takes as views of it.
 
     Attributes:
         memory: what kernels that can be written are views of.
@@ -52,46 +45,36 @@ class KerasFile:
         import pyfive
 
         self._path = path
-        self._whole = bytearray(path.read_bytes())
-        self._hdf5 = np.frombuffer(self._whole, np.uint8)
-        self._member: zipfile.ZipInfo | None = None
-        self._parts: dict[str, tuple[Array, Array]] = {}  # by dataset: as it is, and as it was
-        config = None
-        if self._whole.startswith(b"PK"):
+        self._before, config = path.read_bytes(), None
+        self._archived = self._before.startswith(b"PK")
+        if self._archived:
             with zipfile.ZipFile(path) as archive:
                 config = json.loads(read_member(archive, CONFIG))
-                self._member = archive.getinfo(WEIGHTS)
-                self._hdf5 = self._unpacked(archive, self._member)
+                self._before = read_member(archive, WEIGHTS)
+        self._hdf5 = np.frombuffer(bytearray(self._before), np.uint8)
+        self._chunked: dict[str, tuple[Array, Array]] = {}  # by dataset: as it is, and as it was
         self.memory = [self._hdf5]
-        file = pyfive.File(io.BytesIO(self._hdf5.tobytes()))
+        file = pyfive.File(io.BytesIO(self._before))
         collect_keras(file, collector, config=config, load=self._load)
 
     def content(self) -> bytes:
         """Return the file with what has been written to the kernels.
 
-        Of an archive only the weights and their checksums change; if they are compressed, all
-        members are packed anew, with their contents, order, and times.
+        An archive is packed anew, with the same members, order and times.
         """
+        hdf5 = self._hdf5.tobytes()
         changed = {
             name: now
-            for name, (now, before) in self._parts.items()
+            for name, (now, before) in self._chunked.items()
             if now.tobytes() != before.tobytes()
         }
-        hdf5 = _with_datasets(self._hdf5.tobytes(), changed) if changed else self._hdf5.tobytes()
-        if self._member is None:
+        if changed:
+            hdf5 = _with_datasets(hdf5, changed)
+        if not self._archived:
             return hdf5
-        if self._member.compress_type == zipfile.ZIP_STORED and not changed:
-            return _with_checksum(self._whole, self._path, self._member, zlib.crc32(hdf5))
-        with zipfile.ZipFile(self._path) as archive:
-            same = archive.read(self._member) == hdf5
-        return self._path.read_bytes() if same else _with_member(self._path, WEIGHTS, hdf5)
-
-    def _unpacked(self, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> NDArray[np.uint8]:
-        if member.compress_type != zipfile.ZIP_STORED:
-            return np.frombuffer(bytearray(read_member(archive, WEIGHTS)), np.uint8)
-        return np.frombuffer(
-            self._whole, np.uint8, member.file_size, _data_start(self._whole, member)
-        )
+        if hdf5 == self._before:
+            return self._path.read_bytes()
+        return _with_member(self._path, WEIGHTS, hdf5)
 
     def _load(self, dataset: Any) -> Array:
         """Return a dataset as a view of the file, or as an array that is written by h5py."""
@@ -102,10 +85,10 @@ class KerasFile:
                 return view.view(values.dtype).reshape(values.shape)
         if find_spec("h5py") is None:
             raise SkipError(NEEDS_H5PY)
-        if dataset.name not in self._parts:
-            self._parts[dataset.name] = values.copy(), values.copy()
-            self.memory.append(self._parts[dataset.name][0])
-        return self._parts[dataset.name][0]
+        if dataset.name not in self._chunked:
+            self._chunked[dataset.name] = values.copy(), values.copy()
+            self.memory.append(self._chunked[dataset.name][0])
+        return self._chunked[dataset.name][0]
 
 
 def _with_datasets(content: bytes, datasets: dict[str, Array]) -> bytes:
@@ -127,27 +110,3 @@ def _with_member(path: Path, name: str, content: bytes) -> bytes:
         for member in old.infolist():
             new.writestr(member, content if member.filename == name else old.read(member))
     return made.getvalue()
-
-
-def _data_start(archive: bytearray, member: zipfile.ZipInfo) -> int:
-    """Return where the data of a member begin."""
-    at = member.header_offset
-    return at + LOCAL_SIZE + sum(struct.unpack_from("<HH", archive, at + LOCAL_NAME))
-
-
-def _with_checksum(archive: bytearray, path: Path, member: zipfile.ZipInfo, checksum: int) -> bytes:
-    """Return an archive whose member has new data of the same length, with their checksum."""
-    made = archive.copy()
-    places = [member.header_offset + LOCAL_CRC]
-    if member.flag_bits & DESCRIBED:
-        at = _data_start(archive, member) + member.compress_size
-        places = [at + 4 * (made[at : at + 4] == b"PK\x07\x08")]
-    with zipfile.ZipFile(path) as opened:
-        at = opened.start_dir
-        for entry in opened.infolist():  # as they stand in the directory
-            if entry.header_offset == member.header_offset:
-                places.append(at + ENTRY_CRC)
-            at += ENTRY_SIZE + sum(struct.unpack_from("<HHH", made, at + ENTRY_NAME))
-    for place in places:
-        struct.pack_into("<I", made, place, checksum)
-    return bytes(made)

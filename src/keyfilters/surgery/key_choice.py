@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,26 +12,38 @@ from numpy.typing import NDArray
 from keyfilters.bank import FilterBank
 from keyfilters.depthwise import extent
 from keyfilters.errors import KeyFiltersError, nearest
+from keyfilters.key_names import parse_key_name
 from keyfilters.keyset import KeySet
-from keyfilters.learned_filters import METHODS
 from keyfilters.receptive_fields import has_models, match, published_in
 from keyfilters.receptive_fields.models import render_models
 from keyfilters.sizes import as_size
 from keyfilters.surgery.targets import Target
 
-__all__ = ["Choice", "Keys", "choose_keys", "named_key_sets", "one_key_set", "published_hint"]
+__all__ = [
+    "Choice",
+    "Keys",
+    "choose_keys",
+    "explained_share",
+    "named_key_sets",
+    "published_hint",
+    "sets_by_size",
+]
 
 Keys = KeySet | Sequence[KeySet] | Mapping[str, KeySet] | Literal["idealized"]
 
 # Keys from which all filters of a layer choose, or one shape (C, k_y, k_x) for each filter.
 Choice = KeySet | NDArray[np.float64]
+FAILURE = "nothing would be replaced"
 
 
-def choose_keys(targets: Sequence[Target], keys: Keys, left: list[Target]) -> dict[str, Choice]:
+def choose_keys(
+    targets: Sequence[Target], keys: Keys, left: list[Target], failure: str = FAILURE
+) -> dict[str, Choice]:
     """Return what each layer may be made of, by name; layers without keys join `left`.
 
     Raises:
-        KeyFiltersError: keys of another type or of no size that the layers have.
+        KeyFiltersError: keys of another type or of no size that the layers have, or, with a message
+            that begins with `failure`, no layer with keys.
     """
     choices: dict[str, Choice]
     if isinstance(keys, str):
@@ -47,7 +58,7 @@ def choose_keys(targets: Sequence[Target], keys: Keys, left: list[Target]) -> di
         choices = {target.name: keys[target.name] for target in targets if target.name in keys}
         reason = "no keys were given for it"
     else:
-        by_size = _sets_by_size(keys)
+        by_size = sets_by_size(keys)
         have = ", ".join(map(extent, by_size))
         if targets and not any(target.size in by_size for target in targets):
             sizes = ", ".join(sorted({extent(target.size) for target in targets}))
@@ -60,8 +71,18 @@ def choose_keys(targets: Sequence[Target], keys: Keys, left: list[Target]) -> di
             left.append(replace(target, left=reason.format(size=extent(target.size))))
     if not choices:
         why = "; ".join(sorted({target.left for target in left}))
-        raise KeyFiltersError(f"nothing would be replaced: {why}")
+        raise KeyFiltersError(f"{failure}: {why}")
     return choices
+
+
+def explained_share(filters: NDArray[np.float64], new: NDArray[np.float64]) -> float:
+    """Return the share of the variance of filters over their taps that new filters keep.
+
+    Both are ``(n, k_y, k_x)``; means do not count. It is NaN where all filters are constant.
+    """
+    old, now = (x - x.mean((1, 2), keepdims=True) for x in (filters, new))
+    power = float((old**2).sum())
+    return 1 - float(((old - now) ** 2).sum()) / power if power else np.nan
 
 
 def named_key_sets(name: str, bank: FilterBank, seed: int = 0) -> list[KeySet]:
@@ -75,10 +96,11 @@ def named_key_sets(name: str, bank: FilterBank, seed: int = 0) -> list[KeySet]:
     Raises:
         KeyFiltersError: as `KeySet.named`, or the bank has no filters of the shape of the keys.
     """
-    if Path(name).is_file() or (Path(name).suffix and ":" not in name):
+    known = parse_key_name(name)
+    if known.kind == "file":
         return [KeySet.from_file(name)]
     windows = sorted(bank.sizes)
-    if name.partition(":")[0] not in ("random", *METHODS):
+    if known.kind in ("published", "consensus"):
         windows = [window for window in windows if published_in(window)]
     if not windows:
         held = ", ".join(map(extent, bank.sizes)) or "none"
@@ -111,38 +133,24 @@ def published_hint(sizes: Iterable[tuple[int, int]]) -> str:
     return f"; type for example {made} or KeySet.from_filters(filters)"
 
 
-def one_key_set(keys: KeySet | Sequence[KeySet]) -> KeySet:
-    """Return a key set, or that of a list of one.
+def sets_by_size(keys: KeySet | Sequence[KeySet]) -> dict[tuple[int, int], KeySet]:
+    """Return a key set, or several of different sizes, by their window ``(k_y, k_x)``.
 
     Raises:
-        KeyFiltersError: anything else, or several key sets.
+        KeyFiltersError: anything else, or two key sets of one size.
     """
-    by_size = _sets_by_size(keys)
-    if len(by_size) > 1:
-        raise KeyFiltersError(
-            f"expected one key set, got those of {', '.join(map(extent, by_size))}; call this once "
-            "for each, with layers= for the layers of that size"
-        )
-    return next(iter(by_size.values()))
-
-
-def _sets_by_size(keys: KeySet | Sequence[KeySet]) -> dict[tuple[int, int], KeySet]:
-    if isinstance(keys, KeySet):
-        keys = [keys]
-    if not isinstance(keys, (list, tuple)):
-        _require_sets([keys])
-    if not keys:
+    given: list[Any] = list(keys) if isinstance(keys, (list, tuple)) else [keys]
+    if not given:
         raise KeyFiltersError(f"expected at least one key set, got an empty {type(keys).__name__}")
-    _require_sets(keys)
+    _require_sets(given)
     by_size: dict[tuple[int, int], KeySet] = {}
-    for one in keys:
-        size = one.window
-        if size in by_size:
+    for one in given:
+        if one.window in by_size:
             raise KeyFiltersError(
-                f"two key sets of one size, {extent(size)}; give one set a size, or one for "
+                f"two key sets of one size, {extent(one.window)}; give one set a size, or one for "
                 "each layer by name: {layer: keys}"
             )
-        by_size[size] = one
+        by_size[one.window] = one
     return by_size
 
 

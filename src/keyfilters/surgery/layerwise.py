@@ -12,20 +12,19 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from keyfilters.errors import KeyFiltersError
-from keyfilters.keyset import KeySet
-from keyfilters.passes import copied, evaluating, quiet, undoing, unwrapped
-from keyfilters.surgery.graph import consumers
-from keyfilters.surgery.input_covariance import (
+from keyfilters.input_covariance import (
     Settings,
     Statistics,
     choose,
     gather,
     original_outputs,
 )
+from keyfilters.keyset import KeySet
+from keyfilters.passes import copied, evaluating, quiet, undoing, unwrapped
 from keyfilters.surgery.key_choice import Choice
 from keyfilters.surgery.recalibrate import recalibrate_batchnorm_
-from keyfilters.surgery.targets import Target, find_targets
-from keyfilters.tracing import steps
+from keyfilters.surgery.targets import Target
+from keyfilters.tracing import consumers, steps
 
 __all__ = ["Replaced", "replace_layerwise_"]
 
@@ -62,8 +61,8 @@ def replace_layerwise_(
     found: dict[str, Replaced] = {}
     with evaluating(root, original), quiet(), undoing(root):
         behind = consumers(steps(root, settings.images[:1]))
-        twins = {target.name: target.conv for target in find_targets(original)[0]}
-        convs = {x.name: conv for x in targets if (conv := twins[x.name]) is not None}
+        twins = dict(zip(root.modules(), original.modules(), strict=True))
+        convs = {x.name: twins[x.conv] for x in targets if x.conv is not None}
         outputs = original_outputs(original, convs, settings)
         for target in targets:
             if target.name not in outputs:
@@ -76,15 +75,16 @@ def replace_layerwise_(
                 progress(target.name)
             assert target.conv is not None
             statistics = gather(root, target.conv, outputs[target.name], settings)
-            shift_mean_ = _mean_shift(target.conv, behind.get(target.conv, []))
-            if shift_mean_ is None:
+            tensor, sign = _mean_of_output(target.conv, behind.get(target.conv, []))
+            if tensor is None:
                 statistics = statistics.about_zero()
             new = _choose(target.filters, choices[target.name], statistics, settings.ridge)
             target.write_(new.filters)
             found[target.name] = new
-            if shift_mean_ is not None:
+            if tensor is not None:
                 filters = torch.as_tensor(new.filters).to(statistics.mean).flatten(1)
-                shift_mean_(statistics.output_mean - (filters * statistics.mean).sum(1))
+                lost = statistics.output_mean - (filters * statistics.mean).sum(1)
+                tensor.add_(sign * lost.to(tensor))
         if recalibrate:
             recalibrate_batchnorm_(root, original, settings.images, batch_size=settings.batch_size)
         for name, tensor in [*root.named_parameters(), *root.named_buffers()]:
@@ -110,23 +110,15 @@ def _choose(
     return Replaced(new, used, float(np.median(share[alive])) if alive.any() else np.nan)
 
 
-def _mean_shift(
+def _mean_of_output(
     conv: nn.Conv1d | nn.Conv2d, behind: Sequence[nn.Module | None]
-) -> Callable[[Tensor], None] | None:
-    """Return what adds a constant to each channel of a convolution's output; None if nothing can.
+) -> tuple[Tensor | None, int]:
+    """Return what moves each channel's output by a constant, and its sign; None if nothing does.
 
     It is the convolution's own bias, or the mean of the one batch normalisation behind it.
     """
-    tensor, sign = None, 1
     if conv.bias is not None:
-        tensor = conv.bias.data
-    elif len(set(behind)) == 1 and isinstance(norm := behind[0], _BatchNorm):
-        tensor, sign = norm.running_mean, -1
-    if tensor is None:
-        return None
-    shifted = tensor
-
-    def add_(amount: Tensor) -> None:
-        shifted.add_(sign * amount.to(shifted))
-
-    return add_
+        return conv.bias.data, 1
+    if len(set(behind)) == 1 and isinstance(norm := behind[0], _BatchNorm):
+        return norm.running_mean, -1
+    return None, 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path, PurePath
 from typing import Any, cast
 
@@ -13,22 +13,22 @@ import torch
 from torch import Tensor
 
 from keyfilters.errors import SourceError
+from keyfilters.sources.collect import SkipError
 from keyfilters.sources.onnx_constants import Proto, Scope, _load, _with_external_data, attribute
 from keyfilters.sources.onnx_files import DOMAINS, WEIGHT, _read_graph, read_onnx
-from keyfilters.surgery.finder import Finder
-from keyfilters.surgery.targets import Target, stored_target
+from keyfilters.surgery.finder import Finder, Found, Opened
 
-__all__ = ["Save", "open_onnx"]
+__all__ = ["open_onnx"]
 
 # By TensorProto's numbers of FLOAT, FLOAT16, DOUBLE and BFLOAT16.
 DTYPES = {1: torch.float32, 10: torch.float16, 11: torch.float64, 16: torch.bfloat16}
+IN_FUNCTION = "in a local function; inline it first: onnx.inliner.inline_local_functions(model)"
 TYPED = ("float_data", "int32_data", "double_data")  # where these are kept if not as raw bytes
 
 Constant = tuple[Scope, str]  # the scope that defines a name, and the name
-Save = Callable[[Path, Collection[str]], None]
 
 
-def open_onnx(path: Path) -> tuple[list[Target], Save]:
+def open_onnx(path: Path) -> Opened:
     """Find the depthwise filters of an ONNX file that can be written back.
 
     They are named as `kf.read` names them; a second layer of one name is called ``"NAME (2)"``.
@@ -55,25 +55,24 @@ def open_onnx(path: Path) -> tuple[list[Target], Save]:
     opsets = {"" if x.domain == "ai.onnx" else x.domain: x.version for x in proto.opset_import}
     root, finder = _Scope(proto.graph, path, opsets), Finder()
     _read_graph(root, finder)
-    uses = _uses(root)
-    found, stored = [], {}
-    last = max(len(finder.found) - 1, 1)
-    for i, (name, conv) in enumerate(finder.found.items()):
+    for layer in bank.layers:
+        if layer.name not in finder.found:
+            finder.left.setdefault(layer.name, IN_FUNCTION)
+    uses, stored = _uses(root), {}
+
+    def kernel(name: str, conv: Found) -> Tensor:
         scope, constant = cast(Constant, conv.identity)
-        if (reason := _why_not(scope, constant, uses)) is not None:
-            found.append(Target(name, left=reason))
-            continue
-        stored[name] = tensor = scope.tensors[constant]
+        _require_writable(scope, constant, uses)
+        stored[name] = scope.tensors[constant]
         filters = torch.from_numpy(scope.array(constant).astype(np.float64))  # for want of bfloat16
         filters = filters.view(conv.shape.out_channels, 1, *conv.shape.kernel)
-        found.append(stored_target(name, filters.to(DTYPES[tensor.data_type]), i / last))
-    inline = "in a local function; inline it first: onnx.inliner.inline_local_functions(model)"
-    left = {layer.name: inline for layer in bank.layers if layer.name not in finder.found}
-    found += [Target(name, left=reason) for name, reason in (left | finder.left).items()]
+        return filters.to(DTYPES[stored[name].data_type])
+
+    targets = finder.targets(kernel)
 
     def save(target: Path, written: Collection[str]) -> None:
         _gather_external_data_(proto, path, target.name)
-        for layer in found:
+        for layer in targets:
             if layer.name in written:
                 _store_(stored[layer.name], layer.weight)
         onnx.save(proto, str(target), format="protobuf")
@@ -84,7 +83,7 @@ def open_onnx(path: Path) -> tuple[list[Target], Save]:
         # Runtimes are less strict than the checker, so that it is no reason to refuse.
         warnings.warn(f"{path} itself fails ONNX's checker ({flaw})", stacklevel=3)
 
-    return found, save
+    return targets, save
 
 
 class _Scope(Scope):
@@ -116,17 +115,18 @@ def _uses(root: _Scope) -> Uses:
     return uses
 
 
-def _why_not(scope: Scope, name: str, uses: Uses) -> str | None:
-    """Return why a weight cannot be written, None if it can."""
+def _require_writable(scope: Scope, name: str, uses: Uses) -> None:
+    """Raise a SkipError with the reason why a weight cannot be written."""
     from onnx import TensorProto
 
     if name not in scope.tensors:
-        return f"its weights are made by {scope.makers[name].op_type}, and not stored as they are"
+        made = f"its weights are made by {scope.makers[name].op_type}"
+        raise SkipError(f"{made}, and not stored as they are")
     if (number := scope.tensors[name].data_type) not in DTYPES:
-        kind = TensorProto.DataType.Name(number)
-        return f"its weights are quantised, stored as {kind}; export the model without quantisation"
-    stranger = next(_strangers(scope, name, uses), None)
-    return stranger and f"its weights are also used by {stranger}, which would change"
+        kind = f"its weights are quantised, stored as {TensorProto.DataType.Name(number)}"
+        raise SkipError(f"{kind}; export the model without quantisation")
+    for stranger in _strangers(scope, name, uses):
+        raise SkipError(f"its weights are also used by {stranger}, which would change")
 
 
 def _strangers(scope: Scope, name: str, uses: Uses) -> Iterator[str]:

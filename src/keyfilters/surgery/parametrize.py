@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import replace
-from typing import Literal, get_args
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from keyfilters.depthwise import extent, kernels
 from keyfilters.errors import KeyFiltersError
 from keyfilters.keyset import KeySet
-from keyfilters.surgery.key_choice import one_key_set, published_hint
-from keyfilters.surgery.key_weights import FixedKeys, KeyWeight, ScaledKeys
+from keyfilters.receptive_fields.scaled_keys import ScaledKeys
+from keyfilters.surgery.key_choice import choose_keys, explained_share, sets_by_size
+from keyfilters.surgery.key_weights import FixedKeys, KeyWeight
 from keyfilters.surgery.targets import (
     Target,
     find_targets,
@@ -34,7 +35,7 @@ Assignment = Literal["trained", "random"]
 
 def parametrize_filters_(
     model: nn.Module,
-    keys: KeySet,
+    keys: KeySet | Sequence[KeySet],
     learn: Sequence[str] = ("bias",),
     *,
     layers: Sequence[str] | None = None,
@@ -50,7 +51,7 @@ def parametrize_filters_(
 
     Args:
         model: a module; layers of another size than the keys are left alone.
-        keys: a key set ``(K, k_y, k_x)``.
+        keys: a key set ``(K, k_y, k_x)``, or several of different sizes.
         learn: any of ``"amplitude"`` (a, ``(C,)`` in units of the weight), ``"bias"`` (b, ``(C,)``
             a tap) and ``"sigma"`` (σx and σy, ``(C,)`` each in taps, softplus of the parameter, α
             fixed; needs idealised keys). Empty freezes the filters on the keys.
@@ -80,28 +81,27 @@ def parametrize_filters_(
     >>> bake_filters_(net), list(net.state_dict())
     (['0'], ['0.weight', '0.bias'])
     """
-    keys = one_key_set(keys)
-    learn = _checked(learn, keys, assignment)
+    by_size = sets_by_size(keys)
+    learn = _checked(learn, by_size.values(), assignment)
     if not isinstance(model, nn.Module):
         raise KeyFiltersError(f"only a module can be parametrised, got {type(model).__name__}")
-    size = keys.window
     targets, left = find_targets(model, layers)
-    fitting = [target for target in targets if target.size == size]
     tied = Counter(id(x) for module in model.modules() for x in module._parameters.values())
-    for target in [*fitting, *left]:
-        if is_named(target.name, layers) and (why := _why_not(target, size, learn, layers, tied)):
+    for target in [*targets, *left]:
+        if (
+            target.shape is not None
+            and target.size in by_size
+            and is_named(target.name, layers)
+            and (why := _why_not(target, learn, layers, tied))
+        ):
             raise KeyFiltersError(f"layer {target.name} {why}")
-    left += [replace(x, left=f"the keys are {extent(size)}") for x in targets if x.size != size]
-    if not targets:
-        why = "; ".join(sorted({target.left for target in left}))
-        raise KeyFiltersError(f"nothing could be parametrised: {why}")
-    if not fitting:
-        sizes = sorted({target.size for target in targets})
-        found = f"{', '.join(map(extent, sizes))}{published_hint(sizes)}"
-        raise KeyFiltersError(f"the keys are {extent(size)}, but the model's filters are {found}")
+    choose_keys(targets, keys, left, "nothing could be parametrised")
+    fitting = [target for target in targets if target.size in by_size]
     refuse_programs(fitting)
-    generator = np.random.default_rng(seed)
-    made = [_make(x, keys, learn, unit_norm, assignment, generator) for x in fitting]
+    generators = {size: np.random.default_rng(seed) for size in by_size}
+    made = [
+        _make(x, by_size[x.size], learn, unit_norm, assignment, generators[x.size]) for x in fitting
+    ]
     rows = {target.name: {"explained": np.nan, "parameters": 0} for target in left}
     for target, (weight, explained) in zip(fitting, made, strict=True):
         assert target.conv is not None
@@ -164,44 +164,38 @@ def bake_filters_(model: nn.Module) -> list[str]:
     return baked
 
 
-def _checked(learn: Sequence[str], keys: KeySet, assignment: str) -> tuple[str, ...]:
+def _checked(learn: Sequence[str], sets: Iterable[KeySet], assignment: str) -> tuple[str, ...]:
     learn = (learn,) if isinstance(learn, str) else tuple(learn)
     unknown = [name for name in learn if name not in LEARNABLE]
     if unknown:
         raise KeyFiltersError(f"{unknown[0]!r} cannot be learned; known are {', '.join(LEARNABLE)}")
-    if "sigma" in learn and keys.models is None:
-        raise KeyFiltersError(
-            "only idealised keys have scales to learn, and these have no models; type for example "
-            f"KeySet.published('lindeberg2026-B', size={keys.size})"
-        )
-    if "sigma" in learn and not learns_scales(keys.window):
-        raise KeyFiltersError(
-            f"the scales of keys are learned in square windows of odd side, these are "
-            f"{extent(keys.window)}; type learn=('amplitude', 'bias')"
-        )
+    for keys in sets if "sigma" in learn else ():
+        if keys.models is None:
+            raise KeyFiltersError(
+                "only idealised keys have scales to learn, and these have no models; type for "
+                f"example KeySet.published('lindeberg2026-B', size={keys.size})"
+            )
+        if not learns_scales(keys.window):
+            raise KeyFiltersError(
+                f"the scales of keys are learned in square windows of odd side, these are "
+                f"{extent(keys.window)}; type learn=('amplitude', 'bias')"
+            )
     if assignment not in get_args(Assignment):
         raise KeyFiltersError(f"assignment must be 'trained' or 'random', got {assignment!r}")
     return learn
 
 
 def _why_not(
-    target: Target,
-    size: tuple[int, int],
-    learn: Sequence[str],
-    layers: Sequence[str] | None,
-    tied: Counter[int],
+    target: Target, learn: Sequence[str], layers: Sequence[str] | None, tied: Counter[int]
 ) -> str:
     """Return why a layer of the keys' size must not be put on keys; empty if it may."""
-    kernel = target.kernel
-    if kernel is None or kernel.shape is None or kernel.shape.kernel != size:
-        return ""
-    if kernel.form is None:  # without names the report says why it is left alone
-        return "" if layers is None else f"cannot be put on keys: {kernel.unreadable}"
-    if not kernel.plain:
-        hint = f"; type {kernel.form.undo} first" if kernel.form.undo else ""
-        if kernel.module is not None and parametrize.is_parametrized(kernel.module, "weight"):
+    if target.form is None:  # without names the report says why it is left alone
+        return "" if layers is None else f"cannot be put on keys: {target.unreadable}"
+    if not target.plain:
+        hint = f"; type {target.form.undo} first" if target.form.undo else ""
+        if target.module is not None and parametrize.is_parametrized(target.module, "weight"):
             return f"is parametrised already{hint}"
-        return f"cannot be put on keys: its kernel is {kernel.form.how}{hint}"
+        return f"cannot be put on keys: its kernel is {target.form.how}{hint}"
     if target.left:
         return ""
     if learn and not target.weight.requires_grad:
@@ -223,19 +217,14 @@ def _make(
     generator: np.random.Generator,
 ) -> tuple[KeyWeight, float]:
     """Return the parametrisation of one layer and the share of variance that it keeps."""
-    filters = target.filters
-    if not np.isfinite(filters).all():
-        raise KeyFiltersError(f"layer {target.name} holds filters that are not finite")
+    filters = target.finite_filters()
     if assignment == "random":
         index = generator.integers(len(keys), size=len(filters))
-        a = generator.choice([-1.0, 1.0], size=len(filters))
+        a: NDArray[Any] = generator.choice([-1.0, 1.0], size=len(filters))
         a *= np.sqrt((filters**2).sum((1, 2)).mean())
-        b = np.zeros(len(filters))
+        b: NDArray[Any] = np.zeros(len(filters))
     else:
-        index, a, b = (np.asarray(found) for found in keys.assign(filters)[:3])
-    centred = filters - filters.mean((1, 2), keepdims=True)
-    power = float((centred**2).sum())
-    lost = float(((centred - a[:, None, None] * keys.filters[index]) ** 2).sum())
+        index, a, b, _ = keys.assign(filters)
     values: dict[str, Tensor] = {}
     for name, value in (("amplitude", a), ("bias", b)):
         tensor = torch.tensor(value).to(target.weight)
@@ -248,10 +237,8 @@ def _make(
     drawn: FixedKeys | ScaledKeys = FixedKeys(keys.filters, index)
     if "sigma" in learn:
         drawn = ScaledKeys(keys.models, keys.filters, index)
-    weight = KeyWeight(
-        drawn, values["amplitude"], values["bias"], unit_norm, ndim=target.known.ndim
-    )
+    weight = KeyWeight(drawn, values["amplitude"], values["bias"], unit_norm, ndim=target.ndim)
     weight.to(target.weight.device, target.weight.dtype)
     if target.weight.ndim == 4 and target.weight.stride(1) == 1:
         weight.to(memory_format=torch.channels_last)
-    return weight, 1 - lost / power if power else float("nan")
+    return weight, explained_share(filters, keys.reconstruct(index, a, b))

@@ -9,7 +9,6 @@ keeps its statistics exactly.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -70,14 +69,17 @@ class Recalibration:
         refuse_non_finite(images)
         root = unwrapped(original)
         norms = batch_norms(root)
-        self.kept = {n: (x.clone(), y.clone()) for n, (x, y) in _running(norms).items()}
+        self.kept: dict[str, Moments] = {}
+        for name, norm in norms.items():
+            mean, var = _running(norm)
+            self.kept[name] = mean.clone(), var.clone()
         self.batches = images.split(batch_size)
         self._before: list[Calls] = []
         with evaluating(root), quiet():
             for batch in self.batches if norms else ():
                 found: Calls = {name: [] for name in norms}
+                _run(root, norms, batch, lambda name, now, found=found: found[name].append(now))  # type: ignore[misc]
                 self._before.append(found)
-                _run(root, norms, batch, partial(_append, found))
 
     def apply_(self, model: nn.Module) -> Tensor | None:
         """Correct a model in place; return its outputs on the way, None if nothing normalises.
@@ -135,22 +137,15 @@ class Recalibration:
         return changes, output
 
 
-def _append(found: Calls, name: str, moments: Moments) -> None:
-    found[name].append(moments)
-
-
-def _running(norms: dict[str, _BatchNorm]) -> dict[str, Moments]:
-    return {
-        name: (x.get_buffer("running_mean"), x.get_buffer("running_var"))
-        for name, x in norms.items()
-    }
+def _running(norm: _BatchNorm) -> Moments:
+    return norm.get_buffer("running_mean"), norm.get_buffer("running_var")
 
 
 def _correct_(module: _BatchNorm, kept: Moments, shift: Tensor, growth: Tensor) -> None:
     """Set the statistics; those that do not move stay bit for bit."""
     new = (kept[0] + shift, kept[1] * (1 + growth))
     same = (shift == 0) & (growth == 0)
-    for tensor, old, moved in zip(_running({"": module})[""], kept, new, strict=True):
+    for tensor, old, moved in zip(_running(module), kept, new, strict=True):
         tensor.copy_(torch.where(same, old, moved.to(old.dtype)))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,10 +12,10 @@ from torch import Tensor, nn
 
 from keyfilters.bank import FilterBank, Layer
 from keyfilters.errors import KeyFiltersError
+from keyfilters.input_covariance import Settings
 from keyfilters.keyset import KeySet
 from keyfilters.nulls import null_bank
-from keyfilters.surgery.input_covariance import Settings
-from keyfilters.surgery.key_choice import Choice, Keys, choose_keys
+from keyfilters.surgery.key_choice import FAILURE, Choice, Keys, choose_keys, explained_share
 from keyfilters.surgery.layerwise import Replaced, replace_layerwise_
 from keyfilters.surgery.targets import (
     Model,
@@ -32,7 +31,7 @@ __all__ = ["replace_filters_", "replace_targets_"]
 COLUMNS = ["keys", "used", "explained", "chance", "cosine", "error", "output_error"]
 Filters = NDArray[np.float64]
 Progress = Callable[[str], None] | None
-Replace = Callable[[Sequence[Target], Mapping[str, Choice], list[Target]], dict[str, Replaced]]
+Replace = Callable[[Sequence[Target], Mapping[str, Choice]], dict[str, Replaced]]
 
 
 def replace_filters_(
@@ -90,66 +89,61 @@ def replace_filters_(
     """
     targets, left = find_targets(model, layers)
     if images is None:
-        return replace_targets_(targets, left, keys, partial(_replace_nearest_, progress))
+        return replace_targets_(targets, left, keys, progress)
     if not isinstance(model, nn.Module):
         raise KeyFiltersError("images need the model itself, not its state dict")
     refuse_programs(targets)
-    if images.ndim == 3 and any(target.known.ndim == 2 for target in targets):
+    if images.ndim == 3 and any(target.ndim == 2 for target in targets):
         raise KeyFiltersError(
             "expected images of shape (n, channels, height, width), got "
             f"{tuple(images.shape)}; only networks of one dimension take signals"
         )
     settings = Settings(images, ridge=ridge, batch_size=batch_size, seed=seed)
 
-    def replace_(targets: Sequence[Target], choices: Mapping[str, Choice], _: list[Target]) -> Any:
+    def replace_(targets: Sequence[Target], choices: Mapping[str, Choice]) -> dict[str, Replaced]:
         return replace_layerwise_(model, targets, choices, settings, recalibrate, progress)
 
-    return replace_targets_(targets, left, keys, replace_)
-
-
-def _replace_nearest_(
-    progress: Progress,
-    targets: Sequence[Target],
-    choices: Mapping[str, Choice],
-    left: list[Target],
-) -> dict[str, Replaced]:
-    """Replace every filter by its best a · x + b."""
-
-    def nearest(target: Target) -> tuple[Filters, Replaced]:
-        filters, choice = target.filters, choices[target.name]
-        if isinstance(choice, KeySet):
-            index, a, b, _ = choice.assign(filters)
-            found = Replaced(choice.reconstruct(index, a, b), index)
-        else:
-            a = (choice * filters).sum((1, 2), keepdims=True)
-            new = a * choice + filters.mean((1, 2), keepdims=True)
-            found = Replaced(new, np.arange(len(filters)))
-        return found.filters, found
-
-    return write_all_(targets, left, nearest, "nothing would be replaced", progress)
+    return replace_targets_(targets, left, keys, progress, replace_)
 
 
 def replace_targets_(
     targets: Sequence[Target],
     left: list[Target],
     keys: Keys,
-    replace_: Replace = partial(_replace_nearest_, None),  # noqa: B008
+    progress: Progress = None,
+    replace_: Replace | None = None,
 ) -> pd.DataFrame:
     """Replace the filters of some layers, wherever they are kept; see `replace_filters_`.
 
     `replace_` chooses and writes the filters; by default the nearest ones. `left` is added to.
     """
-    before = {target.name: target.filters for target in targets}
-    for name, filters in before.items():
-        if not np.isfinite(filters).all():
-            raise KeyFiltersError(f"layer {name} holds filters that are not finite")
+    before = {target.name: target.finite_filters() for target in targets}
     choices = choose_keys(targets, keys, left)
-    found = replace_([x for x in targets if x.name in choices], choices, left)
+    fitting = [target for target in targets if target.name in choices]
+
+    def nearest(target: Target) -> tuple[Filters, Replaced]:
+        found = _nearest(before[target.name], choices[target.name])
+        return found.filters, found
+
+    if replace_ is not None:
+        found = replace_(fitting, choices)
+    else:
+        found = write_all_(fitting, left, nearest, FAILURE, progress)
     null = _null_filters({name: before[name] for name in found})
     rows = {
         name: _compare(before[name], choices[name], new, null[name]) for name, new in found.items()
     }
     return layer_table(targets, left, rows, COLUMNS)
+
+
+def _nearest(filters: Filters, choice: Choice) -> Replaced:
+    """Return the best a · x + b of every filter."""
+    if isinstance(choice, KeySet):
+        index, a, b, _ = choice.assign(filters)
+        return Replaced(choice.reconstruct(index, a, b), index)
+    a = (choice * filters).sum((1, 2), keepdims=True)
+    new = a * choice + filters.mean((1, 2), keepdims=True)
+    return Replaced(new, np.arange(len(filters)))
 
 
 def _null_filters(before: Mapping[str, Filters]) -> dict[str, Filters]:
@@ -168,12 +162,11 @@ def _compare(before: Filters, choice: Choice, after: Replaced, null: Filters) ->
     centred, now = (x - x.mean(1, keepdims=True) for x in (old, new))
     norms = np.linalg.norm(centred, axis=1) * np.linalg.norm(now, axis=1)
     cosine = np.abs((centred * now).sum(1))[norms > 0] / norms[norms > 0]
-    power = float((centred**2).sum())
     return {
         "keys": len(choice),
         "used": len(np.unique(after.index)),
-        "explained": 1 - float(((centred - now) ** 2).sum()) / power if power else np.nan,
-        "chance": _chance(null, choice) if power else np.nan,
+        "explained": explained_share(before, after.filters),
+        "chance": _chance(null, choice) if centred.any() else np.nan,
         "cosine": float(np.median(cosine)) if len(cosine) else np.nan,
         "error": float(np.linalg.norm(new - old)) / max(float(np.linalg.norm(old)), 1e-30),
         "output_error": after.output_error,
@@ -184,6 +177,5 @@ def _chance(null: Filters, choice: Choice) -> float:
     """Share of the null filters' variance that the keys explain; NaN for models of their own."""
     if not isinstance(choice, KeySet):
         return np.nan
-    a = choice.assign(null).a
-    centred = null - null.mean((1, 2), keepdims=True)
-    return float((a**2).sum() / (centred**2).sum())
+    index, a, b, _ = choice.assign(null)
+    return explained_share(null, choice.reconstruct(index, a, b))

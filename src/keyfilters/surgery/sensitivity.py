@@ -63,6 +63,6 @@ def layer_sensitivity(
             found = agreement(model, reference, images, device=device, batch_size=batch_size)
         row = report[report["layer"] == name].iloc[0].to_dict()
         low, high = found.interval
-        measured = {"top1": found.top1, "low": low, "high": high}
-        rows.append(row | measured | {"kl": found.kl, "logit_error": found.logit_error})
+        row |= {"top1": found.top1, "low": low, "high": high}
+        rows.append(row | {"kl": found.kl, "logit_error": found.logit_error})
     return pd.DataFrame(rows)

@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -30,10 +31,8 @@ from keyfilters.sources.paths import read_path
 from keyfilters.sources.tflite_files import KINDS, collect_tflite
 from keyfilters.sources.tflite_tables import COPIES, text_of
 from keyfilters.sources.tflite_tables import Graph as LiteGraph
-from keyfilters.surgery.finder import Finder
+from keyfilters.surgery.finder import Finder, Found, Opened
 from keyfilters.surgery.keras_weights import KerasFile
-from keyfilters.surgery.onnx_files import Save
-from keyfilters.surgery.targets import Target, stored_target
 
 __all__ = ["open_stored"]
 
@@ -41,7 +40,9 @@ COMPUTED = (
     "its weights are quantised or computed, not stored as floats of 16, 32 or 64 bits; replace the "
     "filters of the model that it was converted from"
 )
+T = TypeVar("T")
 Extents = Iterable[tuple[Hashable, int, int]]
+Users = Mapping[Hashable, str]
 
 
 @dataclass
@@ -60,10 +61,10 @@ class _Stored:
     memory: list[Array]
     save: Callable[[Path], None]
     extents: Extents = ()
-    users: Mapping[Hashable, str] = field(default_factory=dict)
+    users: Users = field(default_factory=dict)
 
 
-def open_stored(path: Path) -> tuple[list[Target], Save]:
+def open_stored(path: Path) -> Opened:
     """Find the depthwise filters of a TFLite, Keras or OpenVINO file that can be written back.
 
     They are named as `kf.read` names them; a second layer of one name is called ``"NAME (2)"``.
@@ -84,9 +85,20 @@ def open_stored(path: Path) -> tuple[list[Target], Save]:
     if kind is None or kind is not suffix_format(path):
         held = "is no model" if kind is None else f"is a model of {kind.name}"
         raise SourceError(f"{path} {held} by its bytes; give it the suffix of its format")
+    views: dict[str, Array] = {}  # (C, 1, k_y, k_x) in the memory
+
+    def kernel(name: str, conv: Found) -> torch.Tensor:
+        view = np.asarray(conv.load()).reshape(conv.shape.out_channels, 1, *conv.shape.kernel)
+        _require_writable(view, conv.identity, stored)
+        owner = next((x for x in views if np.may_share_memory(views[x], view)), None)
+        if owner is not None:
+            raise SkipError(f"shares its weights with {owner}")
+        views[name] = view
+        return torch.from_numpy(view.copy())
+
     try:
         stored = OPENERS[kind.name](path)
-        found, views = _targets(stored)
+        targets = stored.finder.targets(kernel)
     except KeyFiltersError:
         raise
     except Exception as error:  # of a damaged file, whatever its format's library raises
@@ -94,65 +106,52 @@ def open_stored(path: Path) -> tuple[list[Target], Save]:
         raise SourceError(f"{path} is not a readable {kind.name} file ({reason})") from error
 
     def save(target: Path, written: Collection[str]) -> None:
-        for layer in found:
+        for layer in targets:
             if layer.name in written:
                 views[layer.name][...] = layer.weight.numpy()
         stored.save(target)
 
-    return found, save
+    return targets, save
 
 
-def _targets(stored: _Stored) -> tuple[list[Target], dict[str, Array]]:
-    """Return the layers of a file, and the kernels ``(C, 1, k_y, k_x)`` in its memory by name."""
-    finder, found = stored.finder, []
-    views: dict[str, Array] = {}
-    for i, (name, conv) in enumerate(finder.found.items()):
-        try:
-            view = np.asarray(conv.load()).reshape(conv.shape.out_channels, 1, *conv.shape.kernel)
-            left = _why_not(view, conv.identity, stored)
-        except SkipError as error:
-            left = str(error)
-        owner = next((x for x in views if not left and np.may_share_memory(views[x], view)), None)
-        if left or owner:
-            found.append(Target(name, left=left or f"shares its weights with {owner}"))
-            continue
-        views[name] = view
-        copied = torch.from_numpy(view.copy())
-        found.append(stored_target(name, copied, i / max(len(finder.found) - 1, 1)))
-    found += [Target(name, left=reason) for name, reason in finder.left.items()]
-    return found, views
-
-
-def _why_not(view: Array, identity: Hashable, stored: _Stored) -> str:
-    """Return why a kernel cannot be written, empty if it can."""
+def _require_writable(view: Array, identity: Hashable, stored: _Stored) -> None:
+    """Raise a SkipError with the reason why a kernel cannot be written."""
     if view.dtype.kind != "f" or not any(np.may_share_memory(view, x) for x in stored.memory):
-        return COMPUTED
+        raise SkipError(COMPUTED)
     if not view.dtype.isnative:
-        return "its weights are stored with the high byte first, which is not written"
+        raise SkipError("its weights are stored with the high byte first, which is not written")
     user = stored.users.get(identity) or stored.finder.others.get(identity)
     if identity is not None and user:
-        return f"its weights are also used by {user}, which would change"
+        raise SkipError(f"its weights are also used by {user}, which would change")
     first, last = byte_bounds(view)
     for other, start, stop in stored.extents:
         if other != identity and start < last and first < stop:
-            return "its weights lie in bytes that also hold another constant, which would change"
-    return ""
+            raise SkipError(
+                "its weights lie in bytes that also hold another constant, which would change"
+            )
+
+
+def _users(graphs: Iterable[T], users_of: Callable[[T], Iterable[tuple[int, str]]]) -> Users:
+    """Return the first that takes each constant otherwise than as weights, by identity."""
+    users: dict[Hashable, str] = {}
+    for graph in graphs:
+        for identity, user in users_of(graph):
+            users.setdefault(identity, user)
+    return users
 
 
 def _open_tflite(path: Path) -> _Stored:
     finder, content = Finder(), bytearray(path.read_bytes())
     graphs = collect_tflite(memoryview(content), finder)
-    users: dict[Hashable, str] = {}
-    for graph in graphs:
-        for number, user in _lite_users(graph):
-            users.setdefault(number, user)
     buffers = enumerate(graphs[0].file.buffers if graphs else [])
     extents = [(number, *byte_bounds(buffer)) for number, buffer in buffers if buffer.size]
 
     def save(target: Path) -> None:
         target.write_bytes(content)
 
-    return _Stored(finder, [np.frombuffer(content, np.uint8)], save, extents, users)
+    return _Stored(
+        finder, [np.frombuffer(content, np.uint8)], save, extents, _users(graphs, _lite_users)
+    )
 
 
 def _lite_users(graph: LiteGraph) -> Iterable[tuple[int, str]]:
@@ -177,10 +176,6 @@ def _open_openvino(path: Path) -> _Stored:
     content = bytearray(constants.read_bytes())
     memory = np.frombuffer(content, np.uint8)
     graphs = collect_openvino(path, memoryview(content), finder)
-    users: dict[Hashable, str] = {}
-    for graph in graphs:
-        for place, user in _openvino_users(graph):
-            users.setdefault(place, user)
     base, extents = byte_bounds(memory)[0], []
     for held in graphs[0].net.iter():
         if {"offset", "size"} <= held.attrib.keys():
@@ -191,7 +186,7 @@ def _open_openvino(path: Path) -> _Stored:
         shutil.copyfile(path, target)  # it does not name the file of the constants
         target.with_suffix(".bin").write_bytes(content)
 
-    return _Stored(finder, [memory], save, extents, users)
+    return _Stored(finder, [memory], save, extents, _users(graphs, _openvino_users))
 
 
 def _openvino_users(graph: Graph) -> Iterable[tuple[int, str]]:

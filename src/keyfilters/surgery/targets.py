@@ -13,21 +13,24 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from keyfilters.bank import Layer
 from keyfilters.depthwise import ConvShape, Held, Kernel, extent, kernels, why_not_held
 from keyfilters.errors import KeyFiltersError, NoFiltersError, nearest
 from keyfilters.sources.statedicts import FIRST, read_state_dict, unwrap
 
 __all__ = [
     "NOT_ASKED",
-    "SEVERAL_TENSORS",
     "Model",
     "Target",
+    "all_targets",
     "choose_targets",
     "find_targets",
     "is_named",
     "layer_table",
+    "left_alone",
     "refuse_programs",
     "stored_target",
+    "stored_targets",
     "write_all_",
 ]
 
@@ -40,61 +43,49 @@ SEVERAL_TENSORS = "its kernel is made of several tensors; replace it in the modu
 
 
 @dataclass(frozen=True, eq=False)
-class Target:
+class Target(Kernel):
     """One depthwise layer of a model, as `keyfilters.read` names it.
 
     Attributes:
-        name: of the layer.
-        kernel: its weight and how it is written; None where nothing is known of it.
         left: why the layer is left alone; empty where it can be written to.
     """
 
-    name: str
-    kernel: Kernel | None = None
     left: str = ""
-
-    @property
-    def known(self) -> Kernel:
-        """The kernel of a layer that can be written to."""
-        assert self.kernel is not None
-        return self.kernel
 
     @property
     def conv(self) -> nn.Conv1d | nn.Conv2d | None:
         """The convolution; None in a state dict, a file or a program."""
-        module = self.known.module
-        return module if isinstance(module, (nn.Conv1d, nn.Conv2d)) else None
+        return self.module if isinstance(self.module, (nn.Conv1d, nn.Conv2d)) else None
 
     @property
     def weight(self) -> Tensor:
         """The tensor that the model holds, of one dimension ``(C, 1, k)``, or what several make."""
-        return next(iter(self.known.stored.values())) if self.known.plain else self.known.read()
+        return next(iter(self.stored.values())) if self.plain else self.read()
 
     @property
     def size(self) -> tuple[int, int]:
         """Kernel size ``(k_y, k_x)``."""
-        height, width = self._shape.kernel
+        assert self.shape is not None
+        height, width = self.shape.kernel
         return height, width
 
     @property
     def channels(self) -> int:
         """Number of filters C."""
-        return self._shape.out_channels
-
-    @property
-    def depth(self) -> float:
-        """Relative depth in [0, 1] among the model's depthwise layers; NaN where unknown."""
-        return np.nan if self.kernel is None else self.kernel.depth
+        assert self.shape is not None
+        return self.shape.out_channels
 
     @property
     def filters(self) -> NDArray[np.float64]:
         """A copy of the filters that are convolved with, ``(C, k_y, k_x)``."""
-        return self.known.read().cpu().double().numpy()[:, 0].copy()
+        return self.read().cpu().double().numpy()[:, 0].copy()
 
-    @property
-    def _shape(self) -> ConvShape:
-        assert self.known.shape is not None
-        return self.known.shape
+    def finite_filters(self) -> NDArray[np.float64]:
+        """Return `filters`, or raise a KeyFiltersError where one is not finite."""
+        filters = self.filters
+        if not np.isfinite(filters).all():
+            raise KeyFiltersError(f"layer {self.name} holds filters that are not finite")
+        return filters
 
     def prepare(self, filters: Filters) -> Callable[[], None]:
         """Check that filters ``(C, k_y, k_x)`` can be written here, and return what writes them.
@@ -110,7 +101,7 @@ class Target:
             raise KeyFiltersError(f"{self.name}: its filters have shape {expected}, got {shape}")
         if not torch.isfinite(new).all():
             raise KeyFiltersError(f"{self.name}: its filters would not be finite")
-        return self.known.plan(new[:, None])
+        return self.plan(new[:, None])
 
     def write_(self, filters: Filters) -> None:
         """Overwrite the filters in place; see `prepare`."""
@@ -118,19 +109,49 @@ class Target:
 
 
 def stored_target(name: str, tensor: Tensor, depth: float) -> Target:
-    """Return the target that is a plain tensor of a state dict or file.
-
-    Args:
-        name: of the layer.
-        tensor: ``(C, 1, k_y, k_x)``, or ``(C, 1, k)`` of a convolution of one dimension.
-        depth: see `Target`.
-    """
+    """Return the target that is a tensor ``(C, 1, k_y, k_x)`` or ``(C, 1, k)`` of a file."""
     ndim = tensor.ndim - 2
-    size = tuple(tensor.shape[2:])
-    shape = ConvShape((1, *size) if ndim == 1 else size, None, len(tensor), 1)
+    shape = ConvShape((1, *tensor.shape[2:])[-2:], None, len(tensor), 1)
     left = why_not_held(tensor)
-    kernel = Kernel(name, None, shape, Held(tensor), depth=depth, unwritable=left, ndim=ndim)
-    return Target(name, kernel, left)
+    return Target(
+        name, None, shape, Held(tensor), depth=depth, unwritable=left, ndim=ndim, left=left
+    )
+
+
+def left_alone(name: str, reason: str) -> Target:
+    """Return a layer of which nothing is known but its name and why it is left alone."""
+    return Target(name, None, depth=np.nan, left=reason)
+
+
+def stored_targets(tensors: Mapping[str, Tensor], layers: Iterable[Layer]) -> list[Target]:
+    """Return the places in named tensors of the layers that a reader found among them."""
+    found = []
+    for layer in layers:
+        weight = tensors.get(f"{layer.name}.weight", tensors.get(layer.name))
+        if weight is None:
+            target = left_alone(layer.name, SEVERAL_TENSORS)
+        else:
+            target = stored_target(layer.name, weight, layer.depth)
+            if layer.note.startswith(FIRST):
+                target = replace(target, left=FIRST)
+        found.append(target)
+    return found
+
+
+def all_targets(model: Model, *, to_write: bool = True) -> list[Target]:
+    """Return all depthwise layers of a module or a state dict, in the model's order.
+
+    `to_write`: whether layers to which no filters can be written are left alone.
+    """
+    if not isinstance(model, nn.Module):
+        return stored_targets(unwrap(model)[0], read_state_dict(model, "state dict").layers)
+    found = []
+    for kernel in kernels(model):
+        tied = f"shares its weights with {kernel.owner}" if kernel.owner else ""
+        left = (kernel.unwritable if to_write else "") or tied
+        if kernel.depthwise or kernel.unwritable:  # a lazy one may become depthwise
+            found.append(Target(**vars(kernel), left=left))
+    return found
 
 
 def find_targets(
@@ -153,25 +174,27 @@ def find_targets(
     >>> [(target.name, target.size) for target in found], left
     ([('1', (5, 5))], [])
     """
-    layers = [layers] if isinstance(layers, str) else layers
-    if isinstance(model, nn.Module):
-        return choose_targets(_in_module(model), layers)
-    return choose_targets(_in_mapping(model, layers or ()), layers)
+    return choose_targets(all_targets(model), layers)
 
 
 def choose_targets(
     found: Iterable[Target], layers: Sequence[str] | None
 ) -> tuple[list[Target], list[Target]]:
-    """Split layers into those to write to and those left alone, see `find_targets`."""
+    """Split layers into those to write to and those left alone, see `find_targets`.
+
+    A first layer that is probably not depthwise is written to only if its name is in `layers`.
+    """
+    layers = [layers] if isinstance(layers, str) else layers
     targets: list[Target] = []
     left: list[Target] = []
     for target in found:
+        if target.left == FIRST and target.name in (layers or ()):
+            target = replace(target, left=target.unwritable)
         (left if target.left else targets).append(target)
     if not targets and not left:
         raise NoFiltersError("the model has no depthwise convolution, so there is nothing to write")
     if layers is None:
         return targets, left
-    layers = [layers] if isinstance(layers, str) else layers
     names, reasons = [x.name for x in targets], {x.name: x.left for x in left}
     for wanted in layers:
         if not any(fnmatchcase(name, wanted) for name in names):
@@ -247,33 +270,9 @@ def layer_table(
     table = []
     for target in [*(x for x in targets if x.name not in alone), *left]:
         row: dict[str, Any] = {"layer": target.name, "depth": target.depth, "left": target.left}
-        if target.kernel is not None and target.kernel.shape is not None:
+        if target.shape is not None:
             row |= {"size": extent(target.size), "filters": target.channels}
         table.append({**row, **rows.get(target.name, {})})
     names = ["layer", "size", "depth", "filters", *columns, "left"]
     frame = pd.DataFrame(table, columns=names)
     return frame.sort_values("depth", ignore_index=True, kind="stable")
-
-
-def _in_module(model: nn.Module) -> list[Target]:
-    found = []
-    for kernel in kernels(model):
-        tied = f"shares its weights with {kernel.owner}" if kernel.owner else ""
-        if kernel.depthwise or kernel.unwritable:  # a lazy one may become depthwise
-            found.append(Target(kernel.name, kernel, kernel.unwritable or tied))
-    return found
-
-
-def _in_mapping(model: Mapping[str, Any], layers: Sequence[str]) -> list[Target]:
-    tensors, _ = unwrap(model)
-    found = []
-    for layer in read_state_dict(model, "state dict").layers:
-        weight = tensors.get(f"{layer.name}.weight", tensors.get(layer.name))
-        if weight is None:
-            target = Target(layer.name, left=SEVERAL_TENSORS)
-        else:
-            target = stored_target(layer.name, weight, layer.depth)
-            if layer.note.startswith(FIRST) and layer.name not in layers:
-                target = replace(target, left=FIRST)
-        found.append(target)
-    return found

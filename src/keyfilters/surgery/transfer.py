@@ -15,9 +15,16 @@ from keyfilters import init
 from keyfilters.bank import FilterBank, Layer
 from keyfilters.depthwise import extent
 from keyfilters.errors import KeyFiltersError, NoFiltersError, nearest
+from keyfilters.receptive_fields.resize import RESIZES, crop_or_pad, nearest_layers, resize_filters
 from keyfilters.surgery.initialize import layer_generator, resolve_seed
-from keyfilters.surgery.resize import RESIZES, crop_or_pad, nearest_layers, resize_filters
-from keyfilters.surgery.targets import Model, Target, find_targets, layer_table, write_all_
+from keyfilters.surgery.targets import (
+    Model,
+    Target,
+    all_targets,
+    choose_targets,
+    layer_table,
+    write_all_,
+)
 
 __all__ = ["CONTROLS", "transfer_filters_"]
 
@@ -87,8 +94,9 @@ def transfer_filters_(
     """
     _check(bank, control, resize)
     seed = resolve_seed(seed, generator)
-    targets, left = find_targets(model, layers)
-    source_of = _matching(*find_targets(model), bank.layers)
+    found = all_targets(model)
+    targets, left = choose_targets(found, layers)
+    source_of = _matching(found, bank.layers)
 
     def move(target: Target) -> tuple[Tensor, dict[str, object]]:
         return _move(target, source_of(target), control, resize, seed)
@@ -114,13 +122,12 @@ def _check(bank: FilterBank, control: str | None, resize: str) -> None:
         raise KeyFiltersError(f"resize is {resize!r}; type one of: {', '.join(RESIZES)}")
 
 
-def _matching(
-    targets: Sequence[Target], left: Sequence[Target], sources: Sequence[Layer]
-) -> Callable[[Target], Layer]:
+def _matching(found: Sequence[Target], sources: Sequence[Layer]) -> Callable[[Target], Layer]:
     """Return the function that tells which source layer each layer of the model gets."""
     own = {layer.name: layer for layer in sources}
+    targets = [target for target in found if not target.left]
     names = [target.name for target in targets]
-    if not set(names) <= own.keys() <= set(names) | {target.name for target in left}:
+    if not set(names) <= own.keys() <= {target.name for target in found}:
         shapes = [(target.channels, target.size) for target in targets]
         alike = shapes == [(len(layer.weight), layer.size) for layer in sources]
         own = dict(zip(names, sources, strict=True)) if alike else {}

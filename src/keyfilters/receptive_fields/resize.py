@@ -90,7 +90,7 @@ def idealized_near(
 
 
 def resize_filters(
-    filters: NDArray[np.float64], size: tuple[int, int], resize: str = "auto"
+    filters: NDArray[np.float64], size: tuple[int, int], resize: str
 ) -> tuple[NDArray[np.float64], str]:
     """Bring filters ``(n, k_y, k_x)`` to another kernel size, and tell how.
 
@@ -102,11 +102,9 @@ def resize_filters(
     Returns:
         ``(n, *size)``, and one of copied, cropped, padded, "cropped and padded", rendered.
 
-    >>> resize_filters(np.ones((2, 3, 3)), (5, 5))[1]
+    >>> resize_filters(np.ones((2, 3, 3)), (5, 5), "auto")[1]
     'padded'
     """
-    if resize not in RESIZES:
-        raise KeyFiltersError(f"resize is {resize!r}; type one of: {', '.join(RESIZES)}")
     old = filters.shape[1:]
     crops = any(a > b for a, b in zip(old, size, strict=True))
     pads = any(a < b for a, b in zip(old, size, strict=True))

@@ -11,38 +11,47 @@ One line of text says it on the command line, in recipes and in experiments::
     transfer?from=SOURCE&control=impulse&freeze=1
     initialize:center-surround?std=keep         a scheme of `initialize_filters_` and its options
 
-In a recipe the section ``[filters]`` names the same options one by one.
+In a recipe, ``filters = "keys?learn=bias"`` says the same, or a section, option by option::
+
+    [filters]
+    keys = "lindeberg2026-B"
+    learn = ["bias"]
+    assign_from = "timm:convnextv2_tiny.fcmae_ft_in1k"
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import field, fields
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
+from pydantic import BeforeValidator
 from torch import nn
 
-from keyfilters.bank import FilterBank
 from keyfilters.errors import KeyFiltersError, nearest
 from keyfilters.query_strings import parse
 from keyfilters.sources import read
 from keyfilters.surgery.parametrize import LEARNABLE
 from keyfilters.surgery.transfer import CONTROLS
-from keyfilters.surgery.treated import IDEALIZED, Treated, treat_
-from keyfilters.training import section
+from keyfilters.training import Recipe, section
+from keyfilters.treatment.treated import IDEALIZED, Treated, treat_
 
-__all__ = ["Treated", "Treatment"]
+__all__ = ["FilterRecipe", "Treated", "Treatment"]
 
 DEFAULT_KEYS = "lindeberg2026-B"
-OPTIONS = {
-    "learned": (),
-    "frozen": (),
-    IDEALIZED: ("assign_from",),
-    "keys": ("keys", "learn", "assignment", "drawn", "assign_from", "unit_norm"),
-    "transfer": ("from", "control", "freeze"),
+# What each kind of treatment does by itself, and its options.
+KINDS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
+    "learned": ({}, ()),
+    "frozen": ({"freeze": True}, ()),
+    IDEALIZED: ({"keys": IDEALIZED}, ("assign_from",)),
+    "keys": (
+        {"keys": DEFAULT_KEYS},
+        ("keys", "learn", "assignment", "drawn", "assign_from", "unit_norm"),
+    ),
+    "transfer": ({}, ("from", "control", "freeze")),
 }
+FLAGS = ("drawn", "unit_norm", "freeze")
 
 
 @section
@@ -104,54 +113,45 @@ class Treatment:
             plain = scheme.removesuffix("freeze=1").rstrip("?&")
             return cls(initialize=plain, freeze=scheme.endswith("freeze=1"))
         kind, options = parse(text)
-        if kind not in OPTIONS:
-            known = (*OPTIONS, "initialize:SCHEME")
+        if kind not in KINDS:
+            known = (*KINDS, "initialize:SCHEME")
             expected = f"{', '.join(known)} are known{nearest(kind, known)}"
             raise KeyFiltersError(f"{kind!r} cannot be done to filters; {expected}")
-        for name in options:
-            if name not in OPTIONS[kind]:
-                listed = ", ".join(OPTIONS[kind]) or "none"
-                tail = nearest(name, OPTIONS[kind])
+        start, accepted = KINDS[kind]
+        values = dict(start)
+        for name, value in options.items():
+            if name not in accepted:
+                listed = ", ".join(accepted) or "none"
+                tail = nearest(name, accepted)
                 raise KeyFiltersError(f"{kind} has no option {name!r}; it has {listed}{tail}")
-        flags = {name: _flag(text, name, options) for name in ("drawn", "unit_norm", "freeze")}
-        if kind == "keys":
-            learn: Any = options.get("learn")
-            assignment = "random" if flags["drawn"] else str(options.get("assignment", "trained"))
-            return cls(
-                keys=str(options.get("keys", DEFAULT_KEYS)),
-                learn=tuple(learn) if isinstance(learn, list) else (learn,) if learn else (),
-                assignment=assignment,  # type: ignore[arg-type]  # the class refuses others
-                assign_from=str(options.get("assign_from", "")),
-                unit_norm=flags["unit_norm"],
-            )
-        if kind == "transfer":
-            if not options.get("from"):
-                raise KeyFiltersError(f"{text!r} needs a source; type transfer?from=SOURCE")
-            control = str(options.get("control", ""))
-            return cls(transfer=str(options["from"]), control=control, freeze=flags["freeze"])
-        if kind == IDEALIZED:
-            return cls(keys=IDEALIZED, assign_from=str(options.get("assign_from", "")))
-        return cls(freeze=kind == "frozen")
+            if name in FLAGS and value not in (0, 1):
+                raise KeyFiltersError(f"{text!r}: {name} is {value!r}; 0 or 1 is expected")
+            if name == "drawn":
+                values |= {"assignment": "random"} if value else {}
+            elif name == "learn":
+                values["learn"] = tuple(value) if isinstance(value, list) else (value,)
+            elif name in FLAGS:
+                values[name] = bool(value)
+            else:
+                values["transfer" if name == "from" else name] = str(value)
+        if kind == "transfer" and not values.get("transfer"):
+            raise KeyFiltersError(f"{text!r} needs a source; type transfer?from=SOURCE")
+        return cls(**values)
 
     def __str__(self) -> str:
         """The line that `parse` reads as an equal treatment, where there is one."""
-        if self.keys == IDEALIZED:
-            return f"{IDEALIZED}?assign_from={self.assign_from}".removesuffix("?assign_from=")
-        if self.keys:
-            options: dict[str, object] = {"keys": self.keys, "learn": ",".join(self.learn)}
-            options |= {"assignment": self.assignment} if self.assignment == "random" else {}
-            options |= {"assign_from": self.assign_from, "unit_norm": int(self.unit_norm)}
-            kind = "keys"
-        elif self.transfer:
-            kind, options = "transfer", {"from": self.transfer, "control": self.control}
-        elif self.initialize:
-            start = f"initialize:{self.initialize}"
+        if self.initialize and not self.keys:
             join = "&" if "?" in self.initialize else "?"
-            return f"{start}{join}freeze=1" if self.freeze else start
-        else:
-            return "frozen" if self.freeze else "learned"
-        options |= {"freeze": int(self.freeze)}
-        return f"{kind}?" + "&".join(f"{name}={value}" for name, value in options.items() if value)
+            return f"initialize:{self.initialize}" + f"{join}freeze=1" * self.freeze
+        kind = "keys" if self.on_keys else self.keys or ("transfer" if self.transfer else "")
+        kind = kind or ("frozen" if self.freeze else "learned")
+        said = []
+        for name in KINDS[kind][1]:
+            value = self.transfer if name == "from" else getattr(self, name, None)
+            value = ",".join(value) if isinstance(value, tuple) else value
+            if value and (name, value) != ("assignment", "trained"):
+                said.append(f"{name}={int(value) if isinstance(value, bool) else value}")
+        return f"{kind}?{'&'.join(said)}" if said else kind
 
     def to_dict(self) -> dict[str, Any]:
         """Return what differs from doing nothing, as the section ``[filters]`` of a recipe."""
@@ -168,11 +168,15 @@ class Treatment:
         {'filters': 'keys', 'keys': 'lindeberg2026-B', 'assignment': 'trained',
          'amplitude': False, 'bias': True, 'sigma': False}
         """
-        on_keys = bool(self.keys) and self.keys != IDEALIZED
-        kind = "keys" if on_keys else self.keys or ("frozen" if self.freeze else "learned")
-        shown: dict[str, Any] = {"filters": kind, "keys": self.keys if on_keys else None}
-        shown["assignment"] = self.assignment if on_keys else None
-        return shown | {name: name in self.learn if on_keys else None for name in LEARNABLE}
+        kind = "keys" if self.on_keys else self.keys or ("frozen" if self.freeze else "learned")
+        shown: dict[str, Any] = {"filters": kind, "keys": self.keys if self.on_keys else None}
+        shown["assignment"] = self.assignment if self.on_keys else None
+        return shown | {name: name in self.learn if self.on_keys else None for name in LEARNABLE}
+
+    @property
+    def on_keys(self) -> bool:
+        """Whether the filters are kept on a few keys."""
+        return bool(self.keys) and self.keys != IDEALIZED
 
     @property
     def uses_filters(self) -> bool:
@@ -188,8 +192,14 @@ class Treatment:
             KeyFiltersError: one of them cannot be read.
         """
         options = parse(self.initialize)[1]
-        banks = (self.transfer, self.assign_from, str(options.get("bank", "")))
-        found = {name: _digest(read(name)) for name in banks if name and not name.startswith("@")}
+        found: dict[str, str] = {}
+        for name in (self.transfer, self.assign_from, str(options.get("bank", ""))):
+            if name and not name.startswith("@"):
+                digest = hashlib.sha256()
+                for layer in read(name).layers:
+                    digest.update(f"{layer.name} {layer.weight.shape}".encode())
+                    digest.update(layer.weight.tobytes())
+                found[name] = digest.hexdigest()[:16]
         for name in (self.keys, str(options.get("keys", ""))):
             if Path(name).is_file():
                 found[name] = hashlib.sha256(Path(name).read_bytes()).hexdigest()[:16]
@@ -241,16 +251,24 @@ def _refuse_conflicts(t: Treatment) -> None:
         raise KeyFiltersError(f"{got} would overwrite each other's filters; give one of them")
 
 
-def _flag(text: str, name: str, options: Mapping[str, Any]) -> bool:
-    value = options.get(name, 0)
-    if value not in (0, 1):
-        raise KeyFiltersError(f"{text!r}: {name} is {value!r}; 0 or 1 is expected")
-    return bool(value)
+def _parsed(given: Any) -> Any:
+    return Treatment.parse(given) if isinstance(given, str) else given
 
 
-def _digest(bank: FilterBank) -> str:
-    found = hashlib.sha256()
-    for layer in bank.layers:
-        found.update(f"{layer.name} {layer.weight.shape}".encode())
-        found.update(layer.weight.tobytes())
-    return found.hexdigest()[:16]
+@section
+class FilterRecipe(Recipe):
+    """A recipe with a section ``[filters]``; without it, a recipe like any other.
+
+    >>> recipe = FilterRecipe.from_dict({"filters": "keys?learn=bias"})
+    >>> recipe.filters.keys, recipe.filters.learn
+    ('lindeberg2026-B', ('bias',))
+    """
+
+    filters: Annotated[Treatment, BeforeValidator(_parsed)] = field(default_factory=Treatment)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return nested dictionaries from which `from_dict` makes an equal recipe."""
+        values = super().to_dict()
+        del values["filters"]
+        filters = self.filters.to_dict()
+        return {**values, "filters": filters} if filters else values

@@ -15,13 +15,13 @@ from keyfilters.query_strings import parse
 from keyfilters.sources import read
 from keyfilters.surgery.freeze import Frozen, freeze_filters_
 from keyfilters.surgery.initialize import initialize_filters_
-from keyfilters.surgery.key_choice import named_key_sets, one_key_set
+from keyfilters.surgery.key_choice import named_key_sets
 from keyfilters.surgery.parametrize import bake_filters_, learns_scales, parametrize_filters_
 from keyfilters.surgery.replace import replace_filters_
 from keyfilters.surgery.transfer import transfer_filters_
 
 if TYPE_CHECKING:
-    from keyfilters.surgery.treatment import Treatment
+    from keyfilters.treatment.treatment import Treatment
 
 __all__ = ["IDEALIZED", "Treated", "initialize_by_name_", "treat_"]
 
@@ -45,13 +45,14 @@ class Treated:
     constants: dict[str, torch.Tensor]
 
     def check(self, model: nn.Module) -> None:
-        """Raise if filters that were frozen, or the keys they are on, have moved in a single bit.
+        """Raise if filters that were frozen, or the keys they are on, have moved.
 
         Raises:
             KeyFiltersError: names what moved.
         """
         if self.frozen is not None:
             self.frozen.check(model)
+        # By value and not by bit: an average over training turns −0 into 0.
         now = {name: x.cpu() for name, x in _constants(model).items()}
         moved = [n for n, x in self.constants.items() if n in now and not torch.equal(now[n], x)]
         if moved:
@@ -64,7 +65,7 @@ class Treated:
             KeyFiltersError: as `check`.
         """
         self.check(model)
-        if self.constants:
+        if self.treatment.on_keys:
             bake_filters_(model)
 
     def __str__(self) -> str:
@@ -74,7 +75,7 @@ class Treated:
             return "as the model has them"
         before = {"initialised": done.initialize, "transferred from": done.transfer}
         said = [f"{what} {source}" for what, source in before.items() if source]
-        if not done.keys or done.keys == IDEALIZED:
+        if not done.on_keys:
             own = ["each its own idealised model"] if done.keys else []
             return "; ".join([*said, *own, *["frozen"] * bool(done.freeze or done.keys)])
         own_rows = table[table["left"] == ""]
@@ -113,7 +114,7 @@ def initialize_by_name_(model: nn.Module, text: str, seed: int = 0, **given: Any
     if "bank" in options:
         options["bank"] = read(str(options["bank"]))
     if "keys" in options:
-        options["keys"] = one_key_set(named_key_sets(str(options["keys"]), read(model), seed))
+        options["keys"] = named_key_sets(str(options["keys"]), read(model), seed)
     try:
         return initialize_filters_(model, scheme, seed=seed, **options, **given)
     except TypeError as error:  # a text where a number belongs
@@ -148,28 +149,20 @@ def _apply_(model: nn.Module, t: Treatment, seed: int) -> tuple[pd.DataFrame | N
 
 
 def _constants(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Everything about parametrised weights that is not learned."""
+    """Return all about parametrised weights that is not learned."""
     return {name: x for name, x in model.named_buffers() if "parametrizations." in name}
 
 
 def _keep_on_keys_(model: nn.Module, t: Treatment, seed: int) -> pd.DataFrame:
-    """Parametrise all layers that the keys fit; return one table, in the model's order."""
+    """Parametrise all layers that the keys fit."""
     keys = named_key_sets(t.keys, read(model), seed)
     if "sigma" in t.learn:  # the layers of other windows are left alone
         keys = [one for one in keys if learns_scales(one.window)] or keys
     if t.assign_from:
         _borrow_(model, t.assign_from, {k.window for k in keys})
-    tables = [
-        parametrize_filters_(
-            model, one, t.learn, unit_norm=t.unit_norm, assignment=t.assignment, seed=seed
-        )
-        for one in keys
-    ]
-    first, *others = (table.set_index("layer", drop=False) for table in tables)
-    for other in others:
-        rows = other.index[other["left"] == ""]
-        first.loc[rows] = other.loc[rows]
-    return first.reset_index(drop=True)
+    return parametrize_filters_(
+        model, keys, t.learn, unit_norm=t.unit_norm, assignment=t.assignment, seed=seed
+    )
 
 
 def _borrow_(model: nn.Module, source: str, sizes: set[tuple[int, int]]) -> None:
