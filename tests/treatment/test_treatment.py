@@ -213,6 +213,20 @@ def test_only_layers_that_have_keys_are_taken_from_another_network(tmp_path: Pat
     assert not np.array_equal(filters_of(model)[1], own[1])
 
 
+def test_a_file_that_holds_the_patches_of_a_grey_image_too(tmp_path: Path) -> None:
+    def net(seed: int) -> nn.Module:
+        torch.manual_seed(seed)
+        return nn.Sequential(nn.Conv2d(1, 8, 2, stride=2), nn.Conv2d(8, 8, 7, groups=8))
+
+    lender, model = net(1), net(0)
+    torch.save(lender.state_dict(), tmp_path / "trained.pth")
+    Treatment(keys=B, assign_from=str(tmp_path / "trained.pth")).apply_(model).finish(model)
+    keys, own = kf.KeySet.published(B), filters_of(lender)[-1]
+    drawn = keys.reconstruct(*keys.assign(own)[:3])
+    np.testing.assert_allclose(filters_of(model)[-1], drawn, atol=1e-6)
+    assert torch.equal(model[0].weight, net(0)[0].weight)  # type: ignore[index]
+
+
 def test_the_contents_of_what_is_named_tell_treatments_apart(tmp_path: Path) -> None:
     path = tmp_path / "lender.pth"
     found = []

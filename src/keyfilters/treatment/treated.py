@@ -9,6 +9,7 @@ import pandas as pd
 import torch
 from torch import nn
 
+from keyfilters.bank import FilterBank
 from keyfilters.errors import KeyFiltersError
 from keyfilters.passes import undoing
 from keyfilters.query_strings import parse
@@ -171,6 +172,9 @@ def _borrow_(model: nn.Module, source: str, sizes: set[tuple[int, int]]) -> None
     if len(bank.models) > 1:
         got = f"filters.assign_from = {source!r} holds {len(bank.models)} models"
         raise KeyFiltersError(f"{got}: {', '.join(bank.models)}; name the file of one of them")
+    names = {x.name for x in own.layers}
+    if names <= {x.name for x in bank.layers}:  # a file of weights may hold what looks like more
+        bank = FilterBank([x for x in bank.layers if x.name in names])
     there, here = (sorted((len(x.weight), *x.size) for x in found.layers) for found in (bank, own))
     if there != here:
         odd = next((pair for pair in zip(there, here, strict=False) if pair[0] != pair[1]), None)
