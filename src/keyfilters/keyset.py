@@ -19,13 +19,14 @@ from keyfilters.bank import FilterBank
 from keyfilters.errors import KeyFiltersError, nearest
 from keyfilters.key_files import read_keys, write_keys
 from keyfilters.learned_filters import METHODS, learn_filters
+from keyfilters.nulls import NULLS, null_units
 from keyfilters.receptive_fields import (
     PUBLISHED,
     published_filters,
     published_in,
     published_parameters,
 )
-from keyfilters.scalespace import why_unusable
+from keyfilters.scalespace import centred_unit, why_unusable
 from keyfilters.sizes import Size, Window, as_size, as_window, extent
 
 __all__ = ["CONSENSUS", "Assignment", "KeySet"]
@@ -150,10 +151,12 @@ class KeySet:
         Args:
             name: ``"lindeberg2026-B"`` or ``"published:lindeberg2026-B"``, a published set;
                 ``"consensus"``; ``"random:8"`` (``"random"`` draws 8); ``"lines:32"`` or
-                ``"kmeans:32"``, learned from the filters of `bank`; or a file of keys.
+                ``"kmeans:32"``, learned from the filters of `bank`; ``"covariance:8"`` or
+                ``"phase:8"``, drawn from its null filters (`keyfilters.nulls.NULLS`); or a file of
+                keys.
             size: kernel size, k or ``(k_y, k_x)``; a file must hold keys of this size.
-            seed: of random and learned keys.
-            bank: filters from which ``lines`` and ``kmeans`` are learned.
+            seed: of random, learned and drawn keys.
+            bank: filters from which keys are learned or drawn.
 
         Raises:
             KeyFiltersError: no such keys, none of this size, or no bank to learn them from.
@@ -171,7 +174,7 @@ class KeySet:
             return keys
         if name == "consensus":
             return cls.consensus(window)
-        if kind == "random" or (kind in METHODS and colon):
+        if kind == "random" or (kind in (*METHODS, *NULLS) and colon):
             if colon and not (number.isdecimal() and int(number)):
                 raise KeyFiltersError(f"{name!r}: a number of keys is expected, as in {kind}:32")
             if kind == "random":
@@ -199,6 +202,11 @@ class KeySet:
         filters = filters[why_unusable(filters) == ""]
         if not len(filters):
             raise KeyFiltersError(f"there are no {extent(window)} filters to learn keys from")
+        if method in NULLS:
+            unit = centred_unit(filters.reshape(len(filters), -1))
+            drawn = null_units(unit, window, method, seed, count).reshape(-1, *window)
+            told = f"{count} {NULLS[method]} as {len(filters):,} others, seed {seed}"
+            return cls.from_filters(drawn, provenance=told)
         count = min(count, len(filters))
         told = f"{count} keys by {method} from {len(filters):,} filters, seed {seed}"
         return cls.from_filters(learn_filters(filters, count, method, seed), provenance=told)

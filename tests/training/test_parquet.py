@@ -31,7 +31,7 @@ FEATURES = {
 
 def picture(level: int) -> bytes:
     file = BytesIO()
-    Image.fromarray(np.full((6, 6, 3), level, np.uint8)).save(file, "png")
+    Image.fromarray(np.full((6, 6, 3), level % 256, np.uint8)).save(file, "png")
     return file.getvalue()
 
 

@@ -23,7 +23,8 @@ TREATMENTS = (
 )
 TREATMENT_HELP = (
     "What is done to the filters: learned, frozen, idealized, or keys?keys=NAME&learn=bias,sigma "
-    "(NAME: lindeberg2026-B, consensus, random:8 or a file)."
+    "(NAME: lindeberg2026-B, consensus, random:8, a file; or lines:8, covariance:8, with "
+    "keys_from=@lender: learned from a network of another seed, or drawn from noise like its own)."
 )
 NONE = dict.fromkeys(("keys", "assignment", "amplitude", "bias", "sigma"))
 LEARNED, FROZEN = {"filters": "learned", **NONE}, {"filters": "frozen", **NONE}
@@ -81,8 +82,9 @@ def frozen_keys(
             lender = source_network(shared, part, seed, steps)
             for treatment in treatments:
                 row = {"images": count or None, **treatment.factors()}
-                sources = {"lender": lender} if treatment.uses_filters else {}
-                if sources:
+                needed = treatment.uses_filters or "@lender" in str(treatment)
+                sources = {"lender": lender} if needed else {}
+                if treatment.uses_filters:
                     treatment = replace(treatment, assign_from="@lender")
                 given = {"treatment": str(treatment), "changes": changes}
                 runs.append(make_run(row, seed, shared.options(data=part, **given), sources))

@@ -15,6 +15,7 @@ from keyfilters.depthwise import extent
 from keyfilters.errors import KeyFiltersError, nearest
 from keyfilters.keyset import KeySet
 from keyfilters.learned_filters import METHODS
+from keyfilters.nulls import NULLS
 from keyfilters.receptive_fields import has_models, match, published_in
 from keyfilters.receptive_fields.models import render_models
 from keyfilters.sizes import as_size
@@ -78,7 +79,7 @@ def named_key_sets(name: str, bank: FilterBank, seed: int = 0) -> list[KeySet]:
     if Path(name).is_file() or (Path(name).suffix and ":" not in name):
         return [KeySet.from_file(name)]
     windows = sorted(bank.sizes)
-    if name.partition(":")[0] not in ("random", *METHODS):
+    if name.partition(":")[0] not in ("random", *METHODS, *NULLS):
         windows = [window for window in windows if published_in(window)]
     if not windows:
         held = ", ".join(map(extent, bank.sizes)) or "none"

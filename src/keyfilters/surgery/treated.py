@@ -9,6 +9,7 @@ import pandas as pd
 import torch
 from torch import nn
 
+from keyfilters.bank import FilterBank
 from keyfilters.errors import KeyFiltersError
 from keyfilters.passes import undoing
 from keyfilters.query_strings import parse
@@ -154,7 +155,11 @@ def _constants(model: nn.Module) -> dict[str, torch.Tensor]:
 
 def _keep_on_keys_(model: nn.Module, t: Treatment, seed: int) -> pd.DataFrame:
     """Parametrise all layers that the keys fit; return one table, in the model's order."""
-    keys = named_key_sets(t.keys, read(model), seed)
+    bank = read(model)
+    if t.keys_from:
+        sizes = set(bank.sizes)
+        bank = FilterBank([x for x in read(t.keys_from).layers if x.size in sizes])
+    keys = named_key_sets(t.keys, bank, seed)
     if "sigma" in t.learn:  # the layers of other windows are left alone
         keys = [one for one in keys if learns_scales(one.window)] or keys
     if t.assign_from:
