@@ -7,7 +7,7 @@ network's own filters stand keys learned in the same way from Gaussian filters o
 covariance and from phase-randomised filters, and random keys. Hours on two cores, the most telling
 first; kill it and it goes on where it was. Writes results/pictures.md, .json and .png.
 
-    python benchmarks/pictures.py FOLDER [--seeds 3] [--work out/pictures.jsonl] [--write]
+    python benchmarks/pictures.py FOLDER [--seeds 3] [--device cpu] [--work FILE] [--write]
 
 FOLDER holds parquet files as `load_data("hf:FOLDER")` reads them; used here: Caltech-101, 224×224,
 99 classes, 495 pictures to choose and 990 to measure. With --write only what is done is written.
@@ -62,13 +62,15 @@ FEW = "one training picture a class"  # that choose where the outputs choose: it
 class Pictures:
     """The original network and its answers, and pictures as it takes them."""
 
-    def __init__(self, data: Data) -> None:
-        self.model = network()
-        self.bank = kf.read(self.model)
-        self.choosing, self.measuring = prepared(data.images), prepared(data.test_images)
+    def __init__(self, data: Data, device: str) -> None:
+        original, self.device = network(), device
+        self.bank = kf.read(original)
+        self.model = original.to(device)
+        self.choosing = prepared(data.images).to(device)
+        self.measuring = prepared(data.test_images).to(device)
         first = [int((data.labels == label).nonzero()[0]) for label in data.labels.unique()]
         self.few = self.choosing[first]
-        self.reference = logits(self.model, self.measuring, batch_size=BATCH)
+        self.reference = logits(self.model, self.measuring, device, batch_size=BATCH)
 
     @property
     @cache  # noqa: B019  # there is one
@@ -127,7 +129,7 @@ class Pictures:
         if how == "recalibrated":
             self.recalibration.apply_(model)
         seconds = time.perf_counter() - started
-        answers = logits(model, self.measuring, batch_size=BATCH)
+        answers = logits(model, self.measuring, self.device, batch_size=BATCH)
         found = agreement(torch.nn.Identity(), self.reference, answers)
         same = (answers.argmax(1) == self.reference.argmax(1)).int().tolist()
         row = {"keys": name, "count": count, "how": how, "seed": seed, "seconds": seconds}
@@ -149,12 +151,12 @@ def done(work: Path) -> list[dict[str, Any]]:
     return [json.loads(x) for x in work.read_text().splitlines()] if work.exists() else []
 
 
-def run(work: Path, folder: str, seeds: int) -> None:
+def run(work: Path, folder: str, seeds: int, device: str) -> None:
     """Run what is not yet in the file of finished runs."""
     work.parent.mkdir(parents=True, exist_ok=True)
     known = {(x["keys"], x["count"], x["how"], x["seed"]) for x in done(work)}
     todo = [task for task in tasks(seeds) if task not in known]
-    pictures = Pictures(load_data(f"hf:{folder}")) if todo else None
+    pictures = Pictures(load_data(f"hf:{folder}"), device) if todo else None
     for task in todo:
         assert pictures is not None
         row = pictures.measured(*task)
@@ -236,15 +238,19 @@ def main() -> None:
     parser.add_argument("folder", help="parquet files of training and test pictures")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--work", type=Path, default=Path("out/pictures.jsonl"))
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--write", action="store_true", help="write what is done, run nothing")
     given = parser.parse_args()
     if not given.write:
-        run(given.work, given.folder, given.seeds)
+        run(given.work, given.folder, given.seeds, given.device)
     runs = pd.DataFrame(done(given.work))
     count = len(runs["same"].iloc[0])
     left = sum(1 for _ in tasks(given.seeds)) - len(runs)
     about = environment(given.seeds)
     about["command"] = f"python benchmarks/pictures.py FOLDER --seeds {given.seeds}"
+    if given.device != "cpu":
+        about["machine"] = torch.cuda.get_device_name(given.device)
+        about["command"] += f" --device {given.device}"
     about["pictures"], about["runs left out"] = "Caltech-101 at 224×224, 99 classes", left
     heading = f"Same first class as before on {count} pictures: mean of the seeds"
     parts = {

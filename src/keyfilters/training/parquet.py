@@ -45,32 +45,38 @@ class Split:
 
     def __init__(self, files: Sequence[Path], features: Mapping[str, Any]) -> None:
         import pyarrow as pa
+        import pyarrow.compute as pc
         import pyarrow.parquet as pq
 
         self.features = dict(features)
         wanted = [name for name, kind in features.items() if not isinstance(kind, str)]
         try:
-            self._table = pa.concat_tables(pq.read_table(file, columns=wanted) for file in files)
+            table = pa.concat_tables(pq.read_table(file, columns=wanted) for file in files)
         except (OSError, pa.ArrowException) as error:
             raise KeyFiltersError(f"{files[0]} cannot be read ({error}); fetch it again") from error
+        self._rows = table.num_rows
+        self._columns = {name: table.column(name) for name in wanted}
+        for name, column in self._columns.items():
+            if pa.types.is_struct(column.type):  # bytes and path
+                self._columns[name] = pc.struct_field(column, "bytes")
 
     def __len__(self) -> int:
-        return int(self._table.num_rows)
+        return int(self._rows)
 
     def __getitem__(self, key: str | int) -> Any:
         if isinstance(key, str):
-            return self._table.column(key).to_pylist()
+            return self._columns[key].to_pylist()
         return {
-            name: self._image(name, key)
+            name: _decoded(self._columns[name][key].as_py())
             for name, kind in self.features.items()
             if isinstance(kind, Image)
         }
 
-    def _image(self, name: str, row: int) -> PillowImage:
-        from PIL import Image as Pillow
 
-        stored = self._table.column(name)[row].as_py()
-        return Pillow.open(BytesIO(stored["bytes"] if isinstance(stored, dict) else stored))
+def _decoded(stored: bytes) -> PillowImage:
+    from PIL import Image as Pillow
+
+    return Pillow.open(BytesIO(stored))
 
 
 def parquet_splits(folder: Path) -> dict[str, Split]:
