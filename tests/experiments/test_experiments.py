@@ -151,6 +151,15 @@ def test_frozen_keys_take_the_filters_of_a_source_and_steps_are_equal() -> None:
     assert {run.factors["images"] for run in experiment.runs} == {100, 200}
 
 
+def test_frozen_keys_may_come_from_the_filters_of_the_source_network() -> None:
+    text = "keys?keys=covariance:8&keys_from=@lender&assignment=random"
+    experiment = build("frozen-keys", condition=("learned", "keys?drawn=1", text), samples=(100,))
+    learned, ideal, noise = experiment.runs
+    assert not learned.sources and not ideal.sources and list(noise.sources) == ["lender"]
+    assert noise.options["treatment"] == text
+    assert experiment.label(noise.factors).startswith("8 keys of same covariance")
+
+
 def test_qualities_change_what_they_name() -> None:
     experiment = build("emergence", quality=("usual", "steps=0.5", "lr=3", "width=4", "noise=1"))
     usual, *others = [run.options for run in experiment.runs]

@@ -29,10 +29,12 @@ TREATMENT_HELP = (
 NONE = dict.fromkeys(("keys", "assignment", "amplitude", "bias", "sigma"))
 LEARNED, FROZEN = {"filters": "learned", **NONE}, {"filters": "frozen", **NONE}
 KEYS, RANDOM = "lindeberg2026-B", "random:8"
+FOUND, NOISE = "lines:8", "covariance:8"  # of another network: its filters, or noise like them
 WORDS: dict[str, dict[Any, str]] = {
     "filters": {"learned": "learned filters", "frozen": "filters frozen", "keys": "",
                 "idealized": "own idealised models"},
-    "keys": {KEYS: "8 idealised keys", RANDOM: "8 random keys"},
+    "keys": {KEYS: "8 idealised keys", RANDOM: "8 random keys", FOUND: "8 discovered keys",
+             NOISE: "8 keys of same covariance"},
     "assignment": {"random": "drawn", "trained": "nearest"},
     "amplitude": {True: "a learned"},
     "bias": {True: "b learned"},
@@ -114,9 +116,13 @@ def questions_on_keys(margin: float) -> list[Question]:
     return [
         Contrast(match, {"keys": KEYS}, LEARNED, margin=margin),
         Contrast(match, {"keys": "consensus"}, LEARNED, margin=margin),
+        Contrast(match, {"keys": FOUND}, LEARNED, margin=margin),
         Contrast(match, {"filters": "idealized"}, LEARNED, margin=margin),
         Contrast("Do the keys beat random ones used in the same way?", {"keys": KEYS},
                  {"keys": RANDOM}),
+        *(Contrast("Do keys beat noise of the covariance of filters?", {"keys": x}, {"keys": NOISE})
+          for x in (KEYS, FOUND)),
+        Contrast("Do discovered keys beat random ones?", {"keys": FOUND}, {"keys": RANDOM}),
         Contrast("Does a learned b help?", {"bias": True}, {"bias": False}),
         Contrast("Does a learned σ help?", {"sigma": True}, {"sigma": False}),
         Contrast("Does a learned a help?", {"amplitude": True}, {"amplitude": False}),
