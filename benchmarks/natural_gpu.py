@@ -64,13 +64,13 @@ def train_base(folder: str, epochs: float, seeds: int) -> dict[int, dict[str, ob
 
 
 def coverage(seeds: int) -> pd.DataFrame:
-    """Share of filters explained, of all seeds together, beside the nulls, at the steps kept."""
-    first = WORK / "base-0"
-    steps = sorted(int(x.stem.partition("-")[2]) for x in first.glob("step-*.safetensors"))
+    """Share of filters explained, of all seeds together, beside the nulls, step by step."""
+    kept = (x.stem for x in (WORK / "base-0").glob("step-*.safetensors"))
+    names = [*sorted(kept, key=lambda x: int(x.partition("-")[2])), "model"]
     rows = []
-    for step in steps:
-        files = [str(WORK / f"base-{x}" / f"step-{step}.safetensors") for x in range(seeds)]
-        bank = kf.read(*files)
+    for name in names:
+        bank = kf.read(*(str(WORK / f"base-{x}" / f"{name}.safetensors") for x in range(seeds)))
+        step = "end" if name == "model" else name.partition("-")[2]
         row: dict[str, object] = {"step": step, "filters": len(bank), "trained": share(bank)}
         rows.append(row | {kind: share(kf.null_bank(bank, kind, 0)) for kind in NULLS})
     return pd.DataFrame(rows)
