@@ -116,6 +116,7 @@ def test_structure_takes_filters_and_their_nulls_from_another_network(tmp_path: 
     assert len(record["runs"]) == 5 and not record["failures"]
     asked = {row["question"] for row in record["comparisons"]}
     assert len(asked) == 4, "only of filters that are there"
+    assert sorted(record["matrices"][0]["columns"]) == ["another seed", "–"]
     found = {
         run.factors["filters"]: kf.read(tmp_path / "out" / run.folder / MODEL).stack(3)[0]
         for run in experiment.runs
