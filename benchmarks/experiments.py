@@ -1,16 +1,22 @@
-"""The experiments on Fashion-MNIST, as large as two cores allow.
+"""The experiments on Fashion-MNIST, as large as two cores allow, and on natural images.
 
 Small networks (convmixer, 32 channels, 4 blocks, 14×14 places), a few thousand images, 6 or 8
 epochs: half an hour to an hour for each on two cores. Kill it and it goes on where it was. Writes
 results/NAME.md and .json; the page of a record: keyfilters experiment page results/NAME.json.
 
-    python benchmarks/experiments.py NAME [--seeds 5] [--work out/experiments]
+    python benchmarks/experiments.py NAME [--seeds 5] [--work out/experiments] [--workers N]
+
+Those of natural images train the network of recipes/cifar10-convnext.toml on the images of the
+folder KEYFILTERS_CIFAR10 (and lend filters from those of KEYFILTERS_CALTECH101, if it is set), as
+the Hugging Face hub has them. structure-small takes half an hour on two cores; structure and
+frozen-natural are for a GPU, or for days: minutes with --workers 12 on a large one.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,12 +25,13 @@ from typing import Any
 import pandas as pd
 from common import RESULTS, markdown
 
-from keyfilters.experiments import Experiment, Shared, run_experiment
+from keyfilters.experiments import Experiment, LocalProcesses, Shared, run_experiment
 from keyfilters.experiments.depth_curve import depth_curve
 from keyfilters.experiments.emergence import emergence
 from keyfilters.experiments.frozen_keys import frozen_keys
 from keyfilters.experiments.initialization import initialization
 from keyfilters.experiments.replacement import replacement
+from keyfilters.experiments.structure import structure
 from keyfilters.experiments.transfer import transfer
 
 SMALL = Shared(epochs=8, width=32)
@@ -46,6 +53,20 @@ SOURCES = (
     "fashion-mnist?samples=1500&classes=5,7,8,9",  # shoes and bags only
     "digits",
     "digits?samples=300",
+)
+RECIPE = Path(__file__).parents[1] / "recipes" / "cifar10-convnext.toml"
+NATURAL = Shared(
+    size=7,
+    network="convnextv2_atto?patch_size=1&depths=0,2,2,2&dims=16,32,64,128&use_grn=0",
+    recipe=str(RECIPE),
+    resolution=32,
+)
+CIFAR = f"hf:{os.environ.get('KEYFILTERS_CIFAR10', 'KEYFILTERS_CIFAR10')}"
+OTHER = f"hf:{folder}" if (folder := os.environ.get("KEYFILTERS_CALTECH101")) else ""
+OF_OTHERS = "keys_from=@lender&drawn=1"
+NATURAL_KEYS = (
+    *("learned", "frozen", "keys?drawn=1", "keys?keys=random&drawn=1"),
+    *(f"keys?keys={kind}:8&{OF_OTHERS}" for kind in ("lines", "covariance")),
 )
 EXPERIMENTS: dict[str, tuple[Callable[..., Experiment], Shared, dict[str, Any]]] = {
     "initialization": (
@@ -71,6 +92,13 @@ EXPERIMENTS: dict[str, tuple[Callable[..., Experiment], Shared, dict[str, Any]]]
         {"target": "fashion-mnist?samples=1000", "source": "digits", "depths": (1, 2, 4)},
     ),
     "emergence": (emergence, LARGE, {"data": IMAGES}),
+    "structure-small": (structure, NATURAL, {"data": f"{CIFAR}?samples=5000", "steps": 400}),
+    "structure": (structure, NATURAL, {"data": CIFAR, "other": OTHER, "steps": 3000}),
+    "frozen-natural": (
+        frozen_keys,
+        NATURAL,
+        {"data": CIFAR, "samples": (5000, 50000), "condition": NATURAL_KEYS, "steps": 3000},
+    ),
 }
 
 
@@ -108,10 +136,12 @@ def main() -> None:
     parser.add_argument("name", choices=EXPERIMENTS)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--work", type=Path, default=Path("out/experiments"))
+    parser.add_argument("--workers", type=int, help="runs at a time; default: one a core")
     given = parser.parse_args()
     function, shared, options = EXPERIMENTS[given.name]
     experiment = function(replace(shared, seeds=given.seeds), **options)
-    record = run_experiment(experiment, given.work / given.name, progress=tell)
+    executor = LocalProcesses(given.workers)
+    record = run_experiment(experiment, given.work / given.name, executor=executor, progress=tell)
     record["command"] = f"python benchmarks/experiments.py {given.name} --seeds {given.seeds}"
     text = json.dumps(record, indent=1, ensure_ascii=False)
     (RESULTS / f"{given.name}.json").write_text(text + "\n", encoding="utf-8")

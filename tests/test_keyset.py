@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from keyfilters.assignment import Assignment
+from keyfilters.bank import FilterBank, Layer
 from keyfilters.errors import KeyFiltersError
 from keyfilters.key_files import FORMAT
 from keyfilters.keyset import KeySet
@@ -264,6 +265,23 @@ def test_random_keys_repeat() -> None:
     np.testing.assert_array_equal(one.filters, same.filters)
     assert np.abs(one.filters - other.filters).max() > 0.1
     assert one.size == 5 and len(one) == 8 and "seed 3" in one.provenance
+
+
+def test_keys_drawn_from_the_null_filters_of_a_bank() -> None:
+    ramp = np.outer(*2 * [np.arange(5.0) - 2])
+    weight = (ramp * np.linspace(-1, 2, 30)[:, None, None]).astype(np.float32)
+    own = FilterBank([Layer("net", "a", weight, (1, 1), (1, 1), 0.0)])
+    unit = ramp.ravel() / np.linalg.norm(ramp)
+    for name, alike in (("covariance:8", True), ("phase:8", False), ("white:8", False)):
+        keys = KeySet.named(name, 5, seed=1, bank=own)
+        again = KeySet.named(name, 5, seed=1, bank=own)
+        assert len(keys) == 8 and np.array_equal(keys.filters, again.filters)
+        cosine = np.abs(keys.filters.reshape(8, -1) @ unit)
+        assert (cosine > 0.99).all() == alike
+        spectra = np.abs(np.fft.fft2(keys.filters)) - np.abs(np.fft.fft2(unit.reshape(5, 5)))
+        assert bool(np.abs(spectra).max() < 1e-5) is (name != "white:8")
+    with pytest.raises(KeyFiltersError, match="bank="):
+        KeySet.named("covariance:8", 5)
 
 
 def test_subsets() -> None:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from keyfilters.errors import KeyFiltersError, nearest
 from keyfilters.learned_filters import METHODS
+from keyfilters.nulls import NULLS
 from keyfilters.receptive_fields import PUBLISHED
 
 __all__ = ["KeyName", "parse_key_name"]
@@ -16,9 +17,10 @@ class KeyName(NamedTuple):
     """A name of keys, taken apart.
 
     Attributes:
-        kind: file, published, consensus, random, or a method of `learn_filters`.
+        kind: file, published, consensus, random, a method of `learn_filters`, or a kind of null
+            filters.
         label: of published keys, which set.
-        number: of random and learned keys, how many.
+        number: of random, learned and drawn keys, how many.
     """
 
     kind: str
@@ -40,7 +42,7 @@ def parse_key_name(name: str) -> KeyName:
         return KeyName("file")
     if name == "consensus":
         return KeyName("consensus")
-    if kind == "random" or (kind in METHODS and colon):
+    if kind == "random" or (kind in (*METHODS, *NULLS) and colon):
         if colon and not (rest.isdecimal() and int(rest)):
             raise KeyFiltersError(f"{name!r}: a number of keys is expected, as in {kind}:32")
         return KeyName(kind, number=int(rest or 8))

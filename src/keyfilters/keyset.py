@@ -140,10 +140,12 @@ class KeySet:
         Args:
             name: ``"lindeberg2026-B"`` or ``"published:lindeberg2026-B"``, a published set;
                 ``"consensus"``; ``"random:8"`` (``"random"`` draws 8); ``"lines:32"`` or
-                ``"kmeans:32"``, learned from the filters of `bank`; or a file of keys.
+                ``"kmeans:32"``, learned from the filters of `bank`; ``"covariance:8"`` or
+                ``"phase:8"``, drawn from its null filters (`keyfilters.nulls.NULLS`); or a file of
+                keys.
             size: kernel size, k or ``(k_y, k_x)``; a file must hold keys of this size.
-            seed: of random and learned keys.
-            bank: filters from which ``lines`` and ``kmeans`` are learned.
+            seed: of random, learned and drawn keys.
+            bank: filters from which keys are learned or drawn.
 
         Raises:
             KeyFiltersError: no such keys, none of this size, or no bank to learn them from.

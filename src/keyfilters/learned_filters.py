@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from keyfilters.bank import FilterBank
 from keyfilters.errors import KeyFiltersError
+from keyfilters.nulls import NULLS, null_units
 from keyfilters.scalespace import centred_unit, why_unusable
 from keyfilters.sizes import Window, extent
 from keyfilters.threads import one_thread
@@ -52,7 +53,7 @@ def learn_filters(
 def learn_from_bank(
     bank: FilterBank | None, window: Window, count: int, method: str, seed: int
 ) -> tuple[NDArray[np.float32], str]:
-    """Learn keys from the filters of one kernel size, and say from how many.
+    """Learn keys from the filters of one kernel size, or draw null filters of them, and say how.
 
     Raises:
         KeyFiltersError: there is no bank, or it has no such filters.
@@ -66,6 +67,10 @@ def learn_from_bank(
     filters = filters[why_unusable(filters) == ""]
     if not len(filters):
         raise KeyFiltersError(f"there are no {extent(window)} filters to learn keys from")
+    if method in NULLS:
+        drawn = null_units(centred_unit(filters), window, method, seed, count)
+        told = f"{count} {NULLS[method]} as {len(filters):,} others, seed {seed}"
+        return drawn.reshape(-1, *window), told
     count = min(count, len(filters))
     told = f"{count} keys by {method} from {len(filters):,} filters, seed {seed}"
     return learn_filters(filters, count, method, seed), told

@@ -22,7 +22,7 @@ from keyfilters.scalespace import centred_unit, why_unusable
 from keyfilters.seeds import child_seed
 from keyfilters.threads import one_thread
 
-__all__ = ["NULLS", "null_bank", "null_units"]
+__all__ = ["NULLS", "null_bank", "null_filters", "null_units"]
 
 Array = NDArray[np.float32]
 
@@ -64,17 +64,45 @@ def null_bank(bank: FilterBank, kind: str, seed: int | SeedSequence = 0) -> Filt
     for size in bank.sizes:
         chosen = [i for i, layer in enumerate(layers) if layer.size == size]
         filters = np.concatenate([layers[i].weight for i in chosen])
-        usable = np.flatnonzero(why_unusable(filters) == "")
-        if len(usable):
-            flat = filters[usable].reshape(len(usable), -1).astype(np.float64)
-            mean = flat.mean(axis=1, keepdims=True)
-            norm = np.linalg.norm(flat - mean, axis=1, keepdims=True)
-            unit = null_units(centred_unit(flat), size, kind, seed)
-            filters[usable] = (mean + norm * unit).reshape(-1, *size)
+        filters = null_filters(filters, kind, seed)
         parts = np.split(filters, np.cumsum([len(layers[i].weight) for i in chosen])[:-1])
         for i, weight in zip(chosen, parts, strict=True):
             layers[i] = replace(layers[i], weight=weight)
     return FilterBank(layers, bank.skipped)
+
+
+def null_filters(
+    filters: NDArray[np.floating], kind: str, seed: int | SeedSequence = 0
+) -> NDArray[np.floating]:
+    """Return filters without structure, each with the norm and the mean of the one it replaces.
+
+    Args:
+        filters: ``(n, k_y, k_x)``; those without a shape stay as they are. The covariance of kind
+            ``"covariance"`` is that of all others.
+        kind: see `NULLS`.
+        seed: of the null filters.
+
+    Returns:
+        ``(n, k_y, k_x)``, of the type of `filters`.
+
+    Raises:
+        KeyFiltersError: an unknown kind.
+
+    >>> filters = np.random.default_rng(0).normal(1, 3, size=(40, 5, 5))
+    >>> noise = null_filters(filters, "covariance")
+    >>> np.allclose(noise.mean((1, 2)), filters.mean((1, 2))), np.allclose(noise, filters)
+    (True, False)
+    """
+    _check(kind)
+    found, size = filters.copy(), (filters.shape[1], filters.shape[2])
+    usable = np.flatnonzero(why_unusable(filters) == "")
+    if len(usable):
+        flat = filters[usable].reshape(len(usable), -1).astype(np.float64)
+        mean = flat.mean(axis=1, keepdims=True)
+        norm = np.linalg.norm(flat - mean, axis=1, keepdims=True)
+        unit = null_units(centred_unit(flat), size, kind, seed)
+        found[usable] = (mean + norm * unit).reshape(-1, *size)
+    return found
 
 
 @one_thread()

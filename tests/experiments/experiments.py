@@ -1,4 +1,4 @@
-"""The six experiments, as small as they can be, for tests; each is built and run once."""
+"""The experiments, as small as they can be, for tests; each is built and run once."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ TINY: dict[str, dict[str, Any]] = {
         "condition": ("learned", "frozen", "keys", "keys?drawn=1", "keys?keys=random&learn=bias"),
     },
     "emergence": {"data": DATA, "quality": ("usual", "noise=0.5&lr=0.1")},
+    "structure": {"data": DATA, "other": "digits?classes=4,5,6&samples=100"},
 }
 
 

@@ -21,6 +21,7 @@ from keyfilters.experiments.single_run import MODEL
 from tests.experiments.cheap_measures import explained
 from tests.experiments.experiments import DATA, build
 from tests.experiments.in_process import InProcess
+from tests.training.test_parquet import write as write_parquet
 
 Ran = tuple[Experiment, Path, dict[str, Any]]
 
@@ -105,6 +106,35 @@ def test_first_layers_come_from_elsewhere(ran: dict[str, Ran]) -> None:
     assert len(kinds) == 6
 
 
+def test_structure_takes_filters_and_their_nulls_from_another_network(tmp_path: Path) -> None:
+    for part, count in (("train", 80), ("test", 10)):
+        write_parquet(tmp_path / f"{part}-00000-of-00001.parquet", [i % 2 for i in range(count)])
+    names = ("of another network", "same covariance", "8 discovered keys", "8 random keys")
+    data = f"hf:{tmp_path}"
+    experiment = build("structure", data=data, other="", filters=("learned", *names), epochs=2.0)
+    record = run_experiment(experiment, tmp_path / "out", executor=InProcess())
+    assert len(record["runs"]) == 5 and not record["failures"]
+    asked = {row["question"] for row in record["comparisons"]}
+    assert len(asked) == 4, "only of filters that are there"
+    assert sorted(record["matrices"][0]["columns"]) == ["another seed", "–"]
+    found = {
+        run.factors["filters"]: kf.read(tmp_path / "out" / run.folder / MODEL).stack(3)[0]
+        for run in experiment.runs
+    }
+    lender = experiment.runs[1].sources["source"]
+    assert lender.options["changes"] == experiment.runs[0].options["changes"], "trained as long"
+    theirs = kf.read(tmp_path / "out" / lender.folder / MODEL)
+    filters = theirs.stack(3)[0]
+    assert np.array_equal(found["of another network"], filters)
+    noise = found["same covariance"]
+    assert np.allclose(noise.std((1, 2)), filters.std((1, 2)), rtol=1e-4)
+    assert not np.allclose(noise, filters, rtol=1e-2)
+    keys = kf.KeySet.named("lines:8", 3, 0, bank=theirs)
+    for name, kept in (("8 discovered keys", True), ("8 random keys", False)):
+        residual = keys.assign(found[name])[3]
+        assert bool((residual < 1e-5).all()) is kept
+
+
 def test_the_larger_source_is_asked_for_and_trained_as_long() -> None:
     small = "digits?samples=70&classes=0,1,2"
     experiment = build("transfer", source=(small, DATA), pointwise=False)
@@ -120,6 +150,15 @@ def test_frozen_keys_take_the_filters_of_a_source_and_steps_are_equal() -> None:
         assert ("assign_from=@lender" in run.options["treatment"]) is nearest is bool(run.sources)
         assert run.options["changes"]["schedule"]["steps"] == 3
     assert {run.factors["images"] for run in experiment.runs} == {100, 200}
+
+
+def test_frozen_keys_may_come_from_the_filters_of_the_source_network() -> None:
+    text = "keys?keys=covariance:8&keys_from=@lender&assignment=random"
+    experiment = build("frozen-keys", condition=("learned", "keys?drawn=1", text), samples=(100,))
+    learned, ideal, noise = experiment.runs
+    assert not learned.sources and not ideal.sources and list(noise.sources) == ["lender"]
+    assert noise.options["treatment"] == text
+    assert experiment.label(noise.factors).startswith("8 keys of same covariance")
 
 
 def test_qualities_change_what_they_name() -> None:

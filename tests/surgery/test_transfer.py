@@ -282,6 +282,22 @@ def test_impulses_keep_the_norm() -> None:
         assert len(set(impulse.reshape(len(impulse), -1).argmax(1))) > 10
 
 
+def test_null_controls_keep_mean_norm_and_the_statistics_of_each_layer() -> None:
+    """Of the taps that are there, since padding stays 0."""
+    for kind in ("covariance", "phase"):
+        for plain, null in zip(controlled(None), controlled(kind), strict=True):
+            a, b = (crop_or_pad(x.astype(float), (5, 5)) for x in (plain, null))
+            np.testing.assert_allclose(b.mean((1, 2)), a.mean((1, 2)), atol=1e-6)
+            np.testing.assert_allclose(b.std((1, 2)), a.std((1, 2)), rtol=1e-5)
+            spectra = [np.abs(np.fft.fft2(x)) for x in (a, b)]
+            assert np.allclose(*spectra, atol=1e-5) is (kind == "phase")
+    low = np.outer(*2 * [np.arange(5.0) - 2]) * np.array([1, -1])[np.arange(40) % 2, None, None]
+    target = net((40, 5))
+    transfer_filters_(target, bank(("a", low, 0.0)), control="covariance")
+    found = filters(target[0]).reshape(40, -1)
+    assert np.linalg.matrix_rank(found, tol=1e-3) == 1, "the covariance has one direction"
+
+
 def test_a_control_of_filters_without_a_shape_stays_finite() -> None:
     w = np.stack([np.zeros((3, 3)), np.full((3, 3), 0.25)])
     for control in CONTROLS:

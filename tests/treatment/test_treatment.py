@@ -58,6 +58,8 @@ def test_a_recipe_with_filters_survives_its_file(tmp_path: Path) -> None:
         ({"keys": B, "learn": "bias"}, "filters.learn is 'bias'"),
         ({"keys": B, "learn": ["bias"], "freeze": True}, "frozen filters learn nothing"),
         ({"keys": B, "assign_from": "x", "assignment": "random"}, "what is drawn needs no source"),
+        ({"keys_from": "x.pth"}, "filters.keys_from needs keys"),
+        ({"keys": B, "keys_from": "x.pth"}, "come from no filters, set keys to lines:8"),
         ({"initialize": "impulse", "transfer": "x"}, "initialize and filters.transfer would over"),
         ({"keys": B, "transfer": "x", "assign_from": "x"}, "transfer and filters.assign_from"),
     ],
@@ -332,3 +334,23 @@ def test_scales_are_learned_where_they_can_be() -> None:
     both = Treatment(keys=B, learn=("bias",)).apply_(rows).table
     assert both is not None
     assert both["left"].tolist() == ["", ""] and both["parameters"].tolist() == [8, 8]
+
+
+@pytest.mark.parametrize("kind", ["lines", "covariance"])
+def test_keys_come_from_the_filters_of_another_network(tmp_path: Path, kind: str) -> None:
+    ours = made()
+    size = kf.read(ours).layers[0].size
+    theirs = nn.Sequential(nn.Conv2d(40, 40, size, groups=40), nn.Conv2d(40, 40, 2, groups=40))
+    save_file(theirs.state_dict(), tmp_path / "theirs.safetensors")
+    text = f"keys?keys={kind}:2&keys_from={tmp_path / 'theirs.safetensors'}&assignment=random"
+    treatment = Treatment.parse(text)
+    assert Treatment.parse(str(treatment)) == treatment and treatment.keys_from in text
+    assert list(treatment.contents()) == [treatment.keys_from], "a change of that file is seen"
+    treated = treatment.apply_(ours)
+    treated.finish(ours)
+    expected = kf.KeySet.named(f"{kind}:2", size, 0, bank=kf.read(theirs)).filters.reshape(2, -1)
+    for filters in filters_of(ours):
+        flat = filters.reshape(len(filters), -1)
+        unit = flat - flat.mean(1, keepdims=True)
+        unit /= np.linalg.norm(unit, axis=1, keepdims=True)
+        np.testing.assert_allclose(np.abs(unit @ expected.T).max(1), 1, atol=1e-5)

@@ -36,6 +36,7 @@ EXPERIMENTS = {
     "replacement": "replacement",
     "frozen-keys": "frozen_keys",
     "emergence": "emergence",
+    "structure": "structure",
 }
 
 __all__ = [*sorted(_PUBLIC), "EXPERIMENTS"]

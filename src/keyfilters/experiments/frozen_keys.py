@@ -23,15 +23,18 @@ TREATMENTS = (
 )
 TREATMENT_HELP = (
     "What is done to the filters: learned, frozen, idealized, or keys?keys=NAME&learn=bias,sigma "
-    "(NAME: lindeberg2026-B, consensus, random:8 or a file)."
+    "(NAME: lindeberg2026-B, consensus, random:8, a file; or lines:8, covariance:8, with "
+    "keys_from=@lender: learned from a network of another seed, or drawn from noise like its own)."
 )
 NONE = dict.fromkeys(("keys", "assignment", "amplitude", "bias", "sigma"))
 LEARNED, FROZEN = {"filters": "learned", **NONE}, {"filters": "frozen", **NONE}
 KEYS, RANDOM = "lindeberg2026-B", "random:8"
+FOUND, NOISE = "lines:8", "covariance:8"  # of another network: its filters, or noise like them
 WORDS: dict[str, dict[Any, str]] = {
     "filters": {"learned": "learned filters", "frozen": "filters frozen", "keys": "",
                 "idealized": "own idealised models"},
-    "keys": {KEYS: "8 idealised keys", RANDOM: "8 random keys"},
+    "keys": {KEYS: "8 idealised keys", RANDOM: "8 random keys", FOUND: "8 discovered keys",
+             NOISE: "8 keys of same covariance"},
     "assignment": {"random": "drawn", "trained": "nearest"},
     "amplitude": {True: "a learned"},
     "bias": {True: "b learned"},
@@ -81,8 +84,9 @@ def frozen_keys(
             lender = source_network(shared, part, seed, steps)
             for treatment in treatments:
                 row = {"images": count or None, **treatment.factors()}
-                sources = {"lender": lender} if treatment.uses_filters else {}
-                if sources:
+                needed = treatment.uses_filters or "@lender" in str(treatment)
+                sources = {"lender": lender} if needed else {}
+                if treatment.uses_filters:
                     treatment = replace(treatment, assign_from="@lender")
                 given = {"treatment": str(treatment), "changes": changes}
                 runs.append(make_run(row, seed, shared.options(data=part, **given), sources))
@@ -112,9 +116,13 @@ def questions_on_keys(margin: float) -> list[Question]:
     return [
         Contrast(match, {"keys": KEYS}, LEARNED, margin=margin),
         Contrast(match, {"keys": "consensus"}, LEARNED, margin=margin),
+        Contrast(match, {"keys": FOUND}, LEARNED, margin=margin),
         Contrast(match, {"filters": "idealized"}, LEARNED, margin=margin),
         Contrast("Do the keys beat random ones used in the same way?", {"keys": KEYS},
                  {"keys": RANDOM}),
+        *(Contrast("Do keys beat noise of the covariance of filters?", {"keys": x}, {"keys": NOISE})
+          for x in (KEYS, FOUND)),
+        Contrast("Do discovered keys beat random ones?", {"keys": FOUND}, {"keys": RANDOM}),
         Contrast("Does a learned b help?", {"bias": True}, {"bias": False}),
         Contrast("Does a learned σ help?", {"sigma": True}, {"sigma": False}),
         Contrast("Does a learned a help?", {"amplitude": True}, {"amplitude": False}),

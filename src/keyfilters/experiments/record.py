@@ -141,7 +141,8 @@ def _matrices(experiment: Experiment, conditions: pd.DataFrame) -> list[dict[str
     names = [name for name in experiment.factors if name != across]
     rows: dict[str, dict[str, Any]] = {}
     for row, levels in zip(conditions.to_dict("records"), _rows(conditions, names), strict=True):
-        column = experiment.label({across: row[across]}) if row[across] is not None else "–"
+        level = _plain(row[across])  # pandas has NaN for None in a column of texts
+        column = "–" if level is None else experiment.label({across: level})
         rows.setdefault(experiment.label(levels), {})[column] = row[value]
     columns = list(dict.fromkeys(column for cells in rows.values() for column in cells))
     if len(columns) < 2:  # the list of the conditions tells as much

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import tomllib
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import lru_cache
 from math import floor, inf, log2
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from keyfilters.training import READERS, Data, Recipe, accuracy, load_data, make
 
 __all__ = [
     "build_network",
+    "forget_data",
     "image_count",
     "is_data",
     "load",
@@ -145,10 +148,23 @@ def load(options: Mapping[str, Any], seed: int) -> Data:
         raise KeyFiltersError(f"{options['data']!r}: samples is no whole number")
     classes = own.pop("classes", [])
     own["classes"] = classes if isinstance(classes, list) else [classes]
-    drawn = options.get("images_seed")
-    shape = {x: options.get(x, 0) for x in ("channels", "resolution")}
-    data = load_data(name, seed=seed if drawn is None else drawn, **shape, **own)
+    own |= {x: options.get(x, 0) for x in ("channels", "resolution")}
+    if own.get("samples") or name == "photos":  # else nothing is drawn
+        drawn = options.get("images_seed")
+        own["seed"] = seed if drawn is None else drawn
+    data = _loaded(name, json.dumps(own))
     return _spoiled(data, options.get("samples", 1), options.get("noise", 0), seed)
+
+
+@lru_cache(maxsize=2)
+def _loaded(name: str, options: str) -> Data:
+    """Load data, and keep the last ones: every run of a grid asks for them before it starts."""
+    return load_data(name, **json.loads(options))
+
+
+def forget_data() -> None:
+    """Forget the data that were loaded: their files may change."""
+    _loaded.cache_clear()
 
 
 def _spoiled(data: Data, samples: float, noise: float, seed: int) -> Data:

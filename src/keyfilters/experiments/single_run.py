@@ -20,7 +20,14 @@ from torch import Tensor, nn
 from keyfilters.depthwise import depthwise_layers
 from keyfilters.errors import KeyFiltersError
 from keyfilters.experiments.run import Run, code_digest
-from keyfilters.experiments.run_parts import build_network, load, measure, recipe_of, watched
+from keyfilters.experiments.run_parts import (
+    build_network,
+    forget_data,
+    load,
+    measure,
+    recipe_of,
+    watched,
+)
 from keyfilters.sources import read
 from keyfilters.training import Data, train, write_weights
 from keyfilters.treatment import Treatment
@@ -229,3 +236,4 @@ def forget() -> None:
     """Forget what was read of data and files: they may change before the next experiment."""
     for cached in (_check, _contents):
         cached.cache_clear()
+    forget_data()

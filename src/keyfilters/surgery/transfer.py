@@ -15,6 +15,7 @@ from keyfilters import init
 from keyfilters.bank import FilterBank, Layer
 from keyfilters.depthwise import extent
 from keyfilters.errors import KeyFiltersError, NoFiltersError, nearest
+from keyfilters.nulls import null_filters
 from keyfilters.receptive_fields.resize import RESIZES, crop_or_pad, nearest_layers, resize_filters
 from keyfilters.surgery.initialize import layer_generator, resolve_seed
 from keyfilters.surgery.targets import (
@@ -60,6 +61,9 @@ def transfer_filters_(
     - ``"tap-shuffled"``: the taps of each filter permuted, each filter by itself.
     - ``"channel-shuffled"``: the filters of each layer permuted among the channels.
     - ``"impulse"``: one tap at a random place, each filter with its norm.
+    - ``"covariance"``, ``"phase"``: null filters of each layer by itself (`keyfilters.nulls`):
+      Gaussian of the layer's tap covariance, or each filter with its power spectrum and random
+      phases; each with its mean and norm.
 
     Args:
         model: a module, or a state dict, plain or wrapped, whose tensors are overwritten.
@@ -211,9 +215,19 @@ def _impulse(filters: Tensor, generator: Generator) -> Tensor:
     return init.impulse_(torch.empty_like(filters), generator=generator) * norm
 
 
+def _null(kind: str) -> Callable[[Tensor, Generator], Tensor]:
+    def control(filters: Tensor, generator: Generator) -> Tensor:
+        seed = int(torch.randint(2**62, (), generator=generator))
+        return torch.from_numpy(null_filters(filters.numpy(), kind, seed))
+
+    return control
+
+
 CONTROLS: dict[str, Callable[[Tensor, Generator], Tensor]] = {
     "random": _random,
     "tap-shuffled": _tap_shuffled,
     "channel-shuffled": _channel_shuffled,
     "impulse": _impulse,
+    "covariance": _null("covariance"),
+    "phase": _null("phase"),
 }

@@ -156,8 +156,9 @@ def load_data(name: str = "digits", **options: Any) -> Data:
     - ``imagefolder:FOLDER``: FOLDER/train/CLASS/… and, where they exist, FOLDER/val/CLASS/… (or
       valid, validation) and FOLDER/test/CLASS/…; or FOLDER/CLASS/….
     - ``torchvision:NAME``: a class of torchvision.datasets, already downloaded below `root`.
-    - ``hf:NAME``: a data set of the Hugging Face hub, or its folder; needs the extra hf. Of several
-      columns of labels, ``hf:NAME#COLUMN`` chooses one. Images without a label are left out.
+    - ``hf:NAME``: a data set of the Hugging Face hub, or its folder; needs the extra hf, but for a
+      folder of parquet files, which are read in place. Of several columns of labels,
+      ``hf:NAME#COLUMN`` chooses one. Images without a label are left out.
 
     Where a source has no labelled test images, its validation images or a fifth of each class are
     kept for testing: the same with every seed, so that no network was trained on what another is

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from keyfilters.errors import KeyFiltersError, MissingExtraError, nearest
 from keyfilters.training.images import open_image, photographs, random_crops
+from keyfilters.training.parquet import parquet_splits
 from keyfilters.training.recipe import DataSource
 
 if TYPE_CHECKING:
@@ -222,16 +223,8 @@ def _torchvision(argument: str, asked: DataSource) -> Found:
 
 def _hugging_face(argument: str, asked: DataSource) -> Found:
     """Take train, and test and validation where they have labels."""
-    try:
-        import datasets
-    except ImportError as error:
-        raise MissingExtraError("reading data sets of the Hugging Face hub", "hf") from error
     name, *columns = argument.split("#")
-    try:
-        found = datasets.load_dataset(name)
-    except Exception as error:  # the hub, the network and file formats raise nearly anything
-        message = f"hf:{name} cannot be loaded ({type(error).__name__}: {error})"
-        raise KeyFiltersError(message) from error
+    found: Any = parquet_splits(Path(name)) or _loaded(name)
     if "train" not in found:
         raise KeyFiltersError(f"hf:{name} has {', '.join(found)}; train is expected")
     kinds = {key: type(kind).__name__ for key, kind in found["train"].features.items()}
@@ -249,6 +242,19 @@ def _hugging_face(argument: str, asked: DataSource) -> Found:
                 items = Items(found[split], np.arange(len(labels)), itemgetter(image))
                 parts[part] = Part(labels, items)
     return parts, found["train"].features[label].names
+
+
+def _loaded(name: str) -> Any:
+    """Load a data set with the package of the hub."""
+    try:
+        import datasets
+    except ImportError as error:
+        raise MissingExtraError("reading data sets of the Hugging Face hub", "hf") from error
+    try:
+        return datasets.load_dataset(name)
+    except Exception as error:  # the hub, the network and file formats raise nearly anything
+        message = f"hf:{name} cannot be loaded ({type(error).__name__}: {error})"
+        raise KeyFiltersError(message) from error
 
 
 def _column(name: str, kinds: Mapping[str, str], kind: str, asked: Sequence[str]) -> str:

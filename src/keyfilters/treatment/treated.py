@@ -156,7 +156,10 @@ def _constants(model: nn.Module) -> dict[str, torch.Tensor]:
 
 def _keep_on_keys_(model: nn.Module, t: Treatment, seed: int) -> pd.DataFrame:
     """Parametrise all layers that the keys fit."""
-    keys = named_key_sets(t.keys, read(model), seed)
+    bank = read(model)
+    if t.keys_from:
+        bank = FilterBank([x for x in read(t.keys_from).layers if x.size in bank.sizes])
+    keys = named_key_sets(t.keys, bank, seed)
     if "sigma" in t.learn:  # the layers of other windows are left alone
         keys = [one for one in keys if learns_scales(one.window)] or keys
     if t.assign_from:

@@ -8,6 +8,7 @@ One line of text says it on the command line, in recipes and in experiments::
     idealized?assign_from=SOURCE                each becomes that of a filter of another network
     keys?keys=consensus&learn=bias,sigma        each is a · key + b; b and σ are learned
     keys?keys=random:8&assignment=random        key and sign of every channel are drawn
+    keys?keys=lines:8&keys_from=SOURCE          the keys are learned from another network's filters
     transfer?from=SOURCE&control=impulse&freeze=1
     initialize:center-surround?std=keep         a scheme of `initialize_filters_` and its options
 
@@ -30,6 +31,8 @@ from pydantic import BeforeValidator
 from torch import nn
 
 from keyfilters.errors import KeyFiltersError, nearest
+from keyfilters.learned_filters import METHODS
+from keyfilters.nulls import NULLS
 from keyfilters.query_strings import parse
 from keyfilters.sources import read
 from keyfilters.surgery.parametrize import LEARNABLE
@@ -47,7 +50,7 @@ KINDS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     IDEALIZED: ({"keys": IDEALIZED}, ("assign_from",)),
     "keys": (
         {"keys": DEFAULT_KEYS},
-        ("keys", "learn", "assignment", "drawn", "assign_from", "unit_norm"),
+        ("keys", "keys_from", "learn", "assignment", "drawn", "assign_from", "unit_norm"),
     ),
     "transfer": ({}, ("from", "control", "freeze")),
 }
@@ -63,9 +66,12 @@ class Treatment:
             ``"center-surround?std=keep"``; the bank of ``"idealized?bank=SOURCE"`` is read.
         transfer: a source for `keyfilters.read`, whose filters are copied
             (`keyfilters.transfer_filters_`).
-        control: of the transfer: random, impulse, tap-shuffled or channel-shuffled.
+        control: of the transfer: random, impulse, tap-shuffled, channel-shuffled, covariance or
+            phase.
         keys: keys on which the filters are kept, as `KeySet.named` takes them, at each kernel size
             of the model that they have; or ``"idealized"``: each filter's own model, frozen.
+        keys_from: a source from whose filters keys such as ``"lines:8"`` are learned and
+            ``"covariance:8"`` are drawn, in place of the model's own.
         learn: what of the keys is learned, any of amplitude, bias and sigma; none freezes them.
         assignment: ``"trained"`` gives every channel the key, a and b nearest to its filter,
             ``"random"`` a key and sign that are drawn.
@@ -87,6 +93,7 @@ class Treatment:
     transfer: str = ""
     control: str = ""
     keys: str = ""
+    keys_from: str = ""
     learn: tuple[Literal["amplitude", "bias", "sigma"], ...] = ()
     assignment: Literal["trained", "random"] = "trained"
     assign_from: str = ""
@@ -193,7 +200,7 @@ class Treatment:
         """
         options = parse(self.initialize)[1]
         found: dict[str, str] = {}
-        for name in (self.transfer, self.assign_from, str(options.get("bank", ""))):
+        for name in (self.transfer, self.assign_from, self.keys_from, str(options.get("bank", ""))):
             if name and not name.startswith("@"):
                 digest = hashlib.sha256()
                 for layer in read(name).layers:
@@ -231,12 +238,15 @@ class Treatment:
 
 def _refuse_conflicts(t: Treatment) -> None:
     if not t.keys:
-        for name in ("learn", "assign_from", "unit_norm"):
+        for name in ("learn", "assign_from", "keys_from", "unit_norm"):
             if getattr(t, name):
                 mend = f'set filters.keys too, for example to "{DEFAULT_KEYS}"'
                 raise KeyFiltersError(f"filters.{name} needs keys; {mend}")
         if t.assignment != "trained":
             raise KeyFiltersError("filters.assignment is that of keys; set filters.keys too")
+    if t.keys_from and t.keys.partition(":")[0] not in (*METHODS, *NULLS):
+        got = f"filters.keys_from with filters.keys = {t.keys!r}"
+        raise KeyFiltersError(f"{got}; these keys come from no filters, set keys to lines:8")
     if t.control and not t.transfer:
         raise KeyFiltersError("filters.control is that of a transfer; set filters.transfer too")
     if (t.freeze or t.keys == IDEALIZED) and t.learn:

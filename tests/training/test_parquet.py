@@ -1,0 +1,95 @@
+"""Folders of parquet files: the real CIFAR-10 where it is, and small files made here."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import sys
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+from zlib import crc32
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+from keyfilters.errors import KeyFiltersError, MissingExtraError
+from keyfilters.training import load_data
+from keyfilters.training.parquet import parquet_splits
+
+FEATURES = {
+    "image": {"_type": "Image"},
+    "label": {"_type": "ClassLabel", "names": ["dark", "light"]},
+    "note": {"_type": "Value", "dtype": "string"},
+}
+
+
+def picture(level: int) -> bytes:
+    file = BytesIO()
+    Image.fromarray(np.full((6, 6, 3), level % 256, np.uint8)).save(file, "png")
+    return file.getvalue()
+
+
+def write(path: Path, labels: list[int | None], features: dict[str, Any] = FEATURES) -> None:
+    """Write images whose grey level is 10 times their number plus 100 times their label."""
+    stored = [{"bytes": picture(10 * i + 100 * (x or 0)), "path": None} for i, x in
+              enumerate(labels)]  # fmt: skip
+    columns = {"image": stored, "label": labels, "note": [""] * len(labels)}
+    metadata = {"huggingface": json.dumps({"info": {"features": features}})} if features else None
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table(columns).replace_schema_metadata(metadata), path)
+
+
+def test_a_folder_of_parquet_files_is_read_in_place(tmp_path: Path) -> None:
+    write(tmp_path / "train-00000-of-00002.parquet", [0, 1, 0])
+    write(tmp_path / "train-00001-of-00002.parquet", [1, None])
+    write(tmp_path / "test-00000-of-00001.parquet", [1, 1])
+    before = {x: x.read_bytes() for x in tmp_path.iterdir()}
+    data = load_data(f"hf:{tmp_path}")
+    assert data.classes == ("dark", "light") and data.labels.tolist() == [0, 1, 0, 1]
+    assert data.images[:, 0, 0, 0].tolist() == [0, 110, 20, 100], "in the order of the files"
+    assert data.images.shape == (4, 3, 6, 6) and len(data.test_images) == 2
+    assert {x: x.read_bytes() for x in tmp_path.iterdir()} == before, "nothing was written"
+    streamed = load_data(f"hf:{tmp_path}", stream=True, resolution=6)
+    items = streamed.items["training"]
+    assert items.checksum() == checksum_of(0, 110, 20, 100) and len(items) == 4
+    assert pickle.loads(pickle.dumps(items)).image(1).getpixel((0, 0)) == (110, 110, 110)
+
+
+def checksum_of(*levels: int) -> int:
+    sums = [crc32(bytes([level]) * 6 * 6 * 3) for level in levels]
+    return crc32(np.array(sums, np.uint32).tobytes())
+
+
+def test_split_in_a_folder_named_data(tmp_path: Path) -> None:
+    write(tmp_path / "data" / "train-00000-of-00001.parquet", [0, 1] * 5)
+    data = load_data(f"hf:{tmp_path}")
+    assert len(data.images) == 8 and len(data.test_images) == 2, "a fifth of each class"
+
+
+def test_what_is_no_such_folder_goes_to_the_hub_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    write(tmp_path / "train-00000-of-00001.parquet", [0, 1], {})
+    assert parquet_splits(tmp_path) == {}, "the kinds of its columns are unknown"
+    with pytest.raises(MissingExtraError):
+        load_data(f"hf:{tmp_path}")
+    (tmp_path / "train-00000-of-00001.parquet").write_bytes(b"PAR1 cut short")
+    with pytest.raises(KeyFiltersError, match="cannot be read"):
+        load_data(f"hf:{tmp_path}")
+
+
+def test_cifar10_as_it_lies() -> None:
+    folder = os.environ.get("KEYFILTERS_CIFAR10", "")
+    if not folder:
+        pytest.skip("KEYFILTERS_CIFAR10 names no folder with CIFAR-10")
+    data = load_data(f"hf:{folder}", classes=["cat", "ship"], samples=100)
+    assert data.images.shape == (100, 3, 32, 32) and data.test_images.shape == (2000, 3, 32, 32)
+    assert data.labels.bincount().tolist() == [50, 50]
+    assert torch.is_tensor(data.images) and 0.3 < min(data.mean) < max(data.mean) < 0.6
