@@ -1,0 +1,76 @@
+"""Speed of keyfilters beside what one would use instead.
+
+At most 20 minutes on two quiet cores. Writes results/bench.json, results/bench.md and
+results/bench-growth.svg, and what `make bench-check` compares with; a run of some parts or of less
+work writes to out/bench.
+
+    python -m benchmarks.bench [--only match,monitor] [--scale 1] [--ten-million]
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+import time
+from pathlib import Path
+
+from ..common import RESULTS
+from . import assignment, atlas, check, discovery, growth, matching, reading, report, training
+from .runner import interleave, summary
+
+PARTS = {
+    "reading": reading.comparisons,
+    "atlas": atlas.comparisons,
+    "match": matching.comparisons,
+    "assignment": assignment.comparisons,
+    "discovery": discovery.comparisons,
+    "training": training.comparisons,
+}
+OTHERS = ("pages", "growth", "check")
+SECONDS = 300.0  # for the growth; more with ten million
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.bench", description=__doc__)
+    names = [*PARTS, *OTHERS]
+    parser.add_argument("--only", default=",".join(names), help=f"parts: {', '.join(names)}")
+    parser.add_argument("--scale", type=float, default=1.0, help="share of the work, to try it")
+    parser.add_argument("--ten-million", action="store_true", help="growth goes on; an hour more")
+    given = parser.parse_args()
+    chosen = given.only.split(",")
+    if unknown := set(chosen) - set(names):
+        parser.error(
+            f"no part is called {', '.join(sorted(unknown))}; there are {', '.join(names)}"
+        )
+    started, loads = time.perf_counter(), [report.load()]
+    compared = [row for part in chosen if part in PARTS for row in run(part, given.scale)]
+    pages = atlas.pages(given.scale) if "pages" in chosen else []
+    counts = [max(100, round(n * given.scale)) for n in growth.COUNTS]
+    counts += [growth.LARGEST] if given.ten_million else []
+    seconds = SECONDS + 3600 * given.ten_million
+    grown = growth.measure(counts, seconds) if "growth" in chosen else []
+    took = time.perf_counter() - started
+    loads.append(report.load())
+    command = shlex.join(["python", "-m", "benchmarks.bench", *sys.argv[1:]])
+    whole = given.scale == 1 and set(chosen) == set(names)
+    out = RESULTS if whole else Path("out/bench")
+    report.save(report.about(command, loads), compared, pages, grown, took, out)
+    if "check" in chosen:
+        check.record(out / check.RECORDED.name)
+
+
+def run(part: str, scale: float) -> list[dict[str, object]]:
+    """Run all comparisons of a part, and show each as it comes."""
+    rows = []
+    for comparison in PARTS[part](scale):
+        found = summary(comparison, interleave(comparison))
+        rows += found
+        for row in found:
+            print(f"{row['subject']}, {row['work']}: {row['ours']} / {row['beside']} = "
+                  f"{row['ratio']:.3g}", flush=True)  # fmt: skip
+    return rows
+
+
+if __name__ == "__main__":
+    main()

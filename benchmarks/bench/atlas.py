@@ -1,0 +1,75 @@
+"""The atlas from the shell, beside a script of k-means without evidence; and the page's size."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import keyfilters as kf
+
+from . import processes
+from .filters import LITE0, bank_of, smooth
+from .runner import Arm, Comparison
+
+SCRIPT = """
+import numpy as np
+from sklearn.cluster import KMeans
+import keyfilters as kf
+bank = kf.read({source!r})
+for size in bank.sizes:
+    w, table = bank.stack(size)
+    w = w.reshape(len(w), -1)
+    w = w - w.mean(1, keepdims=True)
+    w = w / np.linalg.norm(w, axis=1, keepdims=True)
+    for draw in range({draws}):
+        for count in (1, 2, 4, 8, 16, 32, 64, 128):
+            for seed in range(3):
+                KMeans(count, n_init=1, random_state=seed).fit(w)
+        w = np.random.default_rng(draw).permuted(w, axis=1)
+"""
+BARE = "a script: k-means of 8 counts, 3 seeds"
+WITH_NULLS = "the same with four null banks"
+LIMIT = 15.0  # seconds from the shell, EfficientNet-Lite0
+PAGE = 5.0  # MB, whatever the number of filters
+
+
+def comparisons(scale: float) -> Iterator[Comparison]:
+    """Yield the atlas of EfficientNet-Lite0."""
+    with TemporaryDirectory() as folder:
+        ours = Arm(
+            "keyfilters atlas (Lite0)", lambda: _run(["-m", "keyfilters", *_verb(LITE0, folder)])
+        )
+        ways = [
+            Arm(name, lambda n=draws: _run(["-c", SCRIPT.format(source=LITE0, draws=n)]))
+            for name, draws in ((BARE, 1), (WITH_NULLS, 5))
+        ]
+        yield Comparison(
+            "atlas", "the command, from the shell", "process", ours, tuple(ways), rounds=3,
+            most=LIMIT, quality="peak memory, GB",
+        )  # fmt: skip
+
+
+def _run(command: list[str]) -> float:
+    return processes.python(*command).memory
+
+
+def _verb(source: str, folder: str) -> list[str]:
+    return ["atlas", source, "--out", folder]
+
+
+def pages(scale: float) -> list[dict[str, Any]]:
+    """Return the size of the page of small and large banks, beside their filters as plain JSON."""
+    rows = []
+    with TemporaryDirectory() as folder:
+        for count in sorted({max(500, round(n * scale)) for n in (1000, 10_000, 100_000)}):
+            bank = bank_of(smooth(count))
+            page = Path(folder) / "report.html"
+            kf.write_report(kf.Atlas(seed=0, seeds=1).fit(bank), page)
+            plain = sum(len(json.dumps(layer.weight.tolist())) for layer in bank.layers)
+            size = page.stat().st_size / 1e6
+            rows.append({"filters, 7×7": count, "page, MB": size, "limit, MB": PAGE,
+                         "met": size <= PAGE, "as JSON, MB": plain / 1e6})  # fmt: skip
+    return rows
