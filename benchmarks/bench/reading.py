@@ -41,8 +41,21 @@ def comparisons(scale: float) -> Iterator[Comparison]:
                 Arm(f"{LARGE}, and pick by shape", lambda: _pick(load_file(large))),
                 Arm("safe_open, tensor by tensor, those of the shape", lambda: _open(large)),
             ),
+            most=2.0,
         )
-    yield _command("keyfilters --help", ["--help"], ("-c", "pass"), HELP)
+        scripts = (
+            f"import keyfilters as kf; kf.read({large!r})",
+            f"import torch; from safetensors.torch import load_file; load_file({large!r})",
+        )
+        yield Comparison(
+            "reading",
+            f"{size:.2g} GB of safetensors, in a process of its own",
+            "process",
+            *(_process("kf.read", scripts[0]), (_process(LARGE, scripts[1]),)),
+            quality="peak memory, GB",
+            rounds=3,
+        )
+    yield _command("keyfilters --help", ["--help"], ("-c", "pass"), HELP, most=0.5)
     script = f"import torch, timm; torch.load({file!r}, weights_only=True)"
     with TemporaryDirectory() as folder:
         verb = ["read", LITE0, "--out", folder]
@@ -73,7 +86,13 @@ def _open(path: str) -> None:
                 np.asarray(file.get_tensor(name))
 
 
-def _command(name: str, verb: list[str], beside: tuple[str, ...], rival: str) -> Comparison:
+def _process(name: str, script: str) -> Arm:
+    return Arm(name, lambda: processes.python("-c", script).memory)
+
+
+def _command(
+    name: str, verb: list[str], beside: tuple[str, ...], rival: str, most: float | None = None
+) -> Comparison:
     def run(command: Callable[[], processes.Usage]) -> Callable[[], None]:
         return lambda: _forget(command())
 
@@ -83,6 +102,8 @@ def _command(name: str, verb: list[str], beside: tuple[str, ...], rival: str) ->
         "process",
         Arm(name, run(lambda: processes.keyfilters(verb))),
         (Arm(rival, run(lambda: processes.python(*beside))),),
+        most=most,
+        rounds=5,
     )
 
 
