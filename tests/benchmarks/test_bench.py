@@ -135,7 +135,7 @@ def test_tables_and_figure_hold_what_was_measured(tmp_path: Path) -> None:
     hands = Hands()
     ours = hands.arm("kf.match", 6.0)
     one = Comparison(
-        "match", "work", "filter", ours, (hands.arm("a pass |X·D|", 4.0),), quality="r²"
+        "match", "some", "filter", ours, (hands.arm("a pass |X·D|", 4.0),), quality="r²"
     )
     compared = summary(one, interleave(one, hands.clocks))
     grown = [
