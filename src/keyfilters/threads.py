@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import torch
 from threadpoolctl import ThreadpoolController
 
-__all__ = ["in_parts", "one_thread", "one_thread_if_forked", "side_by_side"]
+__all__ = ["in_parts", "one_thread", "one_thread_if_forked", "side_by_side", "workers"]
 
 Result = TypeVar("Result")
 
@@ -113,7 +113,7 @@ def one_thread_if_forked() -> AbstractContextManager[None]:
     return one_thread() if _limit.forked else nullcontext()
 
 
-def _allowed() -> int:
+def workers() -> int:
     """Return how many parts may run at a time: one in a forked process and within a part."""
     if _limit.forked or getattr(_limit.own, "part", False):
         return 1
@@ -134,7 +134,7 @@ def side_by_side(tasks: Sequence[Callable[[], Result]]) -> Iterator[Result]:
     As many run at a time as torch has threads, or had before `one_thread`; in a forked process, and
     within such a task, one. Tasks must not share a random generator.
     """
-    threads = min(_allowed(), len(tasks))
+    threads = min(workers(), len(tasks))
     with one_thread():
         if threads < 2:
             yield from (task() for task in tasks)

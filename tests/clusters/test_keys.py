@@ -66,6 +66,8 @@ def test_what_cannot_be_learned_is_refused() -> None:
     filters[0, 0, 0] = 2
     with pytest.raises(kf.KeyFiltersError, match="cannot learn 2 keys from 1 filters"):
         learn_keys(filters, 2)
+    with pytest.raises(kf.KeyFiltersError, match="4 are dead"):
+        learn_keys(1e-5 * filters, 1)
     with pytest.raises(kf.KeyFiltersError, match="'lines' or 'kmeans', got 'pca'"):
         learn_keys(filters, 1, method="pca")
     with pytest.raises(kf.KeyFiltersError, match="no filters with a shape"):

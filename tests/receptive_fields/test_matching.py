@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import combinations
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -125,15 +127,18 @@ def test_tabulated_forms_are_those_that_are_drawn(name: str) -> None:
     generator = torch.Generator().manual_seed(0)
     points = 0.5 + torch.rand(40, freedom, generator=generator) * (counts - 2)
     which = torch.full((40,), number)
-    rows, _, distance = Tabulated(size, freedom, torch.device("cpu"))(which, points)
-    basis = [torch.ones(40), *distance.T, *(distance.T**2 / 2)]
-    basis += [
-        distance[:, i] * distance[:, j] for i in range(freedom) for j in range(i + 1, freedom)
-    ]
-    near = (torch.stack(basis, dim=1)[:, :, None] * rows).sum(1)
-    exact = Jets(size)(which, points)[0][:, 0]
-    cosine = torch.nn.functional.cosine_similarity(near, exact, dim=1)
-    assert cosine.abs().min() > 1 - 1e-4
+    exact = form.render(grid.parameters(points.double()), size).flatten(1)
+    exact = torch.nn.functional.normalize(exact - exact.mean(1, keepdim=True)).float()
+    for jets in (Tabulated(size, freedom, torch.device("cpu")), Jets(size)):
+        product, gram, distance = jets(exact, which, points.T)
+        basis = [torch.ones(40), *distance]
+        if jets.second:
+            basis += [*(distance**2 / 2)]
+            basis += [distance[i] * distance[j] for i, j in combinations(range(freedom), 2)]
+        weights = torch.stack(basis)
+        power = torch.einsum("in,ijn,jn->n", weights, gram, weights)
+        cosine = (weights * product).sum(0) / power.sqrt()
+        assert cosine.abs().min() > 1 - 1e-4
 
 
 @pytest.mark.parametrize("families", ["separable", "all"])
@@ -222,7 +227,7 @@ def test_rotated_forms_of_a_wide_window() -> None:
 
 
 def test_chunks_and_threads_change_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(matching, "BLOCK", 32)
+    monkeypatch.setattr(matching, "PART", 32)
     filters, *_ = planted(family("laplacian"), 100, 5, noise=0.5)
     whole = match(filters, null=None)
     pd.testing.assert_frame_equal(whole, match(filters, null=None, chunk=7), check_exact=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Hashable
 
 import numpy as np
@@ -11,7 +12,7 @@ from keyfilters.bank import FilterBank, Layer
 from keyfilters.errors import KeyFiltersError
 from keyfilters.keyset import KeySet
 from keyfilters.learned_filters import METHODS, RESTARTS, learn_filters
-from keyfilters.scalespace import why_unusable
+from keyfilters.scalespace import DEAD_BELOW, why_unusable
 from keyfilters.threads import one_thread
 
 __all__ = ["learn_keys", "learn_keys_by_layer"]
@@ -53,9 +54,13 @@ def learn_keys(
     """
     if method not in METHODS:
         raise KeyFiltersError(f"method must be 'lines' or 'kmeans', got {method!r}")
-    usable = filters[why_unusable(np.asarray(filters)) == ""]
+    flaws = why_unusable(np.asarray(filters))
+    usable = filters[flaws == ""]
     if not 1 <= count <= len(usable):
-        raise KeyFiltersError(f"cannot learn {count} keys from {len(usable)} filters with a shape")
+        left = ", ".join(f"{n} are {why}" for why, n in Counter(flaws[flaws != ""]).items())
+        dead = f" (dead: no tap above {DEAD_BELOW:g})" if "dead" in flaws else ""
+        got = f"cannot learn {count} keys from {len(usable)} filters with a shape"
+        raise KeyFiltersError(f"{got}; {left}{dead}" if left else got)
     found = learn_filters(usable, count, method, seed, restarts)
     told = f"{len(found)} keys by {method} from {len(usable):,} filters, seed {seed}"
     return KeySet.from_filters(found, provenance=told)

@@ -35,10 +35,10 @@ from keyfilters.receptive_fields.families import MATCHED, in_window
 from keyfilters.receptive_fields.forms import Family
 from keyfilters.receptive_fields.significance import FLOOR, choose_null, significance
 from keyfilters.receptive_fields.solver import climb
-from keyfilters.receptive_fields.tables import atoms_of, jets_of
+from keyfilters.receptive_fields.tables import PART, atoms_of, jets_of
 from keyfilters.scalespace import centred_unit, why_unusable
 from keyfilters.sizes import extent
-from keyfilters.threads import in_parts
+from keyfilters.threads import in_parts, workers
 
 __all__ = ["has_models", "match"]
 
@@ -46,8 +46,7 @@ REFINED = (3, 2)  # separable families and others that are refined for every fil
 WORTH_MENTION = 2.0  # difference of the criterion below which the simpler family is preferred
 SLACK = 0.5  # by which the criterion of a local expansion may be wrong
 NULL_DRAWS = 1000
-BLOCK = 4096  # filters that are matched together, fewer in large windows
-ENTRIES = 2**21  # numbers of a large matrix of a block, about
+ENTRIES = 2**23  # numbers of a large matrix of filters that are matched together, about
 _NUMBERS = ("sigma_x", "sigma_y", "second", "angle", "amplitude", "offset", "r2", "parameters")
 
 
@@ -58,7 +57,7 @@ def match(
     null: str | None = "auto",
     bank: FilterBank | None = None,
     device: str = "cpu",
-    chunk: int = 8192,
+    chunk: int = 16384,
     null_draws: int = NULL_DRAWS,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
@@ -76,7 +75,7 @@ def match(
             a bank or at least five filters a tap are given, else white; None leaves p and q out.
         bank: whose filters of this size the null is made from; None for the filters given.
         device: where to compute.
-        chunk: filters of one thread between two calls of `progress`, about.
+        chunk: filters of one thread between two calls of `progress`, at most about.
         null_draws: number of null filters; 0 leaves p and q out.
         seed: of the null filters.
         progress: called with the number of filters done and in all.
@@ -141,43 +140,50 @@ def _match_all(
     chunk: int,
     progress: Callable[[int, int], None] | None,
 ) -> pd.DataFrame:
-    """Match filters that have a shape, block by block, several threads at a time."""
+    """Match filters that have a shape, part by part, several threads at a time."""
     size = (filters.shape[1], filters.shape[2])
     atoms_of(size, device)  # before several threads want the tables
     for freedom in {len(form.parameters) for form in forms}:
         jets_of(size, freedom, device)
     columns = {name: np.empty(len(filters)) for name in ("family", *_NUMBERS)}
-    block = max(8, min(BLOCK, ENTRIES // (10 * max(size) ** 2)))
+    most = max(8, ENTRIES // (10 * max(size) ** 2))
+    unit = min(PART, most)  # starts of parts are multiples of it, whatever the chunk
+    even = math.ceil(len(filters) / (workers() * unit))
+    part = max(1, min(chunk // unit, most // unit, even)) * unit
     lock, done = Lock(), 0
 
-    def work(part: slice) -> None:
+    def work(rows: slice) -> None:
         nonlocal done
-        for start in range(part.start, part.stop, block):
-            rows = slice(start, min(start + block, part.stop))
-            unit, mean, norm = _centred(filters[rows])
-            found = _match_block(torch.from_numpy(unit).to(device), size, forms)
-            for name, values in found.items():
-                columns[name][rows] = values.cpu().numpy()
-            columns["amplitude"][rows] *= norm
-            columns["offset"][rows] = columns["offset"][rows] * norm + mean
+        units, mean, norm = _centred(filters[rows])
+        found = _match_part(torch.from_numpy(units).to(device), unit, size, forms)
+        for name, values in found.items():
+            columns[name][rows] = values.cpu().numpy()
+        columns["amplitude"][rows] *= norm
+        columns["offset"][rows] = columns["offset"][rows] * norm + mean
         with lock:
-            done += part.stop - part.start
+            done += rows.stop - rows.start
             if progress is not None:
                 progress(done, len(filters))
 
-    in_parts(work, len(filters), max(1, round(chunk / block)) * block)
+    in_parts(work, len(filters), part)
     won = [forms[int(i)] for i in columns.pop("family")]
     names = {"family": [form.name for form in won], "kind": [form.kind for form in won]}
     return pd.DataFrame(names | columns)
 
 
-def _match_block(
-    filters: Tensor, size: tuple[int, int], forms: Sequence[Family]
+def _match_part(
+    filters: Tensor, unit: int, size: tuple[int, int], forms: Sequence[Family]
 ) -> dict[str, Tensor]:
-    """Match ``(n, taps)`` centred filters of unit norm: columns as ``(n,)`` tensors."""
+    """Match ``(n, taps)`` centred filters of unit norm: columns as ``(n,)`` tensors.
+
+    The grid is tried for `unit` filters at a time, so that its products stay in the cache.
+    """
     device, taps = filters.device, filters.shape[1]
     freedom = torch.tensor([len(form.parameters) for form in forms], device=device)
-    candidates, points = _candidates(filters.float(), size, freedom, _separable(forms))
+    tried = [_candidates(part, size, freedom, _separable(forms))
+             for part in filters.float().split(unit)]  # fmt: skip
+    candidates = torch.cat([numbers for numbers, _ in tried])
+    points = {p: torch.cat([places[p] for _, places in tried]) for p in tried[0][1]}
     which = candidates.flatten()
     rows = torch.arange(len(filters), device=device).repeat_interleave(candidates.shape[1])
     local = _refine(filters.float()[rows], which, points, size)

@@ -19,8 +19,10 @@ from keyfilters.receptive_fields.tables import Jets
 
 __all__ = ["climb"]
 
-# With and without second derivatives: how often a form is expanded anew, and steps on each.
-ROUNDS = {True: (4, 2), False: (9, 1)}
+ROUNDS, STEPS = 4, 2  # on second derivatives: how often a form is expanded, and steps on each
+SETTLED = 0.05  # in steps of the grid: a filter that moves less in a round has arrived
+LEVEL = 1e-5  # a share that falls by less has only met rounding
+DRAWN = 8  # how often a form is drawn anew where there are no second derivatives
 LONGEST = {1: 6.0, 2: 2.2, 3: 1.5}  # a step in steps of the grid, by the number of parameters
 TINY = 1e-12
 
@@ -96,35 +98,56 @@ def climb(
     """
     highs = tops.T
     lows = torch.where(highs.isinf(), -highs, torch.zeros_like(highs))
-    damping = torch.full_like(points[:, 0], 1e-3)
-    rounds, steps = ROUNDS[jets.second]
-    longest = LONGEST[points.shape[1]] * (1 if jets.second else 4)
-    place, local, node, here = points.T.contiguous(), None, points.T, None
-    for _ in range(rounds):
-        rows, gram, distance = jets(families, place.T)
-        product = torch.bmm(rows, filters[:, :, None])[:, :, 0].T.contiguous()
-        new = _Expansion(product, gram.permute(1, 2, 0).contiguous(), distance.T.contiguous())
-        shares = _share(new)
-        if local is None or here is None or jets.second:
-            local, here, node = new, shares, place - new.distance
-        else:  # a step that an expansion to first order took too far is taken back
-            better = shares.share > here.share
-            damping = torch.where(better, damping * 0.2, (damping * 10).clamp_min(0.1))
-            here, node = shares.where(better, here), torch.where(better, place, node)
-        for _ in range(steps):
-            step = _step(here, node + local.distance, lows, highs, damping).clamp(-longest, longest)
-            moved = torch.minimum(torch.maximum(node + local.distance + step, lows), highs) - node
-            if not jets.second:
-                place = node + moved
-                break
-            tried = local._replace(distance=moved)
+    search = _newton if jets.second else _gauss_newton
+    place, share = search(filters, families, points.T.contiguous(), lows, highs, jets)
+    return place.T, share
+
+
+def _newton(
+    filters: Tensor, families: Tensor, place: Tensor, lows: Tensor, highs: Tensor, jets: Jets
+) -> tuple[Tensor, Tensor]:
+    """Climb on expansions to second order, anew only for the filters that still move."""
+    place, share = place.clone(), torch.zeros_like(place[0])
+    damping = torch.full_like(share, 1e-3)
+    moving = torch.arange(len(share), device=share.device)
+    for _ in range(ROUNDS):
+        if not len(moving):
+            break
+        start, low, high = (x[:, moving] for x in (place, lows, highs))
+        local = _Expansion(*jets(filters[moving], families[moving], start))
+        node, here, damp = start - local.distance, _share(local), damping[moving]
+        for _ in range(STEPS):
+            moved = node + local.distance + _step(here, node + local.distance, low, high, damp)
+            tried = local._replace(distance=moved.maximum(low).minimum(high) - node)
             shares = _share(tried)
             better = shares.share > here.share
-            damping = torch.where(better, damping * 0.1, (damping * 10).clamp_min(0.1))
-            local = local._replace(distance=torch.where(better, moved, local.distance))
-            here, place = shares.where(better, here), node + local.distance
-    assert here is not None
-    return (place if jets.second else node).T, here.share
+            lost = here.share - shares.share
+            damp = _damping(damp, better, 0.1)
+            local = tried._replace(distance=torch.where(better, tried.distance, local.distance))
+            here = shares.where(better, here)
+        place[:, moving], share[moving], damping[moving] = node + local.distance, here.share, damp
+        far = (place[:, moving] - start).abs().amax(0) > SETTLED
+        moving = moving[far | (lost > LEVEL)]  # a step that was taken back is tried again, shorter
+    return place, share
+
+
+def _gauss_newton(
+    filters: Tensor, families: Tensor, place: Tensor, lows: Tensor, highs: Tensor, jets: Jets
+) -> tuple[Tensor, Tensor]:
+    """Climb on expansions to first order; a step that went too far is taken back."""
+    damping = torch.full_like(place[0], 1e-3)
+    best, here = place, _share(_Expansion(*jets(filters, families, place)))
+    for _ in range(DRAWN):
+        place = (best + _step(here, best, lows, highs, damping, 4)).maximum(lows).minimum(highs)
+        shares = _share(_Expansion(*jets(filters, families, place)))
+        better = shares.share > here.share
+        damping = _damping(damping, better, 0.2)
+        best, here = torch.where(better, place, best), shares.where(better, here)
+    return best, here.share
+
+
+def _damping(damping: Tensor, better: Tensor, eased: float) -> Tensor:
+    return torch.where(better, damping * eased, (damping * 10).clamp_min(0.1))
 
 
 def _share(local: _Expansion) -> _Share:
@@ -158,9 +181,17 @@ def _share(local: _Expansion) -> _Share:
     return _Share(amplitude * along, gradient, hessian, scale)
 
 
-def _step(here: _Share, place: Tensor, lows: Tensor, highs: Tensor, damping: Tensor) -> Tensor:
+def _step(
+    here: _Share,
+    place: Tensor,
+    lows: Tensor,
+    highs: Tensor,
+    damping: Tensor,
+    reach: float = 1,
+) -> Tensor:
     """Damped step ``(p, n)``; a coordinate at a bound that it would leave stays there."""
     p = len(place)
+    longest = LONGEST[p] * reach
     held = [((place[i] <= lows[i]) & (g < 0)) | ((place[i] >= highs[i]) & (g > 0))
             for i, g in enumerate(here.gradient)]  # fmt: skip
     zero, one = torch.zeros_like(damping), torch.ones_like(damping)
@@ -170,7 +201,7 @@ def _step(here: _Share, place: Tensor, lows: Tensor, highs: Tensor, damping: Ten
         damped = matrix[i][i] + here.scale[i] * damping + 1e-9
         matrix[i][i] = torch.where(held[i], one, damped)
     right = [torch.where(h, zero, g) for h, g in zip(held, here.gradient, strict=True)]
-    return torch.stack(_solve(matrix, right)[0])
+    return torch.stack(_solve(matrix, right)[0]).clamp(-longest, longest)
 
 
 def _solve(matrix: list[list[Tensor]], right: list[Tensor]) -> tuple[list[Tensor], Tensor]:

@@ -22,6 +22,7 @@ __all__ = ["Atoms", "Jets", "Tabulated", "atoms_of", "jets_of"]
 
 LARGEST = 81  # taps of a window up to which derivatives are tabulated
 ENTRIES = 2**24  # numbers that are drawn at once, about
+PART = 1024  # filters whose expansions are held at once, so that they stay in the cache
 FLAT = 1e-4  # norm of a centred form over that of the form below which nothing is left of it
 DIFFERENCE = 1e-4  # in steps of the grid, for derivatives that are not tabulated
 
@@ -48,26 +49,31 @@ class Jets:
     def __init__(self, size: tuple[int, int]) -> None:
         self.size = size
 
-    def __call__(self, families: Tensor, points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Expand form i of `families` near ``points[i]``.
+    def __call__(
+        self, filters: Tensor, families: Tensor, points: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Expand form i of `families` near ``points[:, i]``.
 
         Args:
+            filters: ``(n, taps)``.
             families: ``(n,)`` numbers in `in_window(MATCHED, size)`, all with p parameters.
-            points: ``(n, p)`` coordinates.
+            points: ``(p, n)`` coordinates.
 
         Returns:
-            Form and derivatives ``(n, q, taps)``, their inner products ``(n, q, q)``, ξ ``(n, p)``.
+            Inner products of form and derivatives with the filters ``(q, n)``, and with each other
+            ``(q, q, n)``, and ξ ``(p, n)``.
         """
-        freedom, taps = points.shape[1], self.size[0] * self.size[1]
+        freedom, taps = len(points), self.size[0] * self.size[1]
         shifts = torch.cat([torch.zeros(1, freedom), DIFFERENCE * torch.eye(freedom)]).double()
-        rows = torch.zeros(len(points), 1 + freedom, taps, dtype=torch.float64).to(points.device)
+        rows = torch.zeros(len(filters), 1 + freedom, taps, dtype=torch.float64).to(points.device)
         for number in families.unique().tolist():
             own = (families == number).nonzero()[:, 0]
-            moved = (points[own, None].double() + shifts.to(points.device)).flatten(0, 1)
+            moved = (points.T[own, None].double() + shifts.to(points.device)).flatten(0, 1)
             form = in_window(MATCHED, self.size)[number]
             rows[own] = _centred(Grid(form, self.size), moved).view(len(own), -1, taps)
         rows[:, 1:] = (rows[:, 1:] - rows[:, :1]) / DIFFERENCE
-        return rows.to(points), (rows @ rows.mT).to(points), torch.zeros_like(points)
+        product = _products(rows.to(points), filters)
+        return product, (rows @ rows.mT).permute(1, 2, 0).to(points), torch.zeros_like(points)
 
 
 class Tabulated(Jets):
@@ -87,27 +93,33 @@ class Tabulated(Jets):
         sizes = [math.prod(c) * s for c, s in zip(counts, seen, strict=True)]
         first = [0, *accumulate(sizes)]
         rows = torch.empty(first[-1], q, size[0] * size[1])
-        gram = torch.empty(first[-1], q, q)
+        gram = torch.empty(q, q, first[-1])
         for grid, start, end in zip(grids, first, first[1:], strict=False):
             if end > start:
                 expanded = _expanded(grid)
                 rows[start:end] = expanded
-                gram[start:end] = expanded @ expanded.mT
+                gram[:, :, start:end] = (expanded @ expanded.mT).permute(1, 2, 0)
         self.rows, self.gram = rows.to(device), gram.to(device)
-        self.counts = torch.tensor(counts, dtype=torch.float32, device=device)
-        self.turns = torch.tensor(turns, device=device)
+        self.counts = torch.tensor(counts, dtype=torch.float32, device=device).T.contiguous()
+        self.turns = torch.tensor(turns, device=device).T.contiguous()
         self.first = torch.tensor(first[:-1], device=device)
 
-    def __call__(self, families: Tensor, points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Expand form i of `families` near ``points[i]``, see `Jets`."""
-        counts = self.counts[families]
-        node = points.round()
-        node = torch.where(self.turns[families], node, node.clamp(min=0).minimum(counts - 1))
-        place = torch.zeros_like(node[:, 0])
-        for count, index in zip(counts.T, node.remainder(counts).T, strict=True):
+    def __call__(
+        self, filters: Tensor, families: Tensor, points: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Expand form i of `families` near ``points[:, i]``, see `Jets`."""
+        counts, node = self.counts[:, families], points.round()
+        inside = node.clamp(min=0).minimum(counts - 1)
+        node = torch.where(self.turns[:, families], node, inside)
+        place = torch.zeros_like(node[0])
+        for count, index in zip(counts, node.remainder(counts), strict=True):
             place = place * count + index
         where = self.first[families] + place.long()
-        return self.rows[where], self.gram[where], points - node
+        pairs = zip(where.split(PART), filters.split(PART), strict=True)
+        product = torch.cat([_products(self.rows[own], part) for own, part in pairs], dim=1)
+        q = len(product)
+        gram = self.gram.view(q * q, -1).index_select(1, where).view(q, q, -1)
+        return product, gram, points - node
 
 
 @lru_cache(maxsize=6)
@@ -130,6 +142,11 @@ def atoms_of(size: tuple[int, int], device: torch.device) -> Atoms:
         unit.append(torch.where(shown, drawn / norm, torch.zeros_like(drawn)).float())
     placed = tuple(x.float().to(device) for x in points)
     return Atoms(torch.cat(unit).to(device), placed, tuple(map(len, points)))
+
+
+def _products(rows: Tensor, filters: Tensor) -> Tensor:
+    """Inner products ``(q, n)`` of ``(n, q, taps)`` and ``(n, taps)``."""
+    return torch.bmm(rows, filters[:, :, None])[:, :, 0].T
 
 
 def _centred(grid: Grid, points: Tensor) -> Tensor:

@@ -9,9 +9,10 @@ from keyfilters.scalespace.moments import (
     separability_index,
     spread,
 )
-from keyfilters.scalespace.unit import centred_unit, why_unusable
+from keyfilters.scalespace.unit import DEAD_BELOW, centred_unit, why_unusable
 
 __all__ = [
+    "DEAD_BELOW",
     "centred_unit",
     "dc_offset",
     "difference",

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from keyfilters.errors import KeyFiltersError
 
-__all__ = ["centred_unit", "why_unusable"]
+__all__ = ["DEAD_BELOW", "centred_unit", "why_unusable"]
 
 DEAD_BELOW = 1e-4  # babaiee2024unveiling drops filters whose taps are all this small
 EQUAL = 1e-6  # taps that differ by less of the largest are equal to rounding in float32

@@ -8,7 +8,6 @@ import pathlib
 import re
 import warnings
 from collections.abc import Sequence
-from dataclasses import replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,6 @@ SAFETENSORS = {
     "F64": "Double", "F32": "Float", "F16": "Half", "BF16": "BFloat16", "I64": "Long", "I32": "Int",
     "I16": "Short", "I8": "Char", "U8": "Byte", "BOOL": "Bool",
 }  # fmt: skip
-BY_NAME = "depth by the order of names, not of execution: the format does not keep the order"
 # What stands in many checkpoints and is harmless: arguments of the command line, paths, and NumPy's
 # scalars and arrays (metrics, states of random generators), under their names of both versions.
 HARMLESS: list[Any] = [
@@ -174,11 +172,6 @@ def _read(
     checkpoint: Any, path: Path, model: str, chosen: str, *, in_model_order: bool
 ) -> FilterBank:
     try:
-        bank = read_state_dict(checkpoint, model, in_model_order=in_model_order, chosen=chosen)
+        return read_state_dict(checkpoint, model, in_model_order=in_model_order, chosen=chosen)
     except ValueError as error:
         raise SourceError(f"{path}: {error}") from error
-    if not in_model_order and len(bank.layers) > 1:
-        notes = ["; ".join(filter(None, [layer.note, BY_NAME])) for layer in bank.layers]
-        pairs = zip(bank.layers, notes, strict=True)
-        bank.layers = [replace(layer, note=note) for layer, note in pairs]
-    return bank
