@@ -36,6 +36,7 @@ def write(
     data: Any,
     parts: dict[str, str],
     folder: Path = RESULTS,
+    show: bool = True,
 ) -> None:
     """Write ``name.json`` with all figures and ``name.md`` with the tables to read."""
     folder.mkdir(exist_ok=True)
@@ -50,7 +51,8 @@ def write(
     for heading, body in parts.items():
         lines += [f"## {heading}\n", body + "\n"]
     (folder / f"{name}.md").write_text("\n".join(lines), encoding="utf-8")
-    print("\n".join(lines))
+    if show:
+        print("\n".join(lines))
 
 
 def markdown(table: pd.DataFrame, percent: tuple[str, ...] = ()) -> str:

@@ -1,17 +1,12 @@
-"""The atlas from the shell, beside a script of k-means without evidence; and the page's size."""
+"""The atlas from the shell, beside a script of k-means without evidence."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
-from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
-
-import keyfilters as kf
 
 from . import processes
-from .filters import LITE0, bank_of, smooth
+from .filters import LITE0
 from .runner import Arm, Comparison
 
 SCRIPT = """
@@ -33,7 +28,6 @@ for size in bank.sizes:
 BARE = "a script: k-means of 8 counts, 3 seeds"
 WITH_NULLS = "the same with four null banks"
 LIMIT = 15.0  # seconds from the shell, EfficientNet-Lite0
-PAGE = 5.0  # MB, whatever the number of filters
 
 
 def comparisons(scale: float) -> Iterator[Comparison]:
@@ -47,8 +41,8 @@ def comparisons(scale: float) -> Iterator[Comparison]:
             for name, draws in ((BARE, 1), (WITH_NULLS, 5))
         ]
         yield Comparison(
-            "atlas", "the command, from the shell", "process", ours, tuple(ways), rounds=3,
-            most=LIMIT, quality="peak memory, GB",
+            "atlas", "the command, from the shell", "process", ours, tuple(ways), most=LIMIT,
+            quality="peak memory, GB", rounds=3 if scale == 1 else 1, warm_up=False,
         )  # fmt: skip
 
 
@@ -58,18 +52,3 @@ def _run(command: list[str]) -> float:
 
 def _verb(source: str, folder: str) -> list[str]:
     return ["atlas", source, "--out", folder]
-
-
-def pages(scale: float) -> list[dict[str, Any]]:
-    """Return the size of the page of small and large banks, beside their filters as plain JSON."""
-    rows = []
-    with TemporaryDirectory() as folder:
-        for count in sorted({max(500, round(n * scale)) for n in (1000, 10_000, 100_000)}):
-            bank = bank_of(smooth(count))
-            page = Path(folder) / "report.html"
-            kf.write_report(kf.Atlas(seed=0, seeds=1).fit(bank), page)
-            plain = sum(len(json.dumps(layer.weight.tolist())) for layer in bank.layers)
-            size = page.stat().st_size / 1e6
-            rows.append({"filters, 7×7": count, "page, MB": size, "limit, MB": PAGE,
-                         "met": size <= PAGE, "as JSON, MB": plain / 1e6})  # fmt: skip
-    return rows

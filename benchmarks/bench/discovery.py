@@ -43,7 +43,13 @@ def comparisons(scale: float) -> Iterator[Comparison]:
     work = f"{KEYS} keys for {len(filters):,} trained 5×5"
     names = "kf.discover_keys, no nulls", 'keys "lines", 4 starts'
     yield Comparison(
-        "discovery", work, "search", Arm(names[0], discover), tuple(ways), quality=QUALITY
+        "discovery",
+        work,
+        "search",
+        Arm(names[0], discover),
+        tuple(ways),
+        quality=QUALITY,
+        rounds=3,
     )
     yield Comparison(
         "discovery", work, "search", Arm(names[1], lines), tuple(ways), quality=QUALITY

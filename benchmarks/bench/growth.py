@@ -80,6 +80,8 @@ JOBS: dict[str, Callable[[np.ndarray], None]] = {
     f"faiss Kmeans, {CENTRES}": _faiss,
 }
 ATLAS = "keyfilters atlas BANK"
+PAGE = 5.0  # MB at most, whatever the number of filters
+MOST = {1_000_000: (120.0, 4.0), LARGEST: (900.0, 4.0)}  # seconds and GB of the atlas
 
 
 def measure(counts: Sequence[int], seconds: float) -> list[Row]:
@@ -92,8 +94,8 @@ def measure(counts: Sequence[int], seconds: float) -> list[Row]:
 
     Returns:
         One row a job and number: job, filters, seconds (of the work, without imports; from the
-        shell for the atlas), memory (GB, most of the process), left_out (the seconds it would
-        have taken).
+        shell for the atlas), memory (GB, most of the process), page (MB, of the atlas), left_out
+        (the seconds it would have taken), limits in words, and whether they are met.
     """
     ends = time.perf_counter() + seconds
     rows: list[Row] = []
@@ -103,14 +105,36 @@ def measure(counts: Sequence[int], seconds: float) -> list[Row]:
             growth = count / counts[i - 1] if i else 1
             expected = before.get(job, 0.0) * growth
             before[job] = expected
-            row: Row = {"job": job, "filters": count}
             if time.perf_counter() + expected > ends:
-                rows.append(row | {"seconds": None, "memory": None, "left_out": expected})
+                rows.append(_row(job, count, left_out=expected))
                 continue
-            spent, memory = _atlas(count) if job == ATLAS else _job(job, count)
-            before[job] = spent
-            rows.append(row | {"seconds": spent, "memory": memory, "left_out": None})
+            rows.append(_row(job, count, *(_atlas(count) if job == ATLAS else _job(job, count))))
+            before[job] = rows[-1]["seconds"]
     return rows
+
+
+def _row(
+    job: str,
+    count: int,
+    seconds: float | None = None,
+    memory: float | None = None,
+    page: float | None = None,
+    left_out: float | None = None,
+) -> Row:
+    most = MOST.get(count, (None, None)) if job == ATLAS else (None, None)
+    held = [(seconds, most[0], "s"), (memory, most[1], "GB"), (page, page and PAGE, "MB")]
+    limits = [(value, limit, unit) for value, limit, unit in held if limit is not None]
+    met = [value is not None and value <= limit for value, limit, _ in limits]
+    return {
+        "job": job,
+        "filters": count,
+        "seconds": seconds,
+        "memory": memory,
+        "page": page,
+        "left_out": left_out,
+        "limits": ", ".join(f"{limit:g} {unit}" for _, limit, unit in limits),
+        "met": all(met) if met else None,
+    }
 
 
 def _job(job: str, count: int) -> tuple[float, float]:
@@ -118,13 +142,14 @@ def _job(job: str, count: int) -> tuple[float, float]:
     return float(json.loads(used.output)), used.memory
 
 
-def _atlas(count: int) -> tuple[float, float]:
-    """Save a bank, and make its atlas by the command."""
+def _atlas(count: int) -> tuple[float, float, float]:
+    """Save a bank, and make its atlas by the command: seconds, memory, and the size of its page."""
     with TemporaryDirectory() as folder:
-        bank = str(Path(folder) / "bank.safetensors")
+        bank, out = str(Path(folder) / "bank.safetensors"), Path(folder) / "atlas"
         processes.python("-m", "benchmarks.bench.growth", "save", str(count), bank)
-        used = processes.keyfilters(["atlas", bank, "--out", str(Path(folder) / "atlas")])
-    return used.seconds, used.memory
+        used = processes.keyfilters(["atlas", bank, "--out", str(out)])
+        page = (out / "report.html").stat().st_size / 1e6
+    return used.seconds, used.memory, page
 
 
 def _save(count: int, path: str) -> None:

@@ -17,10 +17,10 @@ RIVALS = ("faiss-cpu", "pyscsp", "scipy", "safetensors", "pandas")
 Row = dict[str, Any]
 
 
-def about(command: str, loads: list[float]) -> dict[str, Any]:
-    """Return machine, versions, seeds, date, command, and how busy the machine was."""
+def about(command: str) -> dict[str, Any]:
+    """Return machine, versions, seeds, date, command, and how busy the machine is now."""
     found = environment() | {"command": command, "seeds": [0], "processor": processor()}
-    found["load average"] = loads
+    found["load average"] = [load()]
     for name in RIVALS:
         try:
             found["versions"][name] = version(name)
@@ -47,27 +47,26 @@ def load() -> float:
 def save(
     about: dict[str, Any],
     compared: list[Row],
-    pages: list[Row],
     grown: list[Row],
     took: float,
     out: Path,
 ) -> None:
     """Write bench.json, bench.md and the figure into a folder."""
     out.mkdir(parents=True, exist_ok=True)
+    about = about | {"load average": [*about["load average"], load()]}
     parts = {
         subject.capitalize(): _compared(pd.DataFrame(rows))
         for subject, rows in _by_subject(compared).items()
     }
-    if pages:
-        parts["Page size"] = markdown(pd.DataFrame(pages))
     if grown:
         draw(grown, out / FIGURE)
         parts["Growth"] = f"![Seconds and memory against filters]({FIGURE})\n\n{_grown(grown)}"
-    limits = [row for row in [*compared, *pages] if row["met"] is not None]
-    missed = [f"{r['subject']}, {r['ours']}" for r in compared if r["met"] is False]
+    limits = [row for row in [*compared, *grown] if row["met"] is not None]
+    missed = [f"{r['ours']}, {r['work']}" for r in compared if r["met"] is False]
+    missed += [f"{r['job']}, {r['filters']:,} filters" for r in grown if r["met"] is False]
     parts = {"In short": _short(about, len(limits), missed, took)} | parts
-    data = {"compared": compared, "pages": pages, "growth": grown, "seconds": took}
-    write("bench", "Speed beside what one would use instead", about, data, parts, out)
+    data = {"compared": compared, "growth": grown, "seconds": took}
+    write("bench", "Speed beside what one would use instead", about, data, parts, out, show=False)
 
 
 def _short(about: dict[str, Any], limits: int, missed: list[str], took: float) -> str:
@@ -141,6 +140,9 @@ def _grown(rows: list[Row]) -> str:
         "filters": [f"{n:,}" for n in table["filters"]],
         "seconds": table["seconds"],
         "peak memory, GB": table["memory"],
+        "page, MB": table["page"],
+        "filters alone, MB": table["filters"] * 49 * 4 / 1e6,
+        "limits": table["limits"],
         "left out: would take, s": table["left_out"],
     }
     return markdown(pd.DataFrame(shown))

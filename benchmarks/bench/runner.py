@@ -46,6 +46,7 @@ class Comparison:
         quality: what the number that `Arm.run` returns is.
         rounds: how often every arm runs, after a warm-up.
         seconds: no round starts after so long, once each arm ran three times.
+        warm_up: whether every arm runs once before.
     """
 
     subject: str
@@ -57,7 +58,8 @@ class Comparison:
     most: float | None = None
     quality: str = ""
     rounds: int = 7
-    seconds: float = 40.0
+    seconds: float = 25.0
+    warm_up: bool = True
 
     @property
     def arms(self) -> tuple[Arm, ...]:
@@ -98,7 +100,7 @@ def interleave(comparison: Comparison, clocks: Clocks | None = None) -> Times:
     clocks = clocks or Clocks()
     arms, shuffle = list(comparison.arms), random.Random(0).shuffle
     times = Times({a.name: [] for a in arms}, {a.name: [] for a in arms}, {})
-    for arm in arms:
+    for arm in arms if comparison.warm_up else []:
         arm.run()
     began = clocks.wall()
     for done in range(comparison.rounds):

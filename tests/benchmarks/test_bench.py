@@ -57,6 +57,12 @@ def test_arms_take_turns_in_changing_order_after_a_warm_up() -> None:
     assert [len(t) for t in times.wall.values()] == [20] * 3
 
 
+def test_whole_processes_need_no_warm_up() -> None:
+    hands = Hands()
+    one = Comparison("x", "x", "x", hands.arm("a", 1.0), (), rounds=2, warm_up=False)
+    assert len(interleave(one, hands.clocks).wall["a"]) == len(hands.order) == 2
+
+
 def test_time_ends_the_rounds_but_not_before_the_third() -> None:
     hands = Hands()
     arms = hands.arm("a", 5.0), hands.arm("b", 5.0)
@@ -123,12 +129,16 @@ def test_growth_leaves_out_what_would_not_fit_and_says_how_long(
         return seconds, 0.5
 
     monkeypatch.setattr(growth, "_job", job)
-    monkeypatch.setattr(growth, "_atlas", lambda count: job("atlas", count))
+    monkeypatch.setattr(growth, "_atlas", lambda count: (*job("atlas", count), 6.0))
     monkeypatch.setattr(growth, "time", SimpleNamespace(perf_counter=lambda: hands.wall))
     rows = growth.measure((10, 100, 1000), 500.0)
     left = {(r["job"], r["filters"]): r["left_out"] for r in rows if r["left_out"]}
     assert left == {("kf.match", 1000): 1000.0}
     assert len(rows) == 3 * (len(growth.JOBS) + 1)
+    pages = [r for r in rows if r["page"]]
+    assert len(pages) == 3 and not any(r["met"] for r in pages), "the page is too large"
+    [whole] = growth.measure((1_000_000,), 1e9)[-1:]
+    assert (whole["met"], "GB" in whole["limits"]) == (False, True)
 
 
 def test_tables_and_figure_hold_what_was_measured(tmp_path: Path) -> None:
@@ -138,12 +148,8 @@ def test_tables_and_figure_hold_what_was_measured(tmp_path: Path) -> None:
         "match", "some", "filter", ours, (hands.arm("a pass |X·D|", 4.0),), quality="r²"
     )
     compared = summary(one, interleave(one, hands.clocks))
-    grown = [
-        {"job": job, "filters": n, "seconds": n * 1e-3, "memory": 0.2, "left_out": None}
-        for job in ("kf.match", "other")
-        for n in (10, 100)
-    ]
-    report.save(report.about("make bench", [0.1, 0.2]), compared, [], grown, 60.0, tmp_path)
+    grown = [growth._row(job, n, n * 1e-3, 0.2) for job in ("kf.match", "other") for n in (10, 100)]
+    report.save(report.about("make bench"), compared, grown, 60.0, tmp_path)
     found = json.loads((tmp_path / "bench.json").read_text())
     assert found["results"]["compared"][0]["ratio"] == 1.5
     assert {"machine", "processor", "date", "command", "seeds", "versions"} <= set(found["about"])
