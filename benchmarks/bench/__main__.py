@@ -13,6 +13,7 @@ import argparse
 import shlex
 import sys
 import time
+import traceback
 from pathlib import Path
 
 from ..common import RESULTS
@@ -50,13 +51,19 @@ def main() -> None:
     about = report.about(shlex.join(["python", "-m", "benchmarks.bench", *sys.argv[1:]]))
     compared: list[report.Row] = []
     grown: list[report.Row] = []
+    failed: dict[str, str] = {}
 
     def save() -> None:  # after every part: what is measured stays
-        report.save(about, compared, grown, time.perf_counter() - started, out)
+        took = time.perf_counter() - started
+        report.save(about | {"failed": failed}, compared, grown, took, out)
 
     for part in chosen:
         if part in PARTS:
-            compared += run(part, given.scale)
+            try:
+                run(part, given.scale, compared)
+            except Exception as error:  # the other parts do not depend on it
+                traceback.print_exc()
+                failed[part] = f"{type(error).__name__}: {error}".splitlines()[0]
             save()
     if "growth" in chosen:
         counts = [max(1000, round(n * given.scale)) for n in growth.COUNTS]
@@ -67,18 +74,18 @@ def main() -> None:
     if "check" in chosen:
         check.record(out / check.RECORDED.name)
     print((out / "bench.md").read_text())
+    if failed:
+        sys.exit(f"parts that failed: {', '.join(failed)}")
 
 
-def run(part: str, scale: float) -> list[dict[str, object]]:
-    """Run all comparisons of a part, and show each as it comes."""
-    rows = []
+def run(part: str, scale: float, rows: list[report.Row]) -> None:
+    """Run all comparisons of a part; add the rows of each, and show them, as they come."""
     for comparison in PARTS[part](scale):
         found = summary(comparison, interleave(comparison))
         rows += found
         for row in found:
             print(f"{row['subject']}, {row['work']}: {row['ours']} / {row['beside']} = "
                   f"{row['ratio']:.3g}", flush=True)  # fmt: skip
-    return rows
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import keyfilters as kf
 bank = kf.read({source!r})
 for size in bank.sizes:
     w, table = bank.stack(size)
+    w = w[(table["flaw"] == "").to_numpy()]
     w = w.reshape(len(w), -1)
     w = w - w.mean(1, keepdims=True)
     w = w / np.linalg.norm(w, axis=1, keepdims=True)

@@ -77,6 +77,7 @@ def _short(about: dict[str, Any], limits: int, missed: list[str], took: float) -
         "of the processor is the same of processor time, on which other work on the machine weighs "
         f"less. Load average before and after: {about['load average']} on {about['processor']}. "
         f"The run took {took / 60:.0f} minutes."
+        + "".join(f" **{part} failed: {why}.**" for part, why in about.get("failed", {}).items())
     )
 
 
