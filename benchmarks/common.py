@@ -29,11 +29,19 @@ def environment(seeds: int | None = None) -> dict[str, Any]:
     }
 
 
-def write(name: str, title: str, about: dict[str, Any], data: Any, parts: dict[str, str]) -> None:
+def write(
+    name: str,
+    title: str,
+    about: dict[str, Any],
+    data: Any,
+    parts: dict[str, str],
+    folder: Path = RESULTS,
+    show: bool = True,
+) -> None:
     """Write ``name.json`` with all figures and ``name.md`` with the tables to read."""
-    RESULTS.mkdir(exist_ok=True)
+    folder.mkdir(exist_ok=True)
     text = json.dumps({"about": about, "results": data}, indent=1, ensure_ascii=False)
-    (RESULTS / f"{name}.json").write_text(text + "\n", encoding="utf-8")
+    (folder / f"{name}.json").write_text(text + "\n", encoding="utf-8")
     versions = ", ".join(f"{k} {v}" for k, v in about["versions"].items())
     lines = [
         f"# {title}\n",
@@ -42,8 +50,9 @@ def write(name: str, title: str, about: dict[str, Any], data: Any, parts: dict[s
     ]
     for heading, body in parts.items():
         lines += [f"## {heading}\n", body + "\n"]
-    (RESULTS / f"{name}.md").write_text("\n".join(lines), encoding="utf-8")
-    print("\n".join(lines))
+    (folder / f"{name}.md").write_text("\n".join(lines), encoding="utf-8")
+    if show:
+        print("\n".join(lines))
 
 
 def markdown(table: pd.DataFrame, percent: tuple[str, ...] = ()) -> str:
@@ -56,7 +65,7 @@ def markdown(table: pd.DataFrame, percent: tuple[str, ...] = ()) -> str:
             return f"{100 * value:.1f} %"
         if isinstance(value, float) and value != int(value):
             return f"{value:.3g}"
-        return f"{value:,.0f}" if isinstance(value, float) else str(value)
+        return f"{value:,.0f}" if isinstance(value, float) else str(value).replace("|", "\\|")
 
     rows = [[cell(c, v) for c, v in zip(table.columns, row, strict=True)] for row in table.values]
     header = "| " + " | ".join(map(str, table.columns)) + " |"

@@ -1,20 +1,15 @@
-"""Explaining every filter: speed, share explained beside its nulls, and recovery of known families.
+"""Explaining every filter: share explained beside its nulls, and recovery of known families.
 
-Speed is a ratio within one run: `kf.match` with all families, and with the separable ones, against
-one chunked pass of matrix product, absolute value and argmax over 4,096 atoms, and against a
-200×200 grid search in Python. About 5 minutes on two cores. Writes results/matching.md and
+How fast, `make bench` says. About 3 minutes on two cores. Writes results/matching.md and
 results/matching.json.
 
-    python benchmarks/matching.py [--filters 1000000] [--seeds 5]
+    python benchmarks/matching.py [--seeds 5]
 """
 
 from __future__ import annotations
 
 import argparse
-import resource
-import time
 from pathlib import Path
-from statistics import median
 
 import numpy as np
 import pandas as pd
@@ -23,66 +18,13 @@ from common import environment, markdown, write
 
 import keyfilters as kf
 from keyfilters.nulls import NULLS, null_units
-from keyfilters.receptive_fields.families import MATCHED, Family, family
-from keyfilters.receptive_fields.matching import SEPARABLE, match
+from keyfilters.receptive_fields.families import MATCHED
+from keyfilters.receptive_fields.forms import Family
+from keyfilters.receptive_fields.matching import match
 from keyfilters.scalespace import centred_unit
 
 POSE = Path(__file__).parents[2] / "shared" / "models" / "pose-cpm" / "model.tflite"
 EXPLAINED = 0.64  # r² of a dissimilarity of 0.2
-
-
-def speed(count: int) -> list[dict[str, object]]:
-    """Time per million filters of the matching, the dictionary pass and the grid search."""
-    generator = torch.Generator().manual_seed(0)
-    filters = torch.randn(count, 7, 7, generator=generator)
-    atoms = torch.nn.functional.normalize(torch.randn(4096, 49, generator=generator))
-    match(filters[:5000], null=None)  # warm-up
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    times: dict[str, list[float]] = {"pass": [], "all": [], "separable": []}
-    for part in filters.chunk(5):  # in turn, so that all meet the same noise
-        started = time.perf_counter()
-        for rows in part.flatten(1).split(4096):
-            (rows @ atoms.T).abs_().argmax(1)
-        times["pass"].append(time.perf_counter() - started)
-        for families in ("all", "separable"):
-            started = time.perf_counter()
-            match(part, families=families, null=None)
-            times[families].append(time.perf_counter() - started)
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    started = time.perf_counter()
-    grid_search(filters[0].double())
-    one = (time.perf_counter() - started) * SEPARABLE
-    rows = [
-        {"quantity": "dictionary pass, s per million", "value": sum(times["pass"]) / count * 1e6}
-    ]
-    for families in ("all", "separable"):
-        ratios = [a / b for a, b in zip(times[families], times["pass"], strict=True)]
-        seconds = sum(times[families]) / count
-        rows += [
-            {"quantity": f"kf.match, {families}, s per million 7×7", "value": seconds * 1e6},
-            {"quantity": f"{families}: ratio to the pass, median of 5", "value": median(ratios)},
-        ]
-    return [
-        *rows,
-        {"quantity": "grid search in Python, s per filter, 25 families", "value": one},
-        {"quantity": "times faster per filter", "value": one / (sum(times["separable"]) / count)},
-        {"quantity": "peak memory, GB", "value": memory / 1e6},
-        {"quantity": "of it before the run, GB", "value": before / 1e6},
-    ]
-
-
-def grid_search(filters: torch.Tensor, side: int = 200) -> float:
-    """Explained share of the best of side × side pairs of scales, tried one by one."""
-    render = family("x:d y:0").render
-    scales = torch.linspace(0.1, 3.5, side, dtype=torch.float64)
-    flat = (filters - filters.mean()).flatten()
-    best = 0.0
-    for sigma_x in scales:
-        for sigma_y in scales:
-            model = render(torch.stack([sigma_x, sigma_y])[None], (7, 7))[0].flatten()
-            model = model - model.mean()
-            best = max(best, float((model @ flat) ** 2 / (model @ model) / (flat @ flat)))
-    return best
 
 
 def explained(draws: int) -> list[dict[str, object]]:
@@ -189,11 +131,9 @@ def planted(form: Family, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarra
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--filters", type=int, default=1_000_000)
     parser.add_argument("--seeds", type=int, default=5, help="draws of every null")
     arguments = parser.parse_args()
-    count = arguments.filters
-    shares, known, timing = explained(arguments.seeds), recovery(), speed(count)
+    shares, known = explained(arguments.seeds), recovery()
     table = pd.DataFrame(shares)
     percent = tuple(c for c in table.columns[1:] if c not in ("median r²", "null of q"))
     names = pd.DataFrame(known)
@@ -204,11 +144,10 @@ def main() -> None:
     )
     shown = markdown(names, ("named right", "or equivalent", "median error of σ"))
     parts = {
-        f"Speed, {count:,} filters": markdown(pd.DataFrame(timing)),
         "Share explained": markdown(table, percent),
         "Recovery at 20 dB": f"{mean}\n\n{shown}",
     }
-    data = {"speed": timing, "explained": shares, "recovery": known}
+    data = {"explained": shares, "recovery": known}
     write("matching", "Matching every filter", environment(arguments.seeds), data, parts)
 
 

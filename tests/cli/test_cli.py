@@ -172,7 +172,7 @@ def test_the_version_is_told() -> None:
 
 
 def test_help_imports_no_torch() -> None:
-    # What makes it quick; how quick it is, benchmarks/speed.py says.
+    # What makes it quick; how quick it is, `make bench` says.
     probe = "import sys, keyfilters.cli; print('torch' in sys.modules or 'timm' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

@@ -1,0 +1,1 @@
+"""Speed of keyfilters beside what one would use instead, subject by subject, in one command."""
