@@ -6,7 +6,7 @@ import re
 import tomllib
 from pathlib import Path
 
-__all__ = ["command_line", "families", "floors", "rules", "schemes"]
+__all__ = ["command_line", "families", "floors", "rules"]
 
 ROOT = Path(__file__).parents[2]
 
@@ -25,12 +25,14 @@ def command_line() -> str:
 
 
 def floors() -> str:
-    """Return the floors of the house, the highest first, as HTML, from the import-linter contract."""
+    """Return the floors of the import-linter contract as HTML, the highest first."""
     contract = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     layers = contract["tool"]["importlinter"]["contracts"][0]["layers"]
     lines = ['<div class="house">']
     for layer in layers:
-        rooms = [re.sub(r"[()]|keyfilters\.", "", room).strip() for room in re.split(r"[|:]", layer)]
+        rooms = [
+            re.sub(r"[()]|keyfilters\.", "", room).strip() for room in re.split(r"[|:]", layer)
+        ]
         lines.append(
             '<div class="floor">'
             + "".join(f"<span>{room}<small>{_says(room)}</small></span>" for room in rooms)
@@ -57,8 +59,8 @@ def rules() -> str:
     from keyfilters.inspection.rules import RULES
 
     return table(
-        ["rule", "level", "what it finds"],
-        [[f"`{rule.name}`", rule.level, rule.words] for rule in RULES.values()],
+        ["rule", "level", "what is measured", "finding above", "what it may mean"],
+        [[f"`{r.name}`", r.level, r.measures, r.threshold, r.advice] for r in RULES.values()],
     )
 
 
@@ -70,10 +72,5 @@ def families() -> str:
 
     return table(
         ["family", "kind", "formula", "parameters"],
-        [[f.name, f.kind, f.formula, ", ".join(map(str, f.parameters))] for f in MATCHED],
+        [[f.name, f.kind, f.formula, ", ".join(f.parameters)] for f in MATCHED],
     )
-
-
-def schemes() -> str:
-    """Return the schemes of first filters."""
-    return ""

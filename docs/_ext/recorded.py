@@ -134,8 +134,11 @@ def kept_table() -> str:
         for count in counts:
             held = [r["top1"] for r in runs
                     if (r["keys"], r["how"], r["count"]) == (keys, how, count)]  # fmt: skip
-            spread = f"{percent(mean(held))} ({100 * min(held):.0f}–{100 * max(held):.0f})"
-            cells.append(spread if held else "") if held else cells.append("")
+            cells.append(
+                f"{percent(mean(held))} ({100 * min(held):.0f}–{100 * max(held):.0f})"
+                if held
+                else ""
+            )
         body.append([f"{keys}, {how}", *cells])
     return table(["keys, replacement", *map(str, counts)], body)
 
