@@ -56,6 +56,7 @@ maximum_signature_line_length = 80
 add_module_names = False
 
 # Look. No font, script or style comes from the network, so that the site works from a folder.
+html_math_renderer = "mathml"
 html_theme = "furo"
 html_title = "keyfilters"
 html_static_path = ["_static"]
@@ -66,4 +67,4 @@ templates_path = []
 copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True
 linkcheck_ignore = [r"https?://.*"]  # local links only: builds must not need a network
-html_math_renderer = "mathml"
+default_role = "py:obj"  # names in single backticks in docstrings

@@ -44,7 +44,7 @@ ORDER = (".html", ".md", ".safetensors", ".json", ".jsonl", ".toml", ".sarif", "
 
 @cache
 def written() -> str:
-    """Return a section a verb: the files it writes, and the columns of tables with their types."""
+    """Return a section a verb: the files it writes, and the columns of tables."""
     parts = []
     with tempfile.TemporaryDirectory() as folder:
         here = Path(folder)
@@ -77,13 +77,12 @@ def _section(folder: Path, title: str) -> str:
 
 
 def _columns(file: Path) -> str:
-    readers = {".csv": pd.read_csv, ".parquet": pd.read_parquet}
-    if file.suffix not in readers:
+    if file.suffix == ".csv":
+        names = [f"`{name}`" for name in pd.read_csv(file, nrows=0).columns]
+    elif file.suffix == ".parquet":
+        words = {"object": "text", "str": "text", "bool": "true or false"}
+        kinds = pd.read_parquet(file).dtypes.items()
+        names = [f"`{name}` ({words.get(str(kind), kind)})" for name, kind in kinds]
+    else:
         return ""
-    table = readers[file.suffix](file)
-    words = {"object": "text", "str": "text", "bool": "true or false"}
-    cells = [
-        f"`{name}` ({words.get(str(kind), str(kind).rstrip('0123456789'))})"
-        for name, kind in table.dtypes.items()
-    ]
-    return f", {len(table.columns)} columns: " + ", ".join(cells)
+    return f", {len(names)} columns: " + ", ".join(names)
