@@ -8,7 +8,6 @@ from pathlib import Path
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE / "_ext"))
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-os.environ.setdefault("MPLBACKEND", "agg")
 
 project = "keyfilters"
 author = "The keyfilters developers"

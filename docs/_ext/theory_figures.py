@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from functools import cache
 
 import matplotlib.pyplot as plt
@@ -11,7 +12,8 @@ import torch
 import keyfilters as kf
 from keyfilters.nulls import NULLS
 from keyfilters.receptive_fields.families import family
-from keyfilters.scalespace import differences_of_gaussian, discrete_gaussian
+from keyfilters.scalespace import discrete_gaussian
+from keyfilters.scalespace.differences import differences_of_gaussian
 
 BLUE, INK, GREY, RED = "#2f66b0", "#22252b", "#a9afba", "#c8452f"
 SHOWN = ("x:0 y:0", "x:d y:0", "x:d+ y:0", "x:0 y:dd", "x:d y:d", "laplacian", "sharpen", "cross",
@@ -70,8 +72,8 @@ def families() -> None:
 def eight_keys() -> None:
     """The eight published idealised models."""
     keys = kf.KeySet.published("lindeberg2026-B")
-    labels = [name.replace(",", ",\n").replace(" half", "\nhalf") for name in keys.names]
-    _, ax = plt.subplots(figsize=(8, 1.9), layout="constrained")
+    labels = [textwrap.fill(name, 14) for name in keys.names]
+    _, ax = plt.subplots(figsize=(9, 1.9), layout="constrained")
     kf.plot.mosaic(keys.filters, columns=8, labels=labels, ax=ax)
 
 
@@ -82,6 +84,7 @@ def nulls() -> None:
     held = {"trained": bank()} | {kind: kf.null_bank(bank(), kind, seed=0) for kind in NULLS}
     for ax, (name, found) in zip(axes, held.items(), strict=True):
         kf.plot.filters(found, layer, most=24, columns=12, ax=ax)
+        ax.set_title("")
         ax.set_title(name, fontsize=9, loc="left")
 
 
