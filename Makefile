@@ -21,8 +21,8 @@ test-all: test  ## Also what takes minutes: a Ray cluster, the published recipes
 	$(BIN)/pytest -W error -m long
 
 docs: $(VENV)/.docs  ## The site, docs/_build/html/index.html; some minutes: notebooks are run, local links checked.
-	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
-	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -W --keep-going -q -b linkcheck docs docs/_build/links
+	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -W --keep-going -d docs/_build/doctrees -b html docs docs/_build/html
+	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -W --keep-going -q -d docs/_build/doctrees -b linkcheck docs docs/_build/links
 
 timm: $(VENV)/.dev  ## The smallest model of every timm module: read, written, run; some minutes.
 	$(BIN)/python benchmarks/timm_sweep.py

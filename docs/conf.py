@@ -56,6 +56,7 @@ add_module_names = False
 
 # Look. No font, script or style comes from the network, so that the site works from a folder.
 html_math_renderer = "mathml"
+smartquotes = False  # they would turn --out into –out
 html_theme = "furo"
 html_title = "keyfilters"
 html_static_path = ["_static"]

@@ -49,7 +49,9 @@ def _says(room: str) -> str:
     path = ROOT / "src" / "keyfilters" / room
     file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
     text = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
-    return html.escape(text.split("\n\n")[0].split(". ")[0].replace("\n", " ").rstrip("."))
+    return html.escape(
+        text.split("\n\n")[0].split(". ")[0].replace("\n", " ").replace("`", "").rstrip(".")
+    )
 
 
 def rules() -> str:

@@ -81,8 +81,15 @@ def number(value: Any, digits: int = 3) -> str:
 def table(header: Sequence[str], body: Iterable[Sequence[Any]]) -> str:
     """Return a Markdown table."""
     lines = ["| " + " | ".join(header) + " |", "| " + " | ".join("---" for _ in header) + " |"]
-    lines += ["| " + " | ".join(number(cell) for cell in row) + " |" for row in body]
+    lines += ["| " + " | ".join(_whole(number(cell)) for cell in row) + " |" for row in body]
     return "\n".join(lines) + "\n"
+
+
+def _whole(cell: str) -> str:
+    """Keep a cell of figures, such as ``17 % (9–25)``, on one line."""
+    if not cell[:1].isdigit() or len(cell) > 20:
+        return cell
+    return cell.replace(" ", "\u00a0").replace("–", "\u2060–\u2060")
 
 
 def claim(bank: str, size: str, what: str) -> dict[str, Any]:
@@ -166,7 +173,8 @@ def difference(name: str, condition: str, reference: str, *, sign: int = 1) -> s
     """Return a difference of two conditions in points, with its interval."""
     row = rows(name, "comparisons", condition=condition, reference=reference)[0]
     low, high = sorted((sign * row["low"], sign * row["high"]))
-    return f"{sign * row['difference']:.1f} points (95 % interval {low:.1f} to {high:.1f})"
+    words = f"{sign * row['difference']:.1f} points (95 % interval {low:.1f} to {high:.1f})"
+    return words.replace("-", "−")
 
 
 def comparisons(name: str, *, beyond: bool = False) -> str:

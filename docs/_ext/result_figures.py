@@ -195,6 +195,7 @@ def depth_curve() -> None:
         label = f"{what}, {words[kind]}"
         ax.plot(*zip(*points, strict=True), style, color=colours[kind], label=label)
     ax.axhline(_means("depth-curve")["learned"], color=NULL, linewidth=0.8)
+    ax.set_xticks([1, 2, 4])
     ax.set_xlabel("first n layers, frozen (line: nothing frozen)")
     ax.set_ylabel("top-1, %")
     ax.legend(frameon=False, fontsize=8)
