@@ -287,7 +287,7 @@ class KeySet:
     def assign(
         self, w: NDArray[Any] | Tensor, *, chunk: int = 16384, device: str | torch.device = "cpu"
     ) -> Assignment:
-        """Find the best ``a·x + b`` of every filter w: key argmax |⟨x, w⟩|, a = ⟨x, w⟩, b = mean w.
+        """Find each filter's best ``a·x + b``: key ``argmax |⟨x, w⟩|``, a = ⟨x, w⟩, b = mean w.
 
         Keys are as stored, so a carries the sign (babaiee2025quest). Where keys do equally well, to
         rounding, the first is taken; a constant filter gets the first key and a = 0.

@@ -49,7 +49,7 @@ def replace_filters_(
     """Replace the depthwise filters of a model, in place, by ``a · key + b``.
 
     Without images, key, a and b are those nearest to the filter (lindeberg2026modelling,
-    babaiee2025quest): ``a = ⟨x, f⟩`` of the key with the largest |a|, b = mean f. With images,
+    babaiee2025quest): ``a = ⟨x, f⟩`` of the key with the largest ``|a|``, b = mean f. With images,
     unlabelled, they are those that change the layer's *output* least, on the inputs that it gets
     from the layers replaced before it; the outputs' means are kept through the bias or the batch
     normalisation that follows, and in the end all batch normalisations are recalibrated.

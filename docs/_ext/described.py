@@ -1,0 +1,78 @@
+"""What the code says of itself: command line, floors of the house, rules, families, columns."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+__all__ = ["command_line", "families", "floors", "rules"]
+
+ROOT = Path(__file__).parents[2]
+
+
+def command_line() -> str:
+    """Return the reference of all commands, written by typer from the parser."""
+    import typer
+    from typer.cli import get_docs_for_click
+
+    from keyfilters.cli import app
+
+    command = typer.main.get_command(app)
+    context = typer.Context(command, info_name="keyfilters")
+    text = get_docs_for_click(obj=command, ctx=context, name="keyfilters")
+    return text.split("\n", 1)[1]  # the page has its own title
+
+
+def floors() -> str:
+    """Return the floors of the import-linter contract as HTML, the highest first."""
+    contract = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    layers = contract["tool"]["importlinter"]["contracts"][0]["layers"]
+    lines = ['<div class="house">']
+    for layer in layers:
+        rooms = [
+            re.sub(r"[()]|keyfilters\.", "", room).strip() for room in re.split(r"[|:]", layer)
+        ]
+        lines.append(
+            '<div class="floor">'
+            + "".join(f"<span>{room}<small>{_says(room)}</small></span>" for room in rooms)
+            + "</div>"
+        )
+    return "\n".join([*lines, "</div>"])
+
+
+def _says(room: str) -> str:
+    """First sentence of a module's docstring."""
+    import ast
+    import html
+
+    path = ROOT / "src" / "keyfilters" / room
+    file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    text = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
+    return html.escape(
+        text.split("\n\n")[0].split(". ")[0].replace("\n", " ").replace("`", "").rstrip(".")
+    )
+
+
+def rules() -> str:
+    """Return the rules of `keyfilters.check` as a table."""
+    from recorded import table
+
+    from keyfilters.inspection.rules import RULES
+
+    return table(
+        ["rule", "level", "what is measured", "finding above", "what it may mean"],
+        [[f"`{r.name}`", r.level, r.measures, r.threshold, r.advice] for r in RULES.values()],
+    )
+
+
+def families() -> str:
+    """Return the families of idealised receptive fields as a table."""
+    from recorded import table
+
+    from keyfilters.receptive_fields.families import MATCHED
+
+    return table(
+        ["family", "kind", "formula", "parameters"],
+        [[f.name, f.kind, f.formula, ", ".join(f.parameters)] for f in MATCHED],
+    )

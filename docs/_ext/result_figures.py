@@ -1,0 +1,258 @@
+"""Figures of the result pages, drawn from benchmarks/results when the site is built."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import mean
+
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from recorded import claim, result
+from recorded import explained as share_explained
+
+TRAINED, NULL, SOFT, OTHER = "#2f66b0", "#22252b", "#a9afba", "#c8452f"
+
+
+def _axes(width: float = 7.0, height: float = 3.4) -> Axes:
+    _, ax = plt.subplots(figsize=(width, height), layout="constrained")
+    ax.spines[["top", "right"]].set_visible(False)
+    return ax
+
+
+def _grouped(groups: Sequence[str], series: Mapping[str, tuple[Sequence[float], str]]) -> Axes:
+    ax = _axes()
+    width = 0.8 / len(series)
+    for i, (label, (values, colour)) in enumerate(series.items()):
+        places = [x - 0.4 + (i + 0.5) * width for x in range(len(groups))]
+        ax.bar(places, [100 * v for v in values], width * 0.92, color=colour, label=label)
+    ax.set_xticks(range(len(groups)), groups, fontsize=9)
+    ax.legend(frameon=False, fontsize=8)
+    return ax
+
+
+def coverage() -> None:
+    """Coverage by a code, beside nulls."""
+    lite = "EfficientNet-Lite0, 1 and 2"
+    banks = {
+        "7×7, pose network": ("Pose network (convolutional pose machine)", "7×7"),
+        "7×7, text detector": ("PP-OCRv6 text detector", "7×7"),
+        "5×5, EfficientNets": (lite, "5×5"),
+        "3×3, EfficientNets": (lite, "3×3"),
+    }
+    found = [claim(*bank, "coverage, autoencoder 1-D") for bank in banks.values()]
+    ax = _grouped(
+        list(banks),
+        {
+            "trained": ([x["value"] for x in found], TRAINED),
+            "same covariance (strictest null)": ([x["covariance"] for x in found], NULL),
+            "phases random": ([x["phase"] for x in found], "#737985"),
+            "taps shuffled": ([x["tap-permuted"] for x in found], SOFT),
+            "white": ([x["white"] for x in found], "#dadde3"),
+        },
+    )
+    ax.set_ylabel("filters covered, %")
+
+
+def explained() -> None:
+    """Share explained by one receptive field, beside nulls."""
+    names = [row["filters"] for row in result("matching", "explained")]
+    ax = _grouped(
+        [name.replace(", ", ",\n").replace(" (", "\n(") for name in names],
+        {
+            "trained": ([share_explained(n) for n in names], TRAINED),
+            "same covariance": ([share_explained(n, "covariance") for n in names], NULL),
+            "white": ([share_explained(n, "white") for n in names], SOFT),
+            "q < 0.05": ([share_explained(n, "q < 0.05") for n in names], OTHER),
+        },
+    )
+    ax.tick_params(axis="x", labelsize=7)
+    ax.set_ylabel("filters, %")
+
+
+def squares() -> None:
+    """Share of centres where predicted, in layers that subsample."""
+    rows = [x for x in result("squares") if "do not subsample" not in x["layer"]]
+    rows = sorted(rows, key=lambda row: row["of them where predicted"])
+    ax = _axes(7, 4.6)
+    labels = [f"{row['model']}, {row['layer'].strip('_')}" for row in rows]
+    ax.barh(labels, [100 * row["of them where predicted"] for row in rows], color=TRAINED)
+    ax.tick_params(axis="y", labelsize=7)
+    ax.set_xlabel("centres at the predicted place, % (layers that subsample)")
+
+
+def replacement() -> None:
+    """Same first class against the number of keys."""
+    ax = _axes()
+    lines = {
+        ("lines", "outputs"): ("learned, chosen by outputs", TRAINED, "-"),
+        ("lines", "recalibrated"): ("learned, batch norm recalibrated", TRAINED, "--"),
+        ("lines", "plain"): ("learned, nothing else", TRAINED, ":"),
+        ("random", "recalibrated"): ("random, batch norm recalibrated", NULL, "--"),
+    }
+    runs = result("replacement", "runs")
+    for (keys, how), (label, colour, style) in lines.items():
+        of = [r for r in runs if (r["keys"], r["how"]) == (keys, how)]
+        counts = sorted({r["count"] for r in of})
+        held = [[100 * r["top1"] for r in of if r["count"] == n] for n in counts]
+        ax.plot(counts, [mean(x) for x in held], style, color=colour, label=label)
+        ax.fill_between(
+            counts, [min(x) for x in held], [max(x) for x in held], color=colour, alpha=0.1
+        )
+    ax.set_xscale("log", base=2)
+    ax.set_xticks([4, 8, 16, 32, 64, 128, 256], ["4", "8", "16", "32", "64", "128", "256"])
+    ax.set_xlabel("keys for each kernel size")
+    ax.set_ylabel("same first class, %")
+    ax.legend(frameon=False, fontsize=8)
+
+
+def discovery() -> None:
+    """Share explained against the number of keys, beside the strictest null."""
+    _, axes = plt.subplots(1, 3, figsize=(8, 2.9), sharey=True, layout="constrained")
+    for ax, size in zip(axes, ("7", "5", "3"), strict=True):
+        curve = [row for row in result("discovery", f"curve {size}") if row["round"] == 1]
+        keys = [row["keys"] for row in curve]
+        ax.plot(keys, [100 * row["value"] for row in curve], color=TRAINED, label="trained")
+        ax.plot(
+            keys,
+            [100 * row["covariance"] for row in curve],
+            "--",
+            color=NULL,
+            label="same covariance",
+        )
+        ax.plot(keys, [100 * row["white"] for row in curve], ":", color=SOFT, label="white")
+        ax.set_title(f"{size}×{size}", fontsize=9)
+        ax.set_xlabel("candidates left")
+        ax.spines[["top", "right"]].set_visible(False)
+    axes[0].set_ylabel("variance explained, %")
+    axes[0].legend(frameon=False, fontsize=8)
+
+
+def _intervals(
+    name: str, pairs: Mapping[str, tuple[str, str]], ax: Axes, colour: str, shift: float, label: str
+) -> None:
+    rows = {(r["condition"], r["reference"]): r for r in result(name, "comparisons")}
+    found = [rows[pair] for pair in pairs.values()]
+    x = [i + shift for i in range(len(pairs))]
+    value = [row["difference"] for row in found]
+    error = [[v - r["low"] for v, r in zip(value, found, strict=True)],
+             [r["high"] - v for v, r in zip(value, found, strict=True)]]  # fmt: skip
+    ax.errorbar(x, value, error, fmt="o", color=colour, label=label, capsize=3)
+
+
+def initialization() -> None:
+    """Difference to the default start, with 95 % intervals."""
+    ax = _axes()
+    sizes = ("3×3", "5×5", "7×7", "9×9", "11×11")
+    for scheme, colour, shift in (("center-surround", OTHER, -0.1), ("covariance", NULL, 0.1)):
+        pairs = {s: (f"{s} {scheme}, std=keep", f"{s} default") for s in sizes}
+        _intervals("initialization", pairs, ax, colour, shift, scheme)
+    ax.axhline(0, color=SOFT, linewidth=1)
+    ax.set_xticks(range(len(sizes)), sizes)
+    ax.set_ylabel("points above the default start")
+    ax.legend(frameon=False, fontsize=8)
+
+
+def _means(name: str, measure: str = "top1") -> dict[str, float]:
+    held: dict[str, list[float]] = {}
+    for run in result(name, "runs"):
+        held.setdefault(run["condition"], []).append(run[measure])
+    return {condition: mean(values) for condition, values in held.items()}
+
+
+def transfer() -> None:
+    """Accuracy by source and control."""
+    found = _means("transfer")
+    sources = {
+        "other seeds": "filters of fashion-mnist?samples=1500",
+        "shoes and bags": "filters of fashion-mnist?samples=1500&classes=5,7,8,9",
+        "digits": "filters of digits",
+        "EfficientNet-Lite0": "filters of efficientnet-lite0",
+    }
+    controls = {"as they are": ("", TRAINED), "taps shuffled": (", tap-shuffled", "#737985"),
+                "random": (", random", SOFT), "single taps": (", impulse", "#dadde3")}  # fmt: skip
+    series = {label: ([found[s + end] / 100 for s in sources.values()], colour)
+              for label, (end, colour) in controls.items()}  # fmt: skip
+    ax = _grouped(list(sources), series)
+    ax.axhline(found["learned"], color=OTHER, linewidth=1, label="learned, not frozen")
+    ax.set_ylim(min(found.values()) - 1, max(found.values()) + 2)
+    ax.set_ylabel("top-1, % (axis is cut)")
+    ax.legend(frameon=False, fontsize=8, ncols=3)
+
+
+def depth_curve() -> None:
+    """Accuracy against the number of frozen layers."""
+    ax = _axes()
+    lines: dict[tuple[str, str], dict[int, list[float]]] = {}
+    for run in result("depth-curve", "runs"):
+        if run["options.tuned"] is False:
+            line = lines.setdefault((run["options.layers"], run["options.kind"]), {})
+            line.setdefault(int(run["options.n"]), []).append(run["top1"])
+    colours = {"B": TRAINED, "A": OTHER, "R": SOFT}
+    words = {"B": "same data", "A": "digits", "R": "random"}
+    for (what, kind), found in sorted(lines.items()):
+        points = sorted((n, mean(values)) for n, values in found.items())
+        style = "o-" if what == "depthwise" else "s:"
+        label = f"{what}, {words[kind]}"
+        ax.plot(*zip(*points, strict=True), style, color=colours[kind], label=label)
+    ax.axhline(_means("depth-curve")["learned"], color=NULL, linewidth=0.8)
+    ax.set_xticks([1, 2, 4])
+    ax.set_xlabel("first n layers, frozen (line: nothing frozen)")
+    ax.set_ylabel("top-1, %")
+    ax.legend(frameon=False, fontsize=8)
+
+
+def frozen_keys() -> None:
+    """Accuracy against the number of images."""
+    found = _means("frozen-keys")
+    ax = _axes()
+    images = (500, 1500, 4500)
+    lines = {
+        "learned filters": (TRAINED, "o-"),
+        "8 idealised keys, drawn, frozen": (OTHER, "o-"),
+        "8 idealised keys, drawn, b learned": (OTHER, "o:"),
+        "8 random keys, drawn, frozen": (SOFT, "o-"),
+        "random first filters, frozen": (NULL, "o--"),
+    }
+    for name, (colour, style) in lines.items():
+        ax.plot(
+            images, [found[f"{n} images: {name}"] for n in images], style, color=colour, label=name
+        )
+    ax.set_xscale("log")
+    ax.set_xticks(images, [f"{n:,}" for n in images])
+    ax.minorticks_off()
+    ax.set_xlabel("training images")
+    ax.set_ylabel("top-1, %")
+    ax.legend(frameon=False, fontsize=8)
+
+
+def fine_tuning() -> None:
+    """Accuracy after tuning, by replacement."""
+    found = {k.removeprefix("tuned: "): v for k, v in _means("fine-tuning").items() if "tuned" in k}
+    ax = _axes(7, 3.2)
+    colours = [SOFT if "random" in name else TRAINED for name in found]
+    ax.barh(list(found), list(found.values()), color=colours)
+    ax.set_xlim(60, 90)
+    ax.invert_yaxis()
+    ax.tick_params(axis="y", labelsize=8)
+    ax.set_xlabel("top-1 after tuning, % (axis is cut)")
+
+
+def emergence() -> None:
+    """Accuracy and share of filters explained over steps."""
+    _, axes = plt.subplots(1, 2, figsize=(7.6, 3), layout="constrained")
+    for ax, curve in zip(axes, ("accuracy", "filters explained"), strict=True):
+        for condition, colour in (("usual", TRAINED), ("std=0.02", OTHER), ("noise=1", SOFT)):
+            held = result("emergence", "curves", curve)[condition]
+            ax.plot(
+                [mean(x) for x in zip(*held, strict=True)],
+                "o-",
+                markersize=3,
+                color=colour,
+                label=condition,
+            )
+        steps = ["0", *(str(2**i) for i in range(len(held[0]) - 2)), "end"]
+        ax.set_xticks(range(len(steps)), steps, fontsize=7)
+        ax.set_xlabel("step")
+        ax.set_ylabel(f"{curve}, %")
+        ax.spines[["top", "right"]].set_visible(False)
+    axes[0].legend(frameon=False, fontsize=8)

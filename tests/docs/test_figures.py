@@ -1,0 +1,95 @@
+"""The figures that README and the result pages quote are those that were recorded."""
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+EXTENSIONS = ROOT / "docs" / "_ext"
+PAGES = sorted(
+    page for page in (ROOT / "docs" / "results").glob("*.md") if page.stem not in ("index",)
+)
+LITE = "EfficientNet-Lite0, 1 and 2"
+FIVE = "EfficientNet-Lite0–2, 5×5"
+CODE, KEYS = "coverage, autoencoder 1-D", "variance explained by 8 published keys"
+# What README says, and what it is taken from.
+QUOTED = [
+    ("covers {} of the 5×5 filters", lambda r: r.claim(LITE, "5×5", CODE)["value"]),
+    (
+        "and {} of noise with the same covariance",
+        lambda r: r.claim(LITE, "5×5", CODE)["covariance"],
+    ),
+    ("noise**: {} against", lambda r: r.explained(FIVE)),
+    ("against {};", lambda r: r.explained(FIVE, "covariance")),
+    ("filter by filter, {} are", lambda r: r.explained(FIVE, "q < 0.05")),
+    ("keys explain {} of the variance", lambda r: r.claim(LITE, "5×5", KEYS)["value"]),
+    ("and {} of noise as smooth", lambda r: r.claim(LITE, "5×5", KEYS)["covariance"]),
+]
+FIGURE = re.compile(r"\d[\d.,]*\s*(?:%|points?\b)")
+CONSTANT = ("5 %", "95 %")  # levels of tests and intervals, not results
+
+
+@pytest.fixture
+def filling(monkeypatch):
+    monkeypatch.syspath_prepend(str(EXTENSIONS))
+    import filling
+
+    yield filling
+    for name in ("filling", "recorded", "described", "written"):
+        sys.modules.pop(name, None)
+
+
+@pytest.fixture
+def recorded(filling):
+    import recorded
+
+    return recorded
+
+
+def readme() -> str:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    return " ".join(text.split())
+
+
+@pytest.mark.parametrize(("words", "value"), QUOTED, ids=[words for words, _ in QUOTED])
+def test_readme_quotes_what_was_recorded(words, value, recorded):
+    assert words.format(recorded.percent(value(recorded))) in readme()
+
+
+def test_no_other_figure_stands_in_the_readme(recorded):
+    quoted = [recorded.percent(value(recorded)) for _, value in QUOTED]
+    others = [x for x in FIGURE.findall(readme()) if x not in CONSTANT]
+    assert sorted(others) == sorted(quoted)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=[page.stem for page in PAGES])
+def test_a_result_page_says_its_command_and_its_caveat(page):
+    text = page.read_text(encoding="utf-8")
+    assert "about(" in text
+    assert "## Caveat" in text
+
+
+@pytest.mark.parametrize("page", PAGES, ids=[page.stem for page in PAGES])
+def test_a_result_page_types_no_figure(page):
+    """Figures are filled in; what a paper says is quoted."""
+    text = page.read_text(encoding="utf-8").split("## What the paper says")[0]
+    typed = re.sub(r"\{\{.*?\}\}|\{%.*?%\}", "", text, flags=re.DOTALL)
+    assert [x for x in FIGURE.findall(typed) if x not in CONSTANT] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=[page.stem for page in PAGES])
+def test_a_result_page_is_filled(page, filling):
+    text = page.read_text(encoding="utf-8")
+    filled = filling.environment().from_string(text).render()
+    assert "{{" not in filled
+    assert "python benchmarks/" in filled
+    assert len(re.findall(r"^\| --- ", filled, flags=re.MULTILINE)) >= 1
+
+
+def test_a_figure_that_was_not_recorded_is_an_error(recorded):
+    with pytest.raises(KeyError):
+        recorded.rows("coverage", LITE, "claims", claim="coverage of the moon")
+    with pytest.raises(KeyError):
+        recorded.result("coverage", "another network")
