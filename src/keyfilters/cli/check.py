@@ -9,7 +9,7 @@ import typer
 
 from keyfilters.cli.common import Device, Out, Seed, Sources, check_out, folder_at_once
 from keyfilters.cli.common import progress_bar as bar
-from keyfilters.cli.tables import show
+from keyfilters.cli.tables import say, show
 
 SHOWN = ("rule", "level", "model", "layer", "filters", "measured", "threshold")
 
@@ -59,21 +59,21 @@ def check(
         if rules:
             for rule in found.rules:
                 alarms = ", ".join(f"{x:.0%} of {k}" for k, x in rule.false_alarms.items())
-                typer.echo(
+                say(
                     f"{rule.name} ({rule.level}): {rule.measures}; above {rule.threshold:g} in "
                     f"{alarms} models"
                 )
         if len(found.findings):
             show(found.findings, "findings", SHOWN)
             for row in found.findings.drop_duplicates("rule").itertuples():
-                typer.echo(f"{row.rule}: {row.message}")
-        typer.echo(repr(found))
+                say(f"{row.rule}: {row.message}")
+        say(repr(found))
     if out is not None:
         with folder_at_once(out) as unfinished:
             found.findings.to_csv(unfinished / "findings.csv", index=False)
             (unfinished / "check.json").write_text(found.to_json() + "\n", encoding="utf-8")
             (unfinished / "check.sarif").write_text(found.to_sarif() + "\n", encoding="utf-8")
         if format is Format.table:
-            typer.echo(f"The findings: {(out / 'check.json').resolve()}")
+            say(f"The findings: {(out / 'check.json').resolve()}")
     if strict and not found.ok:
         raise typer.Exit(1)

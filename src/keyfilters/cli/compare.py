@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import typer
-
 from keyfilters.cli.common import (
     Device,
     Out,
@@ -14,7 +12,7 @@ from keyfilters.cli.common import (
     folder_at_once,
     progress_bar,
 )
-from keyfilters.cli.tables import show
+from keyfilters.cli.tables import say, show
 from keyfilters.errors import KeyFiltersError
 
 SHOWN = ("layer", "size", "pairs", "untouched", "cosine", "null", "norm_ratio", "change")
@@ -46,7 +44,7 @@ def compare(
     show(found.totals, "in all, and in each null")
     if found.steps is not None:
         show(found.steps, "steps")
-    typer.echo(found.verdict)
+    say(found.verdict)
     if out is not None:
         with folder_at_once(out) as unfinished:
             write_comparison_report(found, unfinished / "report.html", command=command_line())
@@ -56,4 +54,4 @@ def compare(
             found.filters.to_parquet(unfinished / "filters.parquet", index=False)
             if found.steps is not None:
                 found.steps.to_csv(unfinished / "steps.csv", index=False)
-        typer.echo(f"The page: {(out / 'report.html').resolve()}")
+        say(f"The page: {(out / 'report.html').resolve()}")

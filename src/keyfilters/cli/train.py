@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from keyfilters.cli.common import Out, check_device, check_out, progress_bar
-from keyfilters.cli.tables import show
+from keyfilters.cli.tables import say, show
 from keyfilters.errors import KeyFiltersError
+from keyfilters.files import write_whole
 
 if TYPE_CHECKING:
     from torch import nn
@@ -79,7 +81,7 @@ def train(
     facts = plan(asked, model, data, processes or started)
     if os.environ.get("RANK", "0") == "0":
         for subject, words in {**facts, "filters": str(treated)}.items():
-            typer.echo(f"{subject + ':':<15} {words}")
+            say(f"{subject + ':':<15} {words}")
     if not dry_run:
         _run(asked, model, data, out, None if device == "auto" else device, treated)
 
@@ -117,9 +119,9 @@ def _run(
     columns = [x for x in trained.history if x not in ("step", "lr", *tests)]
     show(trained.history[columns].tail(SHOWN), name)
     tested = ", ".join(f"{x} {trained.summary[x]:.3f}" for x in tests if x in trained.summary)
-    typer.echo(f"on test images, of epoch {trained.summary['best_epoch']}: {tested}")
+    say(f"on test images, of epoch {trained.summary['best_epoch']}: {tested}")
     for image, reason in trained.summary["data"]["skipped"]:
-        typer.echo(f"left out {image}: {reason}", err=True)
+        say(f"left out {image}: {reason}", err=True)
     if out is not None:
         _write(out, trained, treated, name)
 
@@ -130,10 +132,9 @@ def _write(out: Path, trained: Trained, treated: Treated, name: str) -> None:
 
     if treated.constants:
         write_results(out, trained)  # anew, under the names that plain filters have
-    try:
-        if treated.table is not None:
-            treated.table.to_csv(out / "filters.csv", index=False)
-        training_figure(trained.history, name).savefig(out / "curves.png", dpi=150)
-    except OSError as error:
-        raise KeyFiltersError(f"cannot write to {out}: {error.strerror or error}") from error
-    typer.echo(f"The model: {(out / 'model.safetensors').resolve()}")
+    if treated.table is not None:
+        write_whole(out / "filters.csv", treated.table.to_csv(index=False))
+    curves = BytesIO()
+    training_figure(trained.history, name).savefig(curves, dpi=150)
+    write_whole(out / "curves.png", curves.getvalue())
+    say(f"The model: {(out / 'model.safetensors').resolve()}")
