@@ -26,6 +26,7 @@ from keyfilters.threads import one_thread
 
 __all__ = ["START", "PrincipalCurve", "distinct_prototypes", "fit_together", "unit_form"]
 
+TINY = 1e-12
 START = 32  # k-means prototypes from which a curve starts
 
 
@@ -193,11 +194,14 @@ def fit_together(
     optimiser = _Adam(list(decoder.parameters()))
     warm_up = 2 * steps // 5
     for step in range(steps):
-        decoded = unit_form(decoder(features))
+        centred = decoder(features)
+        norm = centred.norm(dim=-1).clamp_min(TINY)
         if step >= warm_up and step % 10 == 0:
-            pairs = zip(filters, decoded.detach(), strict=True)
+            decoded = centred.detach() / norm.detach()[..., None]
+            pairs = zip(filters, decoded, strict=True)
             target = torch.stack([_sum_by_code(f, d) / len(f) for f, d in pairs])
-        loss = -(target * decoded).sum()
+        # Cheaper than products with unit forms, and the same.
+        loss = -((target * centred).sum(-1) / norm).sum()
         optimiser.step(loss, _one_cycle((step + 0.5) / steps, highest=2e-2))
     with torch.no_grad():
         decoded = unit_form(decoder(features)).cpu()
@@ -206,7 +210,10 @@ def fit_together(
 
 
 class _Decoders(nn.Module):
-    """Perceptrons with one hidden layer of 64, one a seed, with the initial weights of PyTorch."""
+    """Perceptrons with one hidden layer of 64, one a seed, with the initial weights of PyTorch.
+
+    What they decode to is centred, since the weights that lead to it are.
+    """
 
     def __init__(self, inputs: int, outputs: int, seeds: Sequence[int], hidden: int = 64) -> None:
         super().__init__()
@@ -222,8 +229,10 @@ class _Decoders(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         first, first_bias, second, second_bias = self.weights
-        hidden = nn.functional.gelu(features @ first + first_bias)
-        return hidden @ second + second_bias
+        features = features.expand(len(first), -1, -1)
+        hidden = nn.functional.gelu(torch.baddbmm(first_bias, features, first))
+        weights, bias = (x - x.mean(-1, keepdim=True) for x in (second, second_bias))
+        return torch.baddbmm(bias, hidden, weights)
 
 
 class _Adam:
@@ -267,10 +276,10 @@ def _start(centres: NDArray[np.float32], codes: Tensor, seed: int) -> Tensor:
 def unit_form(filters: Tensor) -> Tensor:
     """Centre filters ``(..., taps)`` and scale them to unit norm, differentiably."""
     centred = filters - filters.mean(-1, keepdim=True)
-    return centred / centred.norm(dim=-1, keepdim=True).clamp_min(1e-12)
+    return centred / centred.norm(dim=-1, keepdim=True).clamp_min(TINY)
 
 
-def _sum_by_code(filters: Tensor, decoded: Tensor, step: int = 1 << 16) -> Tensor:
+def _sum_by_code(filters: Tensor, decoded: Tensor, step: int = 65536) -> Tensor:
     """Sum of the filters at the code that decodes nearest to each: ``(G, taps)``."""
     total = torch.zeros_like(decoded)
     for part in filters.split(step):
