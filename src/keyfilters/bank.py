@@ -15,7 +15,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from keyfilters.errors import KeyFiltersError, SourceError
-from keyfilters.files import write_whole
+from keyfilters.files import safetensors_bytes, write_whole
 from keyfilters.scalespace import why_unusable
 from keyfilters.sizes import as_window
 
@@ -198,15 +198,13 @@ class FilterBank:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the bank as one safetensors file; nothing is left behind if that fails."""
-        from safetensors.numpy import save
-
         metadata = {
             "format": FORMAT,
             "layers": json.dumps([_to_json(layer) for layer in self.layers]),
             "skipped": json.dumps(self.skipped),
         }
         tensors = {f"{i:05d}": np.ascontiguousarray(x.weight) for i, x in enumerate(self.layers)}
-        write_whole(Path(path), save(tensors, metadata=metadata))
+        write_whole(Path(path), safetensors_bytes(tensors, metadata))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> FilterBank:

@@ -6,17 +6,27 @@ behind; `hold_folder` takes it away.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from keyfilters.errors import KeyFiltersError
 
-__all__ = ["MEND", "hold_folder", "sweep", "unfinished_folder", "unfinished_in", "write_whole"]
+__all__ = [
+    "MEND",
+    "hold_folder",
+    "safetensors_bytes",
+    "sweep",
+    "unfinished_folder",
+    "unfinished_in",
+    "write_whole",
+]
 
 UNFINISHED = re.compile(r"\.unfinished-(\d+)-[0-9a-f]{8}")
 MEND = "fix this and run the same command again"
@@ -69,6 +79,31 @@ def write_whole(path: Path, content: bytes | str) -> None:
             stays = "; the last good file stays" * path.is_file()
         message = f"cannot write {path}: {error.strerror or error}{stays}"
         raise KeyFiltersError(f"{message}; {MEND}") from error
+
+
+def safetensors_bytes(tensors: Mapping[str, Any], metadata: Mapping[str, str]) -> bytes:
+    """Return arrays as a safetensors file whose bytes repeat.
+
+    The library writes metadata in another order in every process.
+
+    Args:
+        tensors: arrays of NumPy by name.
+        metadata: texts by name.
+
+    >>> import numpy as np
+    >>> content = safetensors_bytes({"x": np.zeros(3)}, {"b": "2", "a": "1"})
+    >>> content[8:48]
+    b'{"__metadata__":{"a":"1","b":"2"},"x":{"'
+    """
+    from safetensors.numpy import save
+
+    content = save(dict(tensors), metadata=dict(metadata))
+    end = 8 + int.from_bytes(content[:8], "little")
+    held = json.loads(content[8:end])
+    held["__metadata__"] = dict(sorted(held["__metadata__"].items()))
+    header = json.dumps(held, ensure_ascii=False, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header + content[end:]
 
 
 def sweep(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import os
 import shlex
 import signal
@@ -20,6 +21,7 @@ from keyfilters.files import MEND, hold_folder, unfinished_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from types import FrameType
 
 __all__ = [
     "Address",
@@ -149,19 +151,32 @@ def check_out(out: Path | None) -> None:
 
 @contextmanager
 def one_command() -> Iterator[None]:
-    """Give back at the end, also at SIGTERM, what a command takes: its folder and its processes."""
+    """Give back at the end, also at SIGTERM, what a command takes: its folder and its processes.
 
-    def end(number: int, _: object) -> None:
-        signal.signal(number, signal.SIG_DFL)  # a second one ends it at once
-        raise SystemExit(128 + number)
+    An interrupt that comes while Python runs a finaliser is lost there; it is sent again.
+    """
+    got: list[signal.Signals] = []
 
-    before = signal.getsignal(signal.SIGTERM)
+    def end(number: int, frame: FrameType | None) -> None:
+        got.append(signal.Signals(number))
+        raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
+
+    def again(lost: sys.UnraisableHookArgs) -> None:
+        if got and isinstance(lost.exc_value, KeyboardInterrupt | SystemExit):
+            _thread.interrupt_main(got[-1])
+        else:
+            before(lost)
+
+    before = sys.unraisablehook
     with ExitStack() as held:
         token = HELD.set(held)
         held.callback(HELD.reset, token)
         with suppress(ValueError):  # not in the main thread
-            signal.signal(signal.SIGTERM, end)
-            held.callback(signal.signal, signal.SIGTERM, before)
+            for number in (signal.SIGINT, signal.SIGTERM):
+                if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
+                    held.callback(signal.signal, number, signal.signal(number, end))
+            sys.unraisablehook = again
+            held.callback(setattr, sys, "unraisablehook", before)
         yield
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from keyfilters.errors import KeyFiltersError, SourceError, nearest
-from keyfilters.files import write_whole
+from keyfilters.files import safetensors_bytes, write_whole
 
 __all__ = ["Estimator", "load_estimator", "save_estimator"]
 
@@ -75,11 +75,9 @@ def save_estimator(
     tensors: Mapping[str, NDArray[Any]],
 ) -> None:
     """Write options (as JSON) and what was learned as one safetensors file."""
-    from safetensors.numpy import save
-
     metadata = {"format": _kind(type(fitted)), "options": json.dumps(options)}
     held = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
-    write_whole(Path(path), save(held, metadata=metadata))
+    write_whole(Path(path), safetensors_bytes(held, metadata))
 
 
 def read_tensors(
