@@ -121,6 +121,8 @@ def begin(command: str, out: Path, place: Path, spare: Path) -> Any:
         try:
             main()
         finally:
+            for number in SIGNALS[:2]:  # what follows is no work of the command
+                signal.signal(number, signal.SIG_IGN)
             atexit._run_exitfuncs()  # type: ignore[attr-defined]  # a fork skips them
             sys.stdout.flush()
             sys.stderr.flush()
@@ -221,7 +223,8 @@ class Trials:
             for number in left_over(process.pid):
                 os.kill(number, signal.SIGKILL)
             process.join()
-        return process.exitcode, (spare / "log").read_text(errors="replace")
+        log = spare / "log"  # none, if it was stopped at once
+        return process.exitcode, log.read_text(errors="replace") if log.exists() else ""
 
     def stop(self, number: signal.Signals) -> None:
         """Stop the verb once, and run it again."""
@@ -238,7 +241,8 @@ class Trials:
             self.counts["had ended before"] += 1
         faults = []
         if "Traceback" in log and not log.strip().endswith("KeyboardInterrupt"):
-            faults.append("a traceback: " + " / ".join(log.strip().splitlines()[-3:]))
+            faults.append("a traceback")
+            print(log, flush=True)
         elif "Traceback" in log:
             self.counts["stopped before the command line began"] += 1
         if not done and number != signal.SIGKILL and code not in (130, 143, -2, -15, 1):

@@ -7,6 +7,7 @@ import os
 import shlex
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar
@@ -163,7 +164,9 @@ def one_command() -> Iterator[None]:
 
     def again(lost: sys.UnraisableHookArgs) -> None:
         if got and isinstance(lost.exc_value, KeyboardInterrupt | SystemExit):
-            _thread.interrupt_main(got[-1])
+            later = threading.Timer(0.02, _thread.interrupt_main, [got[-1]])  # not in this hook
+            later.daemon = True
+            later.start()
         else:
             before(lost)
 
