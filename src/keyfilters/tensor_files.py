@@ -27,7 +27,8 @@ def save_tensors(
     """Write arrays as one safetensors file, each straight from where it lies.
 
     safetensors' own function writes all at once, so that tensors mapped from a file would have to
-    be in memory together.
+    be in memory together, and orders metadata anew in every process; here equal things give equal
+    bytes.
 
     Args:
         path: of the file, written as `keyfilters.files.whole_file` does.
@@ -38,7 +39,7 @@ def save_tensors(
         KeyFiltersError: the file cannot be written.
     """
     order = sorted(tensors, key=lambda name: (-tensors[name].itemsize, name))  # all are aligned
-    header: dict[str, Any] = {"__metadata__": dict(metadata)}
+    header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))}
     end = 0
     for name in order:
         start, end = end, end + tensors[name].nbytes

@@ -608,6 +608,26 @@ DAMAGED: dict[str, Callable[[], tuple[Any, str]]] = {
         ),
         "cannot be inlined",
     ),
+    "many": lambda: (  # 2 ** 40 nodes
+        proto(
+            [helper.make_node("F0", ["x"], ["y"], domain="local")],
+            functions=[
+                helper.make_function(
+                    "local",
+                    f"F{i}",
+                    ["x"],
+                    ["y"],
+                    [
+                        helper.make_node(f"F{i + 1}", [a], [b], domain="local")
+                        for a, b in (("x", "z"), ("z", "y"))
+                    ],
+                    [helper.make_opsetid("", 21), helper.make_opsetid("local", 1)],
+                )
+                for i in range(40)
+            ],
+        ),
+        "cannot be inlined",
+    ),
     "name": lambda: (
         proto([conv(group=6)], {"w": REAL}).SerializeToString().replace(b"dw", b"\xff\xfe"),
         "",

@@ -11,6 +11,7 @@ import typer
 
 from keyfilters.cli.atlas import atlas
 from keyfilters.cli.check import check
+from keyfilters.cli.common import one_command
 from keyfilters.cli.compare import compare
 from keyfilters.cli.discover import discover
 from keyfilters.cli.experiment import app as experiment
@@ -20,8 +21,10 @@ from keyfilters.cli.read import read
 from keyfilters.cli.replace import replace
 from keyfilters.cli.reproduce import reproduce
 from keyfilters.cli.sources import sources
+from keyfilters.cli.tables import printable
 from keyfilters.cli.train import train
 from keyfilters.errors import KeyFiltersError
+from keyfilters.files import MEND
 
 __all__ = ["app", "main"]
 
@@ -63,7 +66,14 @@ def main() -> None:
     # Threads that spin while they wait make a busy machine crawl. Read when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
-        app()
+        with one_command():
+            app()
     except KeyFiltersError as error:
-        print(f"keyfilters: {error}", file=sys.stderr)
-        sys.exit(2)
+        message = str(error)
+    except OSError as error:  # a full disk, a folder that is gone: nothing that is ours to mend
+        named = f" ({error.filename})" if error.filename else ""
+        message = f"{error.strerror or error}{named}; {MEND}"
+    else:
+        return
+    print(f"keyfilters: {printable(message)}", file=sys.stderr)
+    sys.exit(2)

@@ -18,6 +18,7 @@ from keyfilters.cli.common import (
     folder_at_once,
     progress_bar,
 )
+from keyfilters.cli.tables import cell, say
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -103,15 +104,15 @@ def atlas(
         share = size.patterns.table.groupby("name")["share"].sum().sort_values(ascending=False)
         names = ", ".join(f"{name} {part:.0%}" for name, part in share.head(6).items())
         kernel = f"{size.size[0]}×{size.size[1]}"
-        console.print(f"\n{kernel}: {names}", highlight=False)
+        say(f"\n{kernel}: {names}")
         for sentence in fitted.words_[size.size].values():
-            console.print(sentence, highlight=False)
+            say(sentence)
     typer.echo()
     for flaw, count in fitted.summary_["unusable"].items():
-        console.print(f"left out: {count:,} {flaw} filters", highlight=False)
+        say(f"left out: {count:,} {flaw} filters")
     for (k_y, k_x), why in fitted.unclustered_.items():
-        console.print(f"{k_y}×{k_x}: no patterns looked for, {why}", highlight=False)
-    typer.echo(f"The page: {(out / 'report.html').resolve()}")
+        say(f"{k_y}×{k_x}: no patterns looked for, {why}")
+    say(f"The page: {(out / 'report.html').resolve()}")
 
 
 def _name_like(source: list[str], like: str, out: Path, seed: int) -> None:
@@ -127,10 +128,10 @@ def _name_like(source: list[str], like: str, out: Path, seed: int) -> None:
     with folder_at_once(out) as unfinished:
         found.to_parquet(unfinished / "filters.parquet", index=False)
     names = found["name"][found["classified"]].value_counts() / len(found)
-    typer.echo(", ".join(f"{name} {share:.0%}" for name, share in names.head(8).items()))
+    say(", ".join(f"{name} {share:.0%}" for name, share in names.head(8).items()))
     nulls = ", ".join(f"{kind} {share:.1%}" for kind, share in shares.items() if kind != "filters")
-    typer.echo(f"classified: {shares['filters']:.1%}; of null filters: {nulls}")
-    typer.echo(f"The filters: {(out / 'filters.parquet').resolve()}")
+    say(f"classified: {shares['filters']:.1%}; of null filters: {nulls}")
+    say(f"The filters: {(out / 'filters.parquet').resolve()}")
 
 
 def _table(fitted: Atlas) -> Table:
@@ -141,7 +142,7 @@ def _table(fitted: Atlas) -> Table:
 
     models = fitted.bank_.models
     names = ", ".join(models[:3]) + (f" and {len(models) - 3} more" if len(models) > 3 else "")
-    table = Table(title=f"{len(fitted.bank_):,} filters of {names}")
+    table = Table(title=cell(f"{len(fitted.bank_):,} filters of {names}"))
     table.add_column("kernel")
     for column in ("filters", "usable", "patterns", "classified", "held out", *NULLS):
         table.add_column(column, justify="right")

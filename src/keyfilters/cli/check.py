@@ -17,7 +17,7 @@ from keyfilters.cli.common import (
     folder_at_once,
 )
 from keyfilters.cli.common import progress_bar as bar
-from keyfilters.cli.tables import show
+from keyfilters.cli.tables import say, show
 
 if TYPE_CHECKING:
     from keyfilters.inspection import Check
@@ -83,7 +83,7 @@ def check(
             (unfinished / "check.sarif").write_text(found.to_sarif() + "\n", encoding="utf-8")
             write_check_report(found, unfinished / "report.html", command=command_line())
         if format is Format.table:
-            typer.echo(f"The page: {(out / 'report.html').resolve()}")
+            say(f"The page: {(out / 'report.html').resolve()}")
     if strict and not found.ok:
         raise typer.Exit(1)
 
@@ -93,7 +93,7 @@ def _print(found: Check, rules: bool, every: bool) -> None:
     if rules:
         for rule in found.rules:
             alarms = ", ".join(f"{x:.0%} of {k}" for k, x in rule.false_alarms.items())
-            typer.echo(
+            say(
                 f"{rule.name} ({rule.level}): {rule.measures}; above {rule.threshold:g} in "
                 f"{alarms} models"
             )
@@ -105,5 +105,5 @@ def _print(found: Check, rules: bool, every: bool) -> None:
         columns = [x for x in (SHOWN if every else WORST) if x != "model" or not alone]
         show(shown, "findings", tuple(columns), numbers=NUMBERS)
         for row in worst.drop_duplicates("rule").itertuples():
-            typer.echo(f"{row.rule}: {row.message}")
-    typer.echo(repr(found))
+            say(f"{row.rule}: {row.message}")
+    say(repr(found))

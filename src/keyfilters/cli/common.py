@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import _thread
+import os
 import shlex
+import signal
 import sys
-import tempfile
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from keyfilters.cli.tables import cell
 from keyfilters.errors import KeyFiltersError
+from keyfilters.files import MEND, hold_folder, unfinished_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from types import FrameType
 
 __all__ = [
     "Address",
@@ -31,6 +38,7 @@ __all__ = [
     "command_line",
     "folder_at_once",
     "layer_names",
+    "one_command",
     "progress_bar",
 ]
 
@@ -62,6 +70,7 @@ Layers = Annotated[
     ),
 ]
 Out = Annotated[Path | None, typer.Option(help="Folder for the results.", show_default=False)]
+HELD: ContextVar[ExitStack | None] = ContextVar("HELD", default=None)
 
 
 def check_device(device: str) -> None:
@@ -92,7 +101,7 @@ def progress_bar(total: int | None = None) -> Iterator[Callable[..., None]]:
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
     from rich.progress import TimeRemainingColumn as Remaining
 
-    text = TextColumn("{task.description}")
+    text = TextColumn("{task.description}", markup=False)
     columns = (SpinnerColumn(), BarColumn(24), TimeElapsedColumn(), Remaining(), text)
     console = Console(stderr=True)
     if not console.is_terminal:
@@ -105,7 +114,9 @@ def progress_bar(total: int | None = None) -> Iterator[Callable[..., None]]:
         def step(name: str, done: int | None = None, total: int | None = None) -> None:
             nonlocal started
             one = 1 if started and done is None else None
-            progress.update(task, description=name, completed=done, total=total, advance=one)
+            progress.update(
+                task, description=cell(name).plain, completed=done, total=total, advance=one
+            )
             started = True
 
         yield step
@@ -122,27 +133,71 @@ def command_line() -> str:
 
 
 def check_out(out: Path | None) -> None:
-    """Refuse a folder that is a file, before any work starts.
+    """Take a folder for this command, before any work starts; it is given back at the end.
+
+    Of the processes that torchrun starts, the first one takes it.
 
     Raises:
-        KeyFiltersError: `out` is a file.
+        KeyFiltersError: `out` is a file, cannot be written to, or another command has it.
     """
-    if out is not None and out.exists() and not out.is_dir():
-        raise KeyFiltersError(f"--out {out} is a file; give a folder")
+    if out is None:
+        return
+    with suppress(OSError):  # hold_folder says what is wrong
+        if out.exists() and not out.is_dir():
+            raise KeyFiltersError(f"--out {out} is a file; give a folder")
+    held = HELD.get()
+    if held is not None and os.environ.get("RANK", "0") == "0":
+        held.enter_context(hold_folder(out))
+
+
+@contextmanager
+def one_command() -> Iterator[None]:
+    """Give back at the end, also at SIGTERM, what a command takes: its folder and its processes.
+
+    An interrupt that comes while Python runs a finaliser is lost there; it is sent again.
+    """
+    got: list[signal.Signals] = []
+
+    def end(number: int, frame: FrameType | None) -> None:
+        got.append(signal.Signals(number))
+        raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
+
+    def again(lost: sys.UnraisableHookArgs) -> None:
+        if got and isinstance(lost.exc_value, KeyboardInterrupt | SystemExit):
+            later = threading.Timer(0.02, _thread.interrupt_main, [got[-1]])  # not in this hook
+            later.daemon = True
+            later.start()
+        else:
+            before(lost)
+
+    before = sys.unraisablehook
+    with ExitStack() as held:
+        token = HELD.set(held)
+        held.callback(HELD.reset, token)
+        with suppress(ValueError):  # not in the main thread
+            for number in (signal.SIGINT, signal.SIGTERM):
+                if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
+                    held.callback(signal.signal, number, signal.signal(number, end))
+            sys.unraisablehook = again
+            held.callback(setattr, sys, "unraisablehook", before)
+        yield
 
 
 @contextmanager
 def folder_at_once(out: Path) -> Iterator[Path]:
     """Yield an empty folder whose files move to `out` only if nothing fails.
 
+    The unfinished folder is there until the last file has moved: where a process is killed, it
+    marks that files of two commands may lie beside each other.
+
     Raises:
         KeyFiltersError: `out` cannot be written to.
     """
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=out, prefix=".unfinished-") as unfinished:
-            yield Path(unfinished)
-            for file in sorted(Path(unfinished).iterdir()):
+        with unfinished_folder(out) as unfinished:
+            yield unfinished
+            for file in sorted(unfinished.iterdir()):
                 file.replace(out / file.name)
     except OSError as error:
-        raise KeyFiltersError(f"cannot write to {out}: {error.strerror or error}") from error
+        reason = error.strerror or error
+        raise KeyFiltersError(f"cannot write to {out}: {reason}; {MEND}") from error

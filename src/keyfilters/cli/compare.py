@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import typer
-
 from keyfilters.cli.common import (
     Device,
     Out,
@@ -16,7 +14,7 @@ from keyfilters.cli.common import (
     folder_at_once,
     progress_bar,
 )
-from keyfilters.cli.tables import show
+from keyfilters.cli.tables import say, show
 from keyfilters.errors import KeyFiltersError
 
 if TYPE_CHECKING:
@@ -51,11 +49,11 @@ def compare(
         raise KeyFiltersError("one source was given; name two or more: keyfilters compare A B")
     ordered = in_order(source)
     if ordered != source:
-        typer.echo(f"in the order of the numbers in their names: {', '.join(ordered)}")
+        say(f"in the order of the numbers in their names: {', '.join(ordered)}")
     with progress_bar() as step:
         found = kf.compare(ordered[0], ordered[1], *ordered[2:], seed=seed, progress=step)
     _show(found)
-    typer.echo(found.verdict)
+    say(found.verdict)
     if out is not None:
         with folder_at_once(out) as unfinished:
             write_comparison_report(found, unfinished / "report.html", command=command_line())
@@ -65,7 +63,7 @@ def compare(
             found.filters.to_parquet(unfinished / "filters.parquet", index=False)
             if found.steps is not None:
                 found.steps.to_csv(unfinished / "steps.csv", index=False)
-        typer.echo(f"The page: {(out / 'report.html').resolve()}")
+        say(f"The page: {(out / 'report.html').resolve()}")
 
 
 def _show(found: Comparison) -> None:

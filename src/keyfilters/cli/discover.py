@@ -20,7 +20,7 @@ from keyfilters.cli.common import (
     progress_bar,
 )
 from keyfilters.cli.images import halves, labelled
-from keyfilters.cli.tables import show
+from keyfilters.cli.tables import say, show
 from keyfilters.errors import KeyFiltersError
 
 if TYPE_CHECKING:
@@ -122,9 +122,9 @@ def discover(
             )
     for window, one in found.items():
         show(one.models.sort_values("share", ascending=False), extent(window), SHOWN)
-        typer.echo(one.words)
+        say(one.words)
         if one.number is not None:
-            typer.echo(one.number.words)
+            say(one.number.words)
     if out is not None:
         with folder_at_once(out) as unfinished:
             for window, one in found.items():
@@ -139,7 +139,7 @@ def discover(
             figure = discovery_figure(named)
             figure.savefig(unfinished / "discovery.png", dpi=150)
         shutil.rmtree(out / PROGRESS, ignore_errors=True)
-        typer.echo(f"The page: {(out / 'report.html').resolve()}")
+        say(f"The page: {(out / 'report.html').resolve()}")
 
 
 def _asked(

@@ -20,7 +20,7 @@ from keyfilters.cli.common import (
     command_line,
     progress_bar,
 )
-from keyfilters.cli.tables import show
+from keyfilters.cli.tables import say, show
 from keyfilters.errors import KeyFiltersError
 from keyfilters.experiments import EXPERIMENTS
 from keyfilters.experiments.experiment import Shared
@@ -57,7 +57,7 @@ def page(
         found = json.loads(record.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise KeyFiltersError(f"cannot read {record}: {error}") from error
-    typer.echo(f"The page: {write_experiment(found, out).resolve()}")
+    say(f"The page: {write_experiment(found, out).resolve()}")
 
 
 def _command(name: str, function: Callable[..., Any]) -> Callable[..., None]:
@@ -156,12 +156,12 @@ def _run(
     conditions = pd.DataFrame(record["conditions"])
     show(conditions, record["measure"], ("label", "seeds", "mean", "low", "high"))
     for row in record["comparisons"]:
-        typer.echo(f"{row['question']}\n  {row['sentence']}")
-    typer.echo(f"In short: {record['short']}")
+        say(f"{row['question']}\n  {row['sentence']}")
+    say(f"In short: {record['short']}")
     for failure in record["failures"]:
-        typer.echo(failure, err=True)
+        say(failure, err=True)
     write_record(record, out)
-    typer.echo(f"The page: {write_experiment(record, out / 'report.html').resolve()}")
+    say(f"The page: {write_experiment(record, out / 'report.html').resolve()}")
 
 
 def _on_gpu(device: str) -> bool:

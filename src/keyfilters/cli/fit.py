@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from keyfilters.cli.common import Out, check_out, folder_at_once
+from keyfilters.cli.tables import cell, say
 from keyfilters.errors import KeyFiltersError
 
 if TYPE_CHECKING:
@@ -67,14 +68,14 @@ def fit(
         with folder_at_once(out) as unfinished:
             rows.to_csv(unfinished / "fit.csv", index=False)
             _draw(fitted, names).savefig(unfinished / "fit.png", dpi=150)
-        typer.echo(f"The fits: {(out / 'fit.csv').resolve()}")
+        say(f"The fits: {(out / 'fit.csv').resolve()}")
 
 
 def _print(rows: pd.DataFrame, title: str) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=title)
+    table = Table(title=cell(title))
     table.add_column("name", overflow="fold")
     table.add_column("operator")
     for column in ("σx", "σy", "α", "ℓ1", "ℓ2"):
@@ -88,7 +89,7 @@ def _print(rows: pd.DataFrame, title: str) -> None:
             row.name, row.operator, sigma_x, sigma_y, alpha, first, second, row.at_boundary
         )
     Console().print(table)
-    typer.echo("ℓ1, ℓ2: distance of the model from the normalised filter; σ in taps")
+    say("ℓ1, ℓ2: distance of the model from the normalised filter; σ in taps")
 
 
 def _draw(fitted: Fit, names: tuple[str, ...]) -> Figure:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from keyfilters.cli.tables import say
 from keyfilters.errors import KeyFiltersError
 
 if TYPE_CHECKING:
@@ -90,5 +91,5 @@ def _folder(folder: Path, size: int, prefix: str) -> Tensor:
 
     found, skipped = image_folder(folder, size=size)
     for name, reason in skipped:
-        typer.echo(f"left out {prefix}{name}: {reason}", err=True)
+        say(f"left out {prefix}{name}: {reason}", err=True)
     return found

@@ -14,7 +14,7 @@ from keyfilters.cli.common import (
     folder_at_once,
     layer_names,
 )
-from keyfilters.cli.tables import show
+from keyfilters.cli.tables import say, show
 from keyfilters.errors import KeyFiltersError
 
 
@@ -80,7 +80,7 @@ def init(
         with folder_at_once(out) as unfinished:
             save_model(module, str(unfinished / "model.safetensors"), metadata={"format": "pt"})
             report.to_csv(unfinished / "init.csv", index=False)
-        typer.echo(f"The model: {(out / 'model.safetensors').resolve()}")
+        say(f"The model: {(out / 'model.safetensors').resolve()}")
 
 
 def _scale(text: str) -> float | str:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 
-import typer
-
 from keyfilters.cli.common import (
     Device,
     Out,
@@ -15,6 +13,7 @@ from keyfilters.cli.common import (
     folder_at_once,
     progress_bar,
 )
+from keyfilters.cli.tables import cell, say
 
 
 def read(
@@ -54,12 +53,12 @@ def read(
         }
         for layer in bank.layers
     ]
-    table = Table(title=repr(bank))
+    table = Table(title=cell(repr(bank)))
     columns = ("model", "layer", "kernel", "filters", "stride", "dilation", "padding", "depth")
     for column in columns:
         table.add_column(column, overflow="fold")
     for row in rows:
-        table.add_row(*(str(row[column]) for column in columns))
+        table.add_row(*(cell(str(row[column])) for column in columns))
     Console().print(table)
     _print_counts("note", Counter(layer.note for layer in bank.layers if layer.note))
     _print_counts("skipped", Counter(reason for _, reason in bank.skipped))
@@ -71,7 +70,7 @@ def read(
             pd.DataFrame(rows).to_csv(unfinished / "layers.csv", index=False)
             skipped = pd.DataFrame(bank.skipped, columns=["name", "reason"])
             skipped.to_csv(unfinished / "skipped.csv", index=False)
-        typer.echo(f"The filters: {(out / 'bank.safetensors').resolve()}")
+        say(f"The filters: {(out / 'bank.safetensors').resolve()}")
 
 
 def _padding(padding: tuple[int, ...] | str | None) -> str:
@@ -80,4 +79,4 @@ def _padding(padding: tuple[int, ...] | str | None) -> str:
 
 def _print_counts(what: str, counts: Counter[str]) -> None:
     for text, count in counts.most_common():
-        typer.echo(f"{what}: {count} × {text}")
+        say(f"{what}: {count} × {text}")

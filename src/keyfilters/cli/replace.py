@@ -22,7 +22,7 @@ from keyfilters.cli.common import (
 )
 from keyfilters.cli.images import Images, halves
 from keyfilters.cli.keys import KeysOption, keys_of
-from keyfilters.cli.tables import show
+from keyfilters.cli.tables import say, show
 from keyfilters.errors import KeyFiltersError
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ def _replace_file(
     from keyfilters.surgery.files import replace_in_file
 
     bank = kf.read(source)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(prefix="keyfilters-") as folder:
         target = Path(folder, source.name)
         report = replace_in_file(source, target, keys_of(keys, bank, seed), layers=layers)
         show(report, f"{source.name}, keys {keys}", SHOWN)
@@ -131,7 +131,7 @@ def _replace_file(
                 for file in Path(folder).iterdir():  # a model's external data is beside it
                     shutil.copyfile(file, unfinished / file.name)
                 report.to_csv(unfinished / "replace.csv", index=False)
-            typer.echo(f"The model: {(out / source.name).resolve()}")
+            say(f"The model: {(out / source.name).resolve()}")
 
 
 def _replace_network(
@@ -178,7 +178,7 @@ def _conclude(net: nn.Module, done: Done, title: str, out: Path | None) -> None:
     show(report, title, SHOWN)
     if measured:
         low, high = measured["interval"]
-        typer.echo(
+        say(
             f"Same answer as before on {measured['top1 agreement']:.1%} of "
             f"{measured['measured on']} images ({low:.1%} to {high:.1%}); "
             f"relative logit error {measured['logit_error']:.2f}"
@@ -196,4 +196,4 @@ def _conclude(net: nn.Module, done: Done, title: str, out: Path | None) -> None:
             (unfinished / "agreement.json").write_text(text, encoding="utf-8")
         if table is not None:
             table.to_csv(unfinished / "sensitivity.csv", index=False)
-    typer.echo(f"The model: {(out / 'model.safetensors').resolve()}")
+    say(f"The model: {(out / 'model.safetensors').resolve()}")

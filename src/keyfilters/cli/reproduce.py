@@ -9,7 +9,7 @@ import typer
 
 from keyfilters.cli.common import Device, Out, Seed, check_out, command_line, folder_at_once
 from keyfilters.cli.common import progress_bar as bar
-from keyfilters.cli.tables import show
+from keyfilters.cli.tables import say, show
 from keyfilters.errors import KeyFiltersError
 
 MEASURED = ("figure", "quantity", "published", "measured", "difference", "null", "note")
@@ -63,7 +63,7 @@ def reproduce(
             listed = listed[listed["figure"].isin(measure_names)]
         show(listed, "figures of the papers")
         if not paper and not list_all:
-            typer.echo(f"name one to measure it: {', '.join(PAPERS)}")
+            say(f"name one to measure it: {', '.join(PAPERS)}")
         return
     with bar() as step:
         found = measure(paper, Inputs(filters, weights, seed, lambda name: step(name)))
@@ -77,4 +77,4 @@ def reproduce(
             write_reproduction_report(found, unfinished / "report.html", command=command_line())
             found.figures.to_csv(unfinished / "figures.csv", index=False)
             found.rows.to_csv(unfinished / "measured.csv", index=False)
-        typer.echo(f"The page: {(out / 'report.html').resolve()}")
+        say(f"The page: {(out / 'report.html').resolve()}")

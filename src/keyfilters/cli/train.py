@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from keyfilters.cli.common import Out, check_device, check_out, progress_bar
-from keyfilters.cli.tables import show
+from keyfilters.cli.tables import say, show
 from keyfilters.errors import KeyFiltersError
+from keyfilters.files import write_whole
 
 if TYPE_CHECKING:
     from torch import nn
@@ -86,7 +88,7 @@ def train(
     facts = plan(asked, model, data, processes or started)
     if os.environ.get("RANK", "0") == "0":
         for subject, words in {**facts, "filters": str(treated)}.items():
-            typer.echo(f"{subject + ':':<15} {words}")
+            say(f"{subject + ':':<15} {words}")
     if not dry_run:
         _run(asked, model, data, out, None if device == "auto" else device, treated, monitor)
 
@@ -130,11 +132,11 @@ def _run(
     columns = [x for x in trained.history if x not in ("step", "lr", *tests)]
     show(trained.history[columns].tail(SHOWN), name)
     tested = ", ".join(f"{x} {trained.summary[x]:.3f}" for x in tests if x in trained.summary)
-    typer.echo(f"on test images, of epoch {trained.summary['best_epoch']}: {tested}")
+    say(f"on test images, of epoch {trained.summary['best_epoch']}: {tested}")
     for image, reason in trained.summary["data"]["skipped"]:
-        typer.echo(f"left out {image}: {reason}", err=True)
+        say(f"left out {image}: {reason}", err=True)
     if watch is not None and watch.refused:
-        typer.echo(f"not monitored: {watch.refused}", err=True)
+        say(f"not monitored: {watch.refused}", err=True)
     if out is not None:
         _write(out, trained, treated, name)
 
@@ -147,11 +149,10 @@ def _write(out: Path, trained: Trained, treated: Treated, name: str) -> None:
 
     if treated.treatment.on_keys:
         write_results(out, trained)  # anew, under the names that plain filters have
-    try:
-        if treated.table is not None:
-            treated.table.to_csv(out / "filters.csv", index=False)
-        watched = pd.read_parquet(out / MONITOR) if (out / MONITOR).exists() else None
-        training_figure(trained.history, name, watched).savefig(out / "curves.png", dpi=150)
-    except OSError as error:
-        raise KeyFiltersError(f"cannot write to {out}: {error.strerror or error}") from error
-    typer.echo(f"The model: {(out / 'model.safetensors').resolve()}")
+    if treated.table is not None:
+        write_whole(out / "filters.csv", treated.table.to_csv(index=False))
+    watched = pd.read_parquet(out / MONITOR) if (out / MONITOR).exists() else None
+    curves = BytesIO()
+    training_figure(trained.history, name, watched).savefig(curves, dpi=150)
+    write_whole(out / "curves.png", curves.getvalue())
+    say(f"The model: {(out / 'model.safetensors').resolve()}")

@@ -9,11 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
-import numpy as np
 from numpy.typing import NDArray
 
 from keyfilters.errors import KeyFiltersError, SourceError, nearest
-from keyfilters.files import write_whole
+from keyfilters.tensor_files import save_tensors
 
 __all__ = ["Estimator", "load_estimator", "save_estimator"]
 
@@ -75,11 +74,8 @@ def save_estimator(
     tensors: Mapping[str, NDArray[Any]],
 ) -> None:
     """Write options (as JSON) and what was learned as one safetensors file."""
-    from safetensors.numpy import save
-
     metadata = {"format": _kind(type(fitted)), "options": json.dumps(options)}
-    held = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
-    write_whole(Path(path), save(held, metadata=metadata))
+    save_tensors(Path(path), tensors, metadata)
 
 
 def read_tensors(

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from keyfilters.bank import FilterBank
 from keyfilters.claims import FILTERS
 from keyfilters.errors import KeyFiltersError, SourceError, nearest
-from keyfilters.files import write_whole
 from keyfilters.nulls import NULLS, null_bank
 from keyfilters.scalespace import centred_unit, why_unusable
+from keyfilters.tensor_files import save_tensors
 
 if TYPE_CHECKING:
     from keyfilters.clusters.atlas import Atlas
@@ -123,12 +123,10 @@ class PatternBook:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the patterns as one safetensors file."""
-        from safetensors.numpy import save
-
         held = self.get_params() | {"table": self.table.to_dict("list")}
         tensors = {name: held.pop(name) for name in ("decoded", "index")}
         metadata = {"format": FORMAT, "fields": json.dumps(held, ensure_ascii=False)}
-        write_whole(Path(path), save(tensors, metadata=metadata))
+        save_tensors(Path(path), tensors, metadata)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> PatternBook:

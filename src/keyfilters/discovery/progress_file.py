@@ -13,6 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from keyfilters.errors import KeyFiltersError
+from keyfilters.files import MEND, write_whole
+
 __all__ = ["ProgressFile", "digest_of"]
 
 
@@ -35,19 +38,27 @@ class ProgressFile:
         self._path = None if folder is None else Path(folder) / f"{identity[:16]}.jsonl"
         if self._path is None:
             return
-        self._path.parent.mkdir(parents=True, exist_ok=True)
         whole = ""
         if self._path.exists():
             text = self._path.read_text(encoding="utf-8")
             whole = text[: text.rfind("\n") + 1]
             self.steps = [json.loads(line) for line in whole.splitlines()]
-        self._path.write_text(whole, encoding="utf-8")
+        write_whole(self._path, whole)
 
     def add(self, step: dict[str, Any]) -> None:
-        """Note a step."""
-        if self._path is not None:
+        """Note a step.
+
+        Raises:
+            KeyFiltersError: the file cannot be written; the steps before stay.
+        """
+        if self._path is None:
+            return
+        try:
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(step) + "\n")
+        except OSError as error:
+            reason = error.strerror or error
+            raise KeyFiltersError(f"cannot write to {self._path}: {reason}; {MEND}") from error
 
 
 def digest_of(parts: Iterable[object]) -> str:

@@ -22,7 +22,7 @@ from keyfilters.errors import KeyFiltersError
 from keyfilters.experiments.executors import Executor, LocalProcesses, Task, outcome
 from keyfilters.experiments.results import failures, read_record, table_of
 from keyfilters.experiments.run import Run
-from keyfilters.files import write_whole
+from keyfilters.files import sweep, write_whole
 
 __all__ = ["run_grid"]
 
@@ -135,6 +135,7 @@ class _Grid:
         """Make the folder of a run, and write down what decides it."""
         folder = (self.out / run.folder).absolute()
         if attempt == 1:
+            sweep(folder)
             record = {"factors": run.factors, "seed": run.seed, "identity": run.identity}
             write_whole(folder / "run.json", json.dumps(record, indent=1))
             for name in ("error.txt", "result.json"):

@@ -13,6 +13,8 @@ from pathlib import Path
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from keyfilters.files import write_whole
+
 __all__ = ["asset", "content_security_policy", "render", "script_json", "write_page"]
 
 
@@ -49,10 +51,13 @@ def content_security_policy(script: str = "") -> str:
 
 
 def write_page(html: str, path: str | os.PathLike[str]) -> Path:
-    """Write a page, make its folder if need be, and return its path."""
+    """Write a page, make its folder if need be, and return its path.
+
+    Raises:
+        KeyFiltersError: it cannot be written; the last good page stays.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(html, encoding="utf-8")
+    write_whole(path, html)
     return path
 
 

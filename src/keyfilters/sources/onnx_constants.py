@@ -174,6 +174,9 @@ def _with_external_data(tensor: Proto, path: Path) -> Proto:
     loaded = TensorProto()
     loaded.CopyFrom(tensor)
     load_external_data_for_tensor(loaded, str(folder))
+    # Older versions of onnx leave the mark, and seek the file again, in the working folder.
+    loaded.data_location = TensorProto.DEFAULT
+    del loaded.external_data[:]
     return loaded
 
 

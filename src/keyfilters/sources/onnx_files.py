@@ -20,6 +20,7 @@ from keyfilters.sources.onnx_constants import (
     evaluate,
     subgraphs,
 )
+from keyfilters.sources.onnx_functions import inlined
 
 __all__ = ["read_onnx"]
 
@@ -72,7 +73,6 @@ def _parse(path: Path) -> Proto:
     """Return the ModelProto with its local functions inlined and no external data loaded."""
     import onnx
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-    from onnx.inliner import inline_local_functions
 
     try:
         proto = onnx.load(path, format="protobuf", load_external_data=False)
@@ -80,10 +80,7 @@ def _parse(path: Path) -> Proto:
         raise damaged(path, f"cannot be parsed ({error})") from error
     if not proto.HasField("graph") or not proto.opset_import:
         raise damaged(path, "ends before its graph and its operator sets do")
-    try:
-        return inline_local_functions(proto) if proto.functions else proto
-    except (onnx.checker.ValidationError, RuntimeError, ValueError) as error:
-        raise damaged(path, f"has functions that cannot be inlined ({error})") from error
+    return inlined(proto, path)
 
 
 def _read_graph(scope: Scope, collector: Collector) -> None:

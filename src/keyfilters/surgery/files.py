@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from keyfilters.bank import FORMAT
 from keyfilters.errors import KeyFiltersError, SourceError
+from keyfilters.files import unfinished_folder
 from keyfilters.passes import first_line
 from keyfilters.sources.checkpoints import load_pickle, read_safetensors
 from keyfilters.sources.folders import format_of
@@ -123,13 +123,13 @@ def _write(
     made = [folder for folder in (target.parent, *target.parent.parents) if not folder.exists()]
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-            new = Path(folder, "new")
+        with unfinished_folder(target.parent) as folder:
+            new = folder / "new"
             new.mkdir()
             save(new / target.name, written)
             # The model comes last: it must never stand beside data that is not its own.
             files = sorted(new.iterdir(), key=lambda file: file.name == target.name)
-            _move(files, target.parent, Path(folder))
+            _move(files, target.parent, folder)
     except BaseException as error:
         for empty in made:
             with suppress(OSError):  # another process may have written to it

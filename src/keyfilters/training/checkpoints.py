@@ -30,6 +30,7 @@ from keyfilters.training.recipe import Recipe
 __all__ = ["fingerprint", "identity", "load", "newest", "save"]
 
 PACKAGES = ("keyfilters", "torch", "timm", "numpy", "accelerate", "pillow")
+UNFINISHED = ".unfinished-checkpoint"
 PLAIN = (bool, int, float, str, bytes, type(None), torch.dtype, torch.device)
 
 
@@ -141,7 +142,7 @@ def save(
     from safetensors.torch import save_file
 
     name, rank = f"checkpoint-{progress['step']}", accelerator.process_index
-    part = out / f".{name}.part"
+    part = out / UNFINISHED
     try:
         if accelerator.is_main_process:
             shutil.rmtree(part, ignore_errors=True)
@@ -163,7 +164,8 @@ def save(
             part.rename(out / name)
             for old in out.glob("checkpoint-*"):
                 if old.name != name and old.name[11:].isdecimal():
-                    shutil.rmtree(old, ignore_errors=True)
+                    old.rename(part)  # killed here, no half of it is called a checkpoint
+                    shutil.rmtree(part, ignore_errors=True)
         accelerator.wait_for_everyone()
     except (OSError, RuntimeError) as error:
         message = f"cannot write {out / name}: {getattr(error, 'strerror', None) or error}"
