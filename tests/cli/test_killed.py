@@ -44,7 +44,7 @@ def sent(number: signal.Signals) -> Callable[..., None]:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=str)
-@pytest.mark.parametrize("point", ["keyfilters.bank.write_whole", "pandas.DataFrame.to_csv"])
+@pytest.mark.parametrize("point", ["keyfilters.bank.save_tensors", "pandas.DataFrame.to_csv"])
 def test_a_stopped_command_leaves_nothing_and_runs_again(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
@@ -79,7 +79,7 @@ def test_a_signal_in_a_finaliser_is_not_lost(
         while True:  # until it comes again
             pass
 
-    monkeypatch.setattr("keyfilters.bank.write_whole", lose)
+    monkeypatch.setattr("keyfilters.bank.save_tensors", lose)
     code, _, error = run(capsys, "read", str(saved), "--out", str(tmp_path / "out"))
     assert code == 128 + signal.SIGTERM and "Traceback" not in error
     assert not (tmp_path / "out").exists()
