@@ -15,13 +15,14 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from keyfilters.errors import KeyFiltersError, SourceError
-from keyfilters.files import write_whole
 from keyfilters.scalespace import why_unusable
 from keyfilters.sizes import as_window
+from keyfilters.tensor_files import map_tensors, save_tensors
 
 __all__ = ["FilterBank", "Layer"]
 
 FORMAT = "keyfilters-bank-1"
+MAPPED_FROM = 2**26  # bytes of a file whose filters stay on disk until they are used
 
 
 @dataclass(frozen=True, eq=False)
@@ -198,19 +199,20 @@ class FilterBank:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the bank as one safetensors file; nothing is left behind if that fails."""
-        from safetensors.numpy import save
-
         metadata = {
             "format": FORMAT,
             "layers": json.dumps([_to_json(layer) for layer in self.layers]),
             "skipped": json.dumps(self.skipped),
         }
-        tensors = {f"{i:05d}": np.ascontiguousarray(x.weight) for i, x in enumerate(self.layers)}
-        write_whole(Path(path), save(tensors, metadata=metadata))
+        tensors = {f"{i:05d}": layer.weight for i, layer in enumerate(self.layers)}
+        save_tensors(Path(path), tensors, metadata)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> FilterBank:
         """Read a bank written by `save`.
+
+        The filters of a file of 64 MiB and more stay on disk, memory-mapped, until they are used;
+        such weights cannot be written to.
 
         Raises:
             SourceError: the file is missing, damaged, or not a bank.
@@ -222,8 +224,10 @@ class FilterBank:
                 metadata = file.metadata() or {}
                 if metadata.get("format") != FORMAT:
                     raise SourceError(f"{path} is not a filter bank; to read a model: kf.read(...)")
+                large = Path(path).stat().st_size >= MAPPED_FROM
+                tensor = map_tensors(Path(path)).__getitem__ if large else file.get_tensor
                 layers = [
-                    _from_json(held, file.get_tensor(f"{i:05d}"))
+                    _from_json(held, tensor(f"{i:05d}"))
                     for i, held in enumerate(json.loads(metadata["layers"]))
                 ]
                 skipped = [(name, why) for name, why in json.loads(metadata.get("skipped", "[]"))]

@@ -11,7 +11,7 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any, TypeVar
@@ -19,7 +19,14 @@ from typing import Any, TypeVar
 import torch
 from threadpoolctl import ThreadpoolController
 
-__all__ = ["in_parts", "one_thread", "one_thread_if_forked", "side_by_side", "workers"]
+__all__ = [
+    "in_parts",
+    "one_thread",
+    "one_thread_if_forked",
+    "piece_by_piece",
+    "side_by_side",
+    "workers",
+]
 
 Result = TypeVar("Result")
 
@@ -132,7 +139,8 @@ def side_by_side(tasks: Sequence[Callable[[], Result]]) -> Iterator[Result]:
     """Yield what each task returns, in their order; each runs on one thread.
 
     As many run at a time as torch has threads, or had before `one_thread`; in a forked process, and
-    within such a task, one. Tasks must not share a random generator.
+    within such a task, one. No more tasks are started than that and one, before their results are
+    taken. Tasks must not share a random generator.
     """
     threads = min(workers(), len(tasks))
     with one_thread():
@@ -140,7 +148,28 @@ def side_by_side(tasks: Sequence[Callable[[], Result]]) -> Iterator[Result]:
             yield from (task() for task in tasks)
         else:
             with ThreadPoolExecutor(threads) as pool:
-                yield from pool.map(_as_part, tasks)
+                started: deque[Future[Result]] = deque()
+                for task in tasks:
+                    started.append(pool.submit(_as_part, task))
+                    if len(started) > threads:
+                        yield started.popleft().result()
+                while started:
+                    yield started.popleft().result()
+
+
+def piece_by_piece(
+    work: Callable[[slice], Result], count: int, size: int
+) -> Iterator[tuple[slice, Result]]:
+    """Yield the slice of every part of a whole and what a work returns for it, in order.
+
+    Args:
+        work: called with the slice of every part, as many at a time as `side_by_side` does tasks.
+        count: length of the whole.
+        size: length of a part; the last one may be shorter.
+    """
+    parts = [slice(start, min(start + size, count)) for start in range(0, count, size)]
+    tasks = [partial(work, part) for part in parts]
+    yield from zip(parts, side_by_side(tasks), strict=True)
 
 
 def in_parts(work: Callable[[slice], None], count: int, size: int) -> None:
@@ -151,5 +180,4 @@ def in_parts(work: Callable[[slice], None], count: int, size: int) -> None:
         count: length of the whole.
         size: length of a part; the last one may be shorter.
     """
-    parts = [slice(start, min(start + size, count)) for start in range(0, count, size)]
-    deque(side_by_side([partial(work, part) for part in parts]), maxlen=0)
+    deque(piece_by_piece(work, count, size), maxlen=0)

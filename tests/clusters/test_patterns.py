@@ -11,7 +11,7 @@ from keyfilters.clusters.agreement import pattern_agreement
 from keyfilters.clusters.naming import UNNAMED, chance_similarity, name_filters
 from keyfilters.clusters.patterns import find_patterns
 from keyfilters.clusters.principal_curve import PrincipalCurve
-from keyfilters.clusters.square_or_shifted import square_report
+from keyfilters.clusters.square_or_shifted import look_square, square_report
 from keyfilters.nulls import null_units
 from keyfilters.receptive_fields.families import family
 from keyfilters.scalespace import centred_unit
@@ -102,14 +102,15 @@ def squares(name: str, sigma: float, stride: float) -> tuple[np.ndarray, pd.Data
 
 def test_squares_off_the_grid_are_told_from_squares_on_it() -> None:
     unit, table = squares("shifted smoothing −x½+y½", 1.0, 2.0)
-    report = square_report(unit, table, (5, 5), 0.2)
+    report = square_report(look_square(unit, (5, 5), 0.2), table, (5, 5))
     assert report["square_like"] == 40 and report["off_grid"] == 1
     assert report["direction"] == "−x½+y½" and report["one_direction"] == 1
     assert report["strided"] == (1.0, 1.0)
     unit, table = squares("square", 0.25, float("nan"))
-    report = square_report(unit, table, (5, 5), 0.2)
+    report = square_report(look_square(unit, (5, 5), 0.2), table, (5, 5))
     assert report["square_like"] == 40 and report["off_grid"] == 0
     assert report["strided"] is None
     unit, table = squares("x:d y:0", 0.8, 1.0)
-    assert square_report(unit, table, (5, 5), 0.2)["square_like"] == 0
-    assert "too small" in square_report(unit[:, :9], table, (3, 3), 0.2)["words"]
+    assert square_report(look_square(unit, (5, 5), 0.2), table, (5, 5))["square_like"] == 0
+    looks = look_square(unit[:, :9], (3, 3), 0.2)
+    assert "too small" in square_report(looks, table, (3, 3))["words"]

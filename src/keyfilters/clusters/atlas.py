@@ -7,7 +7,6 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -15,36 +14,33 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from keyfilters.bank import FilterBank
-from keyfilters.claims import FILTERS, claims_table, halves
-from keyfilters.clusters.agreement import pattern_agreement
+from keyfilters.claims import claims_table
 from keyfilters.clusters.estimator import Estimator
-from keyfilters.clusters.evidence import STEPS, Evidence, gather_evidence
-from keyfilters.clusters.key_use import known_keys, measure_keys
-from keyfilters.clusters.matched import NULL_SAMPLE, Matched, match_filters
-from keyfilters.clusters.methods import ONE_DIMENSION, Fitted
+from keyfilters.clusters.evidence import STEPS
+from keyfilters.clusters.fit_size import fit_size
 from keyfilters.clusters.pattern_book import PatternBook, name_filters_of
-from keyfilters.clusters.patterns import find_patterns
-from keyfilters.clusters.prototypes import PrototypeSet
+from keyfilters.clusters.per_filter import flaws_of
 from keyfilters.clusters.sentences import in_words
-from keyfilters.clusters.size_atlas import SizeAtlas, size_label, threshold_of
-from keyfilters.clusters.square_or_shifted import square_report
+from keyfilters.clusters.size_atlas import SizeAtlas, size_label
 from keyfilters.clusters.stored import load_nested, save_nested
 from keyfilters.clusters.summary import summarise
-from keyfilters.clusters.tables import NullsClassified, coverage_table, empty_table, enter
+from keyfilters.clusters.tables import (
+    NullsClassified,
+    coverage_table,
+    filter_table,
+    unusable_table,
+    write_table,
+)
+from keyfilters.columns import LARGE
 from keyfilters.errors import KeyFiltersError, NoFiltersError
 from keyfilters.files import write_whole
-from keyfilters.nulls import NULLS, null_units
-from keyfilters.receptive_fields import has_models
-from keyfilters.scalespace import centred_unit
-from keyfilters.seeds import child_seed
-from keyfilters.threads import one_thread
 
 __all__ = ["Atlas"]
 
 Progress = Callable[[str], None]
 
 FORMAT = "keyfilters-atlas-1"
-STORED = ("table_", "unclustered_", "coverage_", "claims_", "words_", "summary_")
+STORED = ("unusable_", "unclustered_", "coverage_", "claims_", "words_", "summary_")
 
 
 class Atlas(Estimator):
@@ -72,6 +68,7 @@ class Atlas(Estimator):
             p and q as in `keyfilters.match`, against filters of the same tap covariance; and the
             published and the consensus key that explain most of it, with the share r2.
         sizes_: a `SizeAtlas` for every kernel size with enough usable filters.
+        unusable_: the filters without a shape: model, layer, channel and flaw.
         unclustered_: kernel sizes without, and why.
         coverage_: one row a bank, model and layer, and kernel size: level, size, model, layer,
             depth, filters (usable), coverage (share classified), and the same of each null, whose
@@ -87,6 +84,8 @@ class Atlas(Estimator):
     >>> list(atlas.sizes_)
     [(5, 5)]
     """
+
+    _table: pd.DataFrame | None = None
 
     def __init__(
         self,
@@ -124,16 +123,24 @@ class Atlas(Estimator):
         self._check_options()
         progress = progress or (lambda step: None)
         self.bank_ = bank
-        self.table_ = empty_table(bank)
+        self._table = None
+        progress("filters without a shape")
+        flaws = flaws_of(bank)
+        self.unusable_ = unusable_table(bank, flaws)
         self.sizes_: dict[tuple[int, int], SizeAtlas] = {}
         nulls: dict[tuple[int, int], NullsClassified] = {}
         self.unclustered_: dict[tuple[int, int], str] = {}
         for size in bank.sizes:
-            self._fit_size(size, nulls, progress)
+            of_size = np.concatenate([np.full(len(x.weight), x.size == size) for x in bank.layers])
+            rows = np.flatnonzero(of_size & (flaws == 0))
+            if len(rows) < self.fewest:
+                self.unclustered_[size] = f"{len(rows)} usable filters, fewer than {self.fewest}"
+            else:
+                self.sizes_[size], nulls[size] = fit_size(self, size, rows, progress)
         if not self.sizes_:
             reasons = "; ".join(f"{y}×{x}: {why}" for (y, x), why in self.unclustered_.items())
             raise NoFiltersError(f"not enough filters for an atlas ({reasons or 'an empty bank'})")
-        self.coverage_ = coverage_table(self.table_, self.sizes_, nulls)
+        self.coverage_ = coverage_table(bank, self.sizes_, nulls)
         self.claims_ = self._claims()
         self.words_ = {
             size: in_words(part, size_label(size), one.threshold)
@@ -143,13 +150,25 @@ class Atlas(Estimator):
         self.summary_ = summarise(self, time.perf_counter() - started)
         return self
 
+    @property
+    def table_(self) -> pd.DataFrame:
+        """One row a filter, see above; made when it is asked for, and kept unless it is large."""
+        if not hasattr(self, "sizes_"):
+            raise AttributeError("this atlas has no table_ yet; call fit(bank) first")
+        if self._table is not None:
+            return self._table
+        table = filter_table(self.bank_, self.sizes_, np.arange(len(self.bank_)))
+        if len(table) <= LARGE:
+            self._table = table
+        return table
+
     def __repr__(self) -> str:
-        if not hasattr(self, "table_"):
+        if not hasattr(self, "summary_"):
             return super().__repr__()
         found = [
             f"{size_label(s)}: {len(a.patterns.table)} patterns" for s, a in self.sizes_.items()
         ]
-        return f"Atlas({len(self.table_):,} filters; {', '.join(found)})"
+        return f"Atlas({len(self.bank_):,} filters; {', '.join(found)})"
 
     def _repr_html_(self) -> str:
         """Show the patterns and every claim beside its strictest null, for a notebook."""
@@ -157,7 +176,7 @@ class Atlas(Estimator):
 
         from keyfilters.thumbnails import contact_sheet
 
-        if not hasattr(self, "table_"):
+        if not hasattr(self, "summary_"):
             return f"<p>{escape(repr(self))}; not fitted yet: fit(bank)</p>"
         parts = [f"<p>{escape(repr(self))}</p>"]
         for size, one in self.sizes_.items():
@@ -167,7 +186,7 @@ class Atlas(Estimator):
 
     def steps(self, bank: FilterBank) -> int:
         """Number of times that `fit` will call its progress function for a bank, at most."""
-        return (STEPS + 4) * len(bank.sizes)
+        return 1 + (STEPS + 4) * len(bank.sizes)
 
     def predict(self, bank: FilterBank) -> pd.DataFrame:
         """Name the filters of another bank by the patterns found, without fitting.
@@ -208,18 +227,15 @@ class Atlas(Estimator):
         """
         self._check_fitted()
         folder = Path(folder)
-        table = BytesIO()
-        self.table_.to_parquet(table, index=False)
-        write_whole(folder / "filters.parquet", table.getvalue())
+        write_table(folder / "filters.parquet", self.bank_, self.sizes_)
         text = json.dumps(self.summary_, indent=1, ensure_ascii=False, allow_nan=False)
         write_whole(folder / "summary.json", text + "\n")
         self.bank_.save(folder / "bank.safetensors")
-        nothing = np.empty((0, 0), np.float32)
         held = {
             "params": self.get_params(),
-            # The filters are in the bank, and no figure needs each fit of each seed.
+            # No figure needs each fit of each seed.
             "sizes": {
-                size: replace(a, unit=nothing, evidence=replace(a.evidence, fits={}))
+                size: replace(a, evidence=replace(a.evidence, fits={}))
                 for size, a in self.sizes_.items()
             },
         }
@@ -238,14 +254,12 @@ class Atlas(Estimator):
         folder = Path(folder)
         held = load_nested(folder / "atlas.safetensors", FORMAT)
         atlas = cls(**held["params"])
+        atlas.bank_ = FilterBank.load(folder / "bank.safetensors")
+        if "unusable_" not in held:  # older files
+            held["unusable_"] = unusable_table(atlas.bank_)
         for name in STORED:
             setattr(atlas, name, held[name])
-        atlas.bank_ = FilterBank.load(folder / "bank.safetensors")
-        atlas.sizes_ = {}
-        for size, one in held["sizes"].items():
-            filters, table = atlas.bank_.stack(size)
-            unit = centred_unit(filters[(table["flaw"] == "").to_numpy()])
-            atlas.sizes_[size] = replace(one, unit=unit)
+        atlas.sizes_ = {size: replace(one, bank=atlas.bank_) for size, one in held["sizes"].items()}
         return atlas
 
     def _check_options(self) -> None:
@@ -260,99 +274,6 @@ class Atlas(Estimator):
         if not hasattr(self, "summary_"):
             raise KeyFiltersError("this atlas is not fitted yet; call fit(bank) first")
 
-    @one_thread()
-    def _fit_size(
-        self,
-        size: tuple[int, int],
-        null_classified: dict[tuple[int, int], NullsClassified],
-        progress: Progress,
-    ) -> None:
-        of_size = (self.table_["k_y"] == size[0]) & (self.table_["k_x"] == size[1])
-        rows = np.flatnonzero(of_size & (self.table_["flaw"] == ""))
-        if len(rows) < self.fewest:
-            self.unclustered_[size] = f"{len(rows)} usable filters, fewer than {self.fewest}"
-            return
-        kernel, threshold = size_label(size), threshold_of(size, self.threshold)
-        filters, table = self.bank_.stack(size)
-        usable = (table["flaw"] == "").to_numpy()
-        filters, table = filters[usable], table[usable]
-        unit = centred_unit(filters)
-        progress(f"{kernel}: null filters")
-        chosen = self._sample(len(unit), self.sample, "sample")
-        nulls = {kind: null_units(unit[chosen], size, kind, self.seed) for kind in NULLS}
-        data = {FILTERS: unit[chosen]} | nulls
-        evidence, agreement = self._gather(data, size, halves(table)[chosen], progress)
-        codes = {key: _prototypes(found) for key, found in evidence.fits[ONE_DIMENSION].items()}
-        progress(f"{kernel}: patterns")
-        decoded = codes[FILTERS][0].prototypes
-        patterns = find_patterns(decoded, unit, size, threshold)
-        keys = {
-            name: measure_keys(name, known, {FILTERS: unit} | nulls)
-            for name, known in known_keys(size).items()
-        }
-        progress(f"{kernel}: idealised receptive field of every filter")
-        matched = self._match(filters, nulls, threshold)
-        self.sizes_[size] = SizeAtlas(
-            size, threshold, rows, unit, decoded, patterns, evidence, agreement,
-            square_report(unit, self.table_.iloc[rows], size, threshold), matched, keys,
-            [
-                *evidence.claims,
-                *([matched.claim] if matched is not None else []),
-                *(use.claim for use in keys.values()),
-            ],
-        )  # fmt: skip
-        classified = {k: codes[k][0].dissimilarity(null) < threshold for k, null in nulls.items()}
-        null_classified[size] = classified, chosen
-        enter(self.table_, self.sizes_[size])
-
-    def _gather(
-        self,
-        data: dict[str, NDArray[np.float32]],
-        size: tuple[int, int],
-        half: NDArray[np.bool_],
-        progress: Progress,
-    ) -> tuple[Evidence, pd.DataFrame]:
-        """Coverage of all methods, and agreement of their patterns."""
-        kernel, threshold = size_label(size), threshold_of(size, self.threshold)
-        seeds = range(self.seed, self.seed + self.seeds)
-        evidence = gather_evidence(
-            data,
-            size,
-            threshold,
-            seeds,
-            [count for count in self.counts if count <= len(half) // 4],
-            half,
-            feed_forward=self.feed_forward,
-            device=self.device,
-            progress=lambda step: progress(f"{kernel}: {step}"),
-        )
-        progress(f"{kernel}: agreement")
-        codes = {key: _prototypes(found) for key, found in evidence.fits[ONE_DIMENSION].items()}
-        agreement = {
-            key: pattern_agreement(codes[key], seeds[: len(codes[key])], part, threshold)
-            for key, part in data.items()
-        }
-        return evidence, pd.DataFrame(agreement).T
-
-    def _match(
-        self,
-        filters: NDArray[np.float32],
-        nulls: dict[str, NDArray[np.float32]],
-        threshold: float,
-    ) -> Matched | None:
-        """Match the filters and some of each null, where the window has idealised models."""
-        if not has_models((filters.shape[1], filters.shape[2])):
-            return None
-        some = self._sample(len(next(iter(nulls.values()))), NULL_SAMPLE, "matched")
-        samples = {kind: null[some] for kind, null in nulls.items()}
-        return match_filters(filters, samples, threshold, self.device)
-
-    def _sample(self, count: int, most: int, purpose: str) -> NDArray[np.int64]:
-        if count <= most:
-            return np.arange(count)
-        generator = np.random.default_rng(child_seed(self.seed, purpose))
-        return np.sort(generator.choice(count, most, replace=False))
-
     def _claims(self) -> pd.DataFrame:
         """All claims of the atlas, so that together at most one page in twenty claims falsely."""
         from scipy.stats import false_discovery_control
@@ -361,7 +282,3 @@ class Atlas(Estimator):
         table = pd.concat(parts, ignore_index=True)
         table.insert(0, "size", table.pop("size"))
         return table.assign(q=false_discovery_control(table["p"]))
-
-
-def _prototypes(fitted: list[Fitted]) -> list[PrototypeSet]:
-    return [found for found in fitted if isinstance(found, PrototypeSet)]

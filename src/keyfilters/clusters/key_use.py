@@ -13,7 +13,7 @@ from keyfilters.claims import FILTERS, Claim
 from keyfilters.errors import KeyFiltersError
 from keyfilters.keyset import KeySet
 
-__all__ = ["GOOD", "KeyUse", "known_keys", "measure_keys"]
+__all__ = ["GOOD", "KeyUse", "known_keys", "measure_keys", "strongest_key", "use_of_keys"]
 
 GOOD = 0.64  # r² from which a filter counts as explained by its key
 
@@ -36,8 +36,8 @@ class KeyUse:
     """
 
     keys: KeySet
-    index: NDArray[np.int64]
-    sign: NDArray[np.int64]
+    index: NDArray[np.int16]
+    sign: NDArray[np.int8]
     r2: Array
     claim: Claim
     table: pd.DataFrame
@@ -69,11 +69,36 @@ def measure_keys(name: str, keys: KeySet, data: Mapping[str, Array]) -> KeyUse:
         keys: K keys.
         data: ``(n, taps)`` centred unit filters under `FILTERS`, null filters under their kinds.
     """
-    flat = keys.filters.reshape(len(keys), -1).astype(np.float32)
-    cosine = data[FILTERS] @ flat.T
+    index, cosine = strongest_key(data[FILTERS], keys)
+    return use_of_keys(name, keys, index, cosine, data)
+
+
+def strongest_key(unit: Array, keys: KeySet) -> tuple[NDArray[np.int16], Array]:
+    """Return the key that explains most of each ``(n, taps)`` filter, and its cosine ``(n,)``."""
+    cosine = unit @ keys.filters.reshape(len(keys), -1).astype(np.float32).T
     index = np.abs(cosine).argmax(1)
-    best = cosine[np.arange(len(cosine)), index]
-    scores = {key: ((unit @ flat.T).astype(np.float64) ** 2).max(1) for key, unit in data.items()}
+    return index.astype(np.int16), cosine[np.arange(len(cosine)), index]
+
+
+def use_of_keys(
+    name: str,
+    keys: KeySet,
+    index: NDArray[np.int16],
+    cosine: Array,
+    nulls: Mapping[str, Array],
+) -> KeyUse:
+    """Measure one key set, see `measure_keys`, once every filter has its key.
+
+    Args:
+        name: of the key set.
+        keys: K keys.
+        index: ``(n,)`` key of every filter.
+        cosine: ``(n,)`` with it.
+        nulls: ``(m, taps)`` null filters under their kinds.
+    """
+    best = {FILTERS: cosine}
+    best |= {key: strongest_key(unit, keys)[1] for key, unit in nulls.items() if key != FILTERS}
+    scores = {key: found.astype(np.float64) ** 2 for key, found in best.items()}
     claim = Claim.measure(
         f"variance explained by {len(keys)} {name} keys",
         {key: score[None] for key, score in scores.items()},
@@ -86,7 +111,7 @@ def measure_keys(name: str, keys: KeySet, data: Mapping[str, Array]) -> KeyUse:
             "good": [float((score >= GOOD).mean()) for score in scores.values()],
         }
     )
-    r2 = best**2
+    r2 = cosine**2
     served = np.bincount(index, minlength=len(keys))
     total = np.bincount(index, weights=r2, minlength=len(keys))
     table = pd.DataFrame(
@@ -96,4 +121,5 @@ def measure_keys(name: str, keys: KeySet, data: Mapping[str, Array]) -> KeyUse:
             "r2": np.divide(total, served, out=np.full(len(keys), np.nan), where=served > 0),
         }
     )
-    return KeyUse(keys, index, np.where(best < 0, -1, 1), r2, claim, table, quality)
+    sign = np.where(cosine < 0, np.int8(-1), np.int8(1))
+    return KeyUse(keys, index, sign, r2, claim, table, quality)

@@ -11,17 +11,24 @@ import torch
 from numpy.typing import NDArray
 
 from keyfilters.claims import FILTERS, Claim
+from keyfilters.clusters.per_filter import chunk_of, grains_of
+from keyfilters.columns import text_column
+from keyfilters.filter_rows import FilterRows
 from keyfilters.receptive_fields import match
+from keyfilters.receptive_fields.families import MATCHED
 from keyfilters.receptive_fields.models import mean_scale, render_models
 from keyfilters.receptive_fields.significance import significance
 from keyfilters.scalespace import half_grid_offset, separability_index
-from keyfilters.threads import one_thread
+from keyfilters.threads import one_thread, piece_by_piece
 
 __all__ = ["Matched", "match_filters"]
 
 NULL_SAMPLE = 1000  # filters of each null that are matched, at most
 DECIDES = "covariance"  # null of the p-values
 COMPONENTS = 4
+MATCH_COLUMNS = ("family", "kind", "sigma_x", "sigma_y", "second", "angle", "amplitude", "offset",
+                 "r2", "parameters")  # fmt: skip
+SHAPE_COLUMNS = ("half_grid_offset", "separability")
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +66,7 @@ class Matched:
 
 @one_thread()
 def match_filters(
-    filters: NDArray[np.float32],
+    filters: NDArray[np.float32] | FilterRows,
     nulls: Mapping[str, NDArray[np.float32]],
     threshold: float,
     device: str = "cpu",
@@ -74,46 +81,101 @@ def match_filters(
         threshold: dissimilarity below which two filters count as alike.
         device: where to compute.
     """
-    flat = filters.reshape(len(filters), -1)
+    size = (filters.shape[1], filters.shape[2])
     samples = {kind: null[:NULL_SAMPLE] for kind, null in nulls.items()}
-    together = np.concatenate([flat, *samples.values()]).reshape(-1, *filters.shape[1:])
-    found = match(together, null=None, device=device)  # one call: much of its cost is fixed
-    ends = np.cumsum([len(flat), *map(len, samples.values())])
-    table = found[: len(flat)].drop(columns="flaw")
-    r2 = found["r2"].to_numpy()
-    null_r2 = {k: r2[e - len(samples[k]) : e] for k, e in zip(samples, ends[1:], strict=True)}
+    together = np.concatenate(list(samples.values())).reshape(-1, *size)
+    found = match(together, null=None, device=device)["r2"].to_numpy()
+    ends = np.cumsum([len(sample) for sample in samples.values()])
+    null_r2 = dict(zip(samples, np.split(found, ends[:-1]), strict=True))
+    table, left = _match_all(filters, size, device)
     decides = significance(table["r2"].to_numpy(), null_r2[DECIDES], DECIDES)
-    table = pd.concat([table, decides], axis=1)
-    lifted = torch.tensor(filters - table["offset"].to_numpy()[:, None, None])
-    table["half_grid_offset"] = half_grid_offset(lifted).numpy()
-    table["separability"] = separability_index(lifted).numpy()
+    for place, name in enumerate(decides):
+        table.insert(len(MATCH_COLUMNS) + place, name, decides[name])
     bar = (1 - threshold) ** 2
     good = {key: (x >= bar).astype(float)[None] for key, x in null_r2.items()}
     good[FILTERS] = (table["r2"].to_numpy() >= bar).astype(float)[None]
-    left = (filters - render_models(table, filters.shape[1:])).reshape(len(filters), -1)
-    centred = flat - flat.mean(axis=1, keepdims=True)
-    left = left / np.linalg.norm(centred, axis=1, keepdims=True)
-    _, values, directions = np.linalg.svd(left - left.mean(axis=0), full_matrices=False)
-    power = values**2 / max(float((values**2).sum()), 1e-30)
-    shape = (-1, *filters.shape[1:])
+    mean, power, directions = left.components(len(filters))
     return Matched(
         table=table,
         bar=bar,
         shares=_by_kind(table, bar),
         nulls=null_r2,
         claim=Claim.measure(f"explained by one receptive field, r² ≥ {bar:.2g}", good),
-        residual=left.mean(axis=0).reshape(filters.shape[1:]),
-        components=directions[:COMPONENTS].reshape(shape),
-        component_shares=power[:COMPONENTS],
+        residual=mean.reshape(size),
+        components=directions[:COMPONENTS].reshape(-1, *size),
+        component_shares=power[:COMPONENTS] / max(float(power.sum()), 1e-30),
     )
+
+
+@dataclass
+class _LeftOver:
+    """Sum ``(taps,)`` and products ``(taps, taps)`` of what models leave over of filters."""
+
+    total: NDArray[np.float64] | float = 0.0
+    products: NDArray[np.float64] | float = 0.0
+
+    def add(self, other: _LeftOver) -> None:
+        self.total, self.products = self.total + other.total, self.products + other.products
+
+    def components(self, count: int) -> tuple[NDArray[np.float64], ...]:
+        """Return the mean, and power and directions ``(taps, taps)`` of principal components.
+
+        The largest tap of a direction is positive.
+        """
+        mean = np.asarray(self.total) / count
+        power, directions = np.linalg.eigh(self.products - count * np.outer(mean, mean))
+        directions = directions.T[::-1]
+        largest = np.abs(directions).argmax(1)
+        sign = np.sign(directions[np.arange(len(directions)), largest])
+        return mean, power[::-1].clip(0), directions * sign[:, None]
+
+
+def _match_all(
+    filters: NDArray[np.float32] | FilterRows, size: tuple[int, int], device: str
+) -> tuple[pd.DataFrame, _LeftOver]:
+    """Match filters and measure where and how separable they are, and what is left over."""
+
+    def work(rows: slice) -> tuple[pd.DataFrame, list[_LeftOver]]:
+        return _match_chunk(filters[rows], size, device)
+
+    names = [form.name for form in MATCHED]
+    kinds = list(dict.fromkeys(form.kind for form in MATCHED))
+    family = np.empty(len(filters), np.uint8)
+    numbers = {name: np.empty(len(filters)) for name in (*MATCH_COLUMNS[2:], *SHAPE_COLUMNS)}
+    left = _LeftOver()
+    for rows, (found, rest) in piece_by_piece(work, len(filters), chunk_of(len(filters))):
+        family[rows] = pd.Index(names).get_indexer(found["family"])
+        for name, column in numbers.items():
+            column[rows] = found[name]
+        for grain in rest:  # in order, so that it rounds in one way
+            left.add(grain)
+    kind = np.array([kinds.index(form.kind) for form in MATCHED], np.uint8)[family]
+    columns = {"family": text_column(family, names), "kind": text_column(kind, kinds)} | numbers
+    return pd.DataFrame(columns, copy=False), left
+
+
+def _match_chunk(
+    filters: NDArray[np.float32], size: tuple[int, int], device: str
+) -> tuple[pd.DataFrame, list[_LeftOver]]:
+    table = match(filters, null=None, device=device)
+    lifted = torch.tensor(filters - table["offset"].to_numpy()[:, None, None])
+    table["half_grid_offset"] = half_grid_offset(lifted).numpy()
+    table["separability"] = separability_index(lifted).numpy()
+    rest = []
+    for grain in grains_of(len(filters)):
+        flat = filters[grain].reshape(-1, size[0] * size[1])
+        left = flat - render_models(table.iloc[grain], size).reshape(flat.shape)
+        left /= np.linalg.norm(flat - flat.mean(axis=1, keepdims=True), axis=1, keepdims=True)
+        rest.append(_LeftOver(left.sum(axis=0), left.T @ left))
+    return table, rest
 
 
 def _by_kind(table: pd.DataFrame, bar: float) -> pd.DataFrame:
     rows = []
-    scale = mean_scale(table)
-    for kind, part in table.groupby("kind"):
+    shapes = table[["r2", *SHAPE_COLUMNS]].assign(scale=mean_scale(table))
+    for kind, part in shapes.groupby(table["kind"], observed=True):
         good = part[part["r2"] >= bar]
-        sigma = scale[(good if len(good) else part).index]
+        sigma = (good if len(good) else part)["scale"]
         rows.append(
             {
                 "kind": kind,
@@ -127,4 +189,5 @@ def _by_kind(table: pd.DataFrame, bar: float) -> pd.DataFrame:
                 "separability": part["separability"].median(),
             }
         )
-    return pd.DataFrame(rows).sort_values("share", ascending=False, ignore_index=True)
+    found = pd.DataFrame(rows).sort_values("kind")
+    return found.sort_values("share", ascending=False, ignore_index=True)

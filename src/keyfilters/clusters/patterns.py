@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,7 +14,7 @@ from keyfilters.clusters.naming import UNNAMED, name_filters
 from keyfilters.clusters.prototypes import nearest_prototype
 from keyfilters.scalespace import centred_unit
 
-__all__ = ["Patterns", "find_patterns", "group_codes"]
+__all__ = ["CodeUse", "Patterns", "find_patterns", "group_codes", "read_patterns"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +33,7 @@ class Patterns:
 
     table: pd.DataFrame
     prototypes: NDArray[np.float32]
-    index: NDArray[np.int64]
+    index: NDArray[np.int32]
     code: NDArray[np.float32]
     dissimilarity: NDArray[np.float32]
 
@@ -53,24 +55,90 @@ def find_patterns(
         size: window ``(k_y, k_x)``.
         threshold: dissimilarity below which two filters count as alike.
     """
-    code_index, dissimilarity = nearest_prototype(unit, decoded)
-    classified = dissimilarity < threshold
-    label = _join(decoded, np.bincount(code_index, minlength=len(decoded)), threshold)[code_index]
-    code = ((code_index + 0.5) / len(decoded)).astype(np.float32)
+    use = CodeUse.of(decoded, unit, threshold)
+    return read_patterns(decoded, use, unit.__getitem__, size, threshold)
 
-    used = np.unique(label)
-    mean_code = np.array([np.median(code[label == i]) for i in used])
+
+@dataclass(frozen=True, eq=False)
+class CodeUse:
+    """How filters use a 1-D code.
+
+    Attributes:
+        step: ``(n,)`` place of each filter on the code.
+        dissimilarity: ``(n,)`` of each to the filter decoded there.
+        total: ``(G, taps)`` float64, sum of the classified filters at every step.
+    """
+
+    step: NDArray[np.integer[Any]]
+    dissimilarity: NDArray[np.float32]
+    total: NDArray[np.float64]
+
+    @classmethod
+    def of(
+        cls, decoded: NDArray[np.float32], unit: NDArray[np.float32], threshold: float
+    ) -> CodeUse:
+        """Place ``(n, taps)`` centred unit filters on a code that decodes to ``(G, taps)``."""
+        from scipy.sparse import csr_array
+
+        step, dissimilarity = nearest_prototype(unit, decoded)
+        good = np.flatnonzero(dissimilarity < threshold)
+        shape = (len(decoded), len(unit))
+        at_step = csr_array((np.ones(len(good)), (step[good], good)), shape=shape)
+        return cls(step, dissimilarity, at_step @ unit.astype(np.float64))
+
+
+def read_patterns(
+    decoded: NDArray[np.float32],
+    use: CodeUse,
+    unit: Callable[[NDArray[np.int64]], NDArray[np.float32]],
+    size: tuple[int, int],
+    threshold: float,
+) -> Patterns:
+    """Read the patterns off a code, see `find_patterns`, once filters are placed on it.
+
+    Args:
+        decoded: ``(G, taps)`` filters that the code decodes to.
+        use: where the filters are on it.
+        unit: returns centred unit filters by their places.
+        size: window ``(k_y, k_x)``.
+        threshold: dissimilarity below which two filters count as alike.
+    """
+    steps = len(decoded)
+    classified = use.dissimilarity < threshold
+    usage = np.bincount(use.step, minlength=steps)
+    good = np.bincount(use.step[classified], minlength=steps)
+    label = _join(decoded, usage, threshold)
+    code_of_step = ((np.arange(steps) + 0.5) / steps).astype(np.float32)
+    used = np.unique(label[usage > 0])
+    mean_code = np.array([_median(code_of_step[label == i], usage[label == i]) for i in used])
     used = used[np.argsort(mean_code)]
-    index = np.argsort(used)[np.searchsorted(np.sort(used), label)]
-    prototypes = np.stack(
-        [_prototype(unit, index == i, classified, dissimilarity) for i in range(len(used))]
-    )
-    named = name_filters(prototypes, size, threshold)
+    pattern = np.full(steps, -1, np.int32)
+    for number, i in enumerate(used):
+        pattern[label == i] = number
+    index = pattern[use.step]
+    prototypes = []
+    for number in range(len(used)):
+        own = pattern == number
+        if good[own].any():
+            mean = use.total[own].sum(0, keepdims=True) / good[own].sum()
+        else:  # the most typical one
+            least = use.dissimilarity[index == number].min()
+            typical = np.flatnonzero((index == number) & (use.dissimilarity == least))
+            mean = unit(typical).mean(0, keepdims=True, dtype=np.float64)
+        prototypes.append(centred_unit(mean)[0])
+    named = name_filters(np.stack(prototypes), size, threshold)
     filters = np.bincount(index, minlength=len(used))
-    share = np.bincount(index[classified], minlength=len(used)) / len(unit)
+    share = np.bincount(pattern[pattern >= 0], good[pattern >= 0], len(used)) / len(index)
     table = named.assign(code=np.sort(mean_code), filters=filters, share=share)
     table.insert(0, "pattern", _number_variants(table))
-    return Patterns(table, prototypes, index, code, dissimilarity)
+    return Patterns(table, np.stack(prototypes), index, code_of_step[use.step], use.dissimilarity)
+
+
+def _median(values: NDArray[np.float32], counts: NDArray[np.int64]) -> np.float32:
+    """Return the median of ascending values that occur so often."""
+    ends = counts.cumsum()
+    middle = [(ends[-1] - 1) // 2, ends[-1] // 2]
+    return values[np.searchsorted(ends, middle, side="right")].mean()
 
 
 def group_codes(
@@ -101,19 +169,6 @@ def _join(
     tree = linkage(decoded[used].astype(np.float64), "average", metric="cosine")
     label[used] = fcluster(tree, threshold, "distance") - 1
     return label
-
-
-def _prototype(
-    unit: NDArray[np.float32],
-    member: NDArray[np.bool_],
-    classified: NDArray[np.bool_],
-    dissimilarity: NDArray[np.float32],
-) -> NDArray[np.float32]:
-    """Mean of a pattern's classified filters, or the most typical one if there are none."""
-    chosen = member & classified
-    if not chosen.any():
-        chosen = member & (dissimilarity == dissimilarity[member].min())
-    return centred_unit(unit[chosen].mean(0, keepdims=True, dtype=np.float64))[0]
 
 
 def _number_variants(table: pd.DataFrame) -> list[str]:

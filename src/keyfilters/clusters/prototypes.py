@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from keyfilters.columns import GRAIN
 from keyfilters.learned_filters import kmeans_prototypes
 
 __all__ = ["PrototypeSet", "kmeans_prototypes", "nearest_prototype"]
@@ -26,14 +27,14 @@ def nearest_prototype(
         unit: ``(n, taps)`` centred, of unit norm.
         prototypes: ``(K, taps)`` centred, of unit norm.
         either_sign: whether a prototype also stands for its negative.
-        chunk: inner products held at a time; few enough to stay in the cache.
+        chunk: inner products held at a time, about; few enough to stay in the cache.
 
     Returns:
         Index ``(n,)`` and dissimilarity ``(n,)``, 1 minus the (absolute) cosine.
     """
     index = np.empty(len(unit), dtype=np.int64)
     cosine = np.empty(len(unit), dtype=np.float32)
-    step = max(1, chunk // max(1, len(prototypes)))
+    step = min(GRAIN, 2 ** max(0, (chunk // max(1, len(prototypes))).bit_length() - 1))
     for start in range(0, len(unit), step):
         part = slice(start, start + step)
         similarity = unit[part] @ prototypes.T

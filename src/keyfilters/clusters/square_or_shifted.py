@@ -8,6 +8,7 @@ subsample need it. This module lets the two explanations compete for every filte
 from __future__ import annotations
 
 from collections import Counter
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -17,9 +18,11 @@ from numpy.typing import NDArray
 from keyfilters.clusters.prototypes import nearest_prototype
 from keyfilters.receptive_fields import FAMILIES, build_dictionary
 
-__all__ = ["nearest_centre", "square_report"]
+__all__ = ["look_square", "nearest_centre", "square_report"]
 
 ON_GRID, SQUARE = "on the grid", "square"
+# What a filter can look like; centres that are moved along both axes look square too.
+SQUARES = np.array(["", SQUARE, "−x½+y½", "−x½−y½", "+x½+y½", "+x½−y½"], dtype=object)
 
 
 def nearest_centre(
@@ -35,6 +38,14 @@ def nearest_centre(
         The nearest form of every filter, ``(n,)`` strings: ``"on the grid"``, ``"square"``, or how
         the centre is moved, such as ``"−x½+y½"``; and the dissimilarity to it, ``(n,)``.
     """
+    forms, atoms = _centres(size)
+    index, dissimilarity = nearest_prototype(unit, atoms, either_sign=True)
+    return forms[index], dissimilarity
+
+
+@lru_cache(maxsize=16)
+def _centres(size: tuple[int, int]) -> tuple[NDArray[np.object_], NDArray[np.float32]]:
+    """Return names ``(K,)`` and taps ``(K, taps)`` of all centres, and of squares on the grid."""
     dictionary = build_dictionary(size)
     parameters = dictionary.parameters
     isotropic = np.isnan(parameters[:, 1]) | (parameters[:, 0] == parameters[:, 1])
@@ -46,13 +57,23 @@ def nearest_centre(
         elif form.name == "square":
             forms[i] = SQUARE
     chosen = forms != ""
-    atoms = dictionary.atoms.reshape(len(forms), -1)[chosen]
-    index, dissimilarity = nearest_prototype(unit, atoms, either_sign=True)
-    return forms[chosen][index], dissimilarity
+    return forms[chosen], dictionary.atoms.reshape(len(forms), -1)[chosen]
+
+
+def look_square(
+    unit: NDArray[np.float32], size: tuple[int, int], threshold: float
+) -> NDArray[np.uint8]:
+    """Return for each filter 0, or the number in `SQUARES` of the square that it looks like."""
+    if min(size) < 5:
+        return np.zeros(len(unit), np.uint8)
+    form, dissimilarity = nearest_centre(unit, size)
+    number = {name: i for i, name in enumerate(SQUARES)}
+    found = np.array([number.get(name, 0) for name in form], np.uint8)
+    return np.where(dissimilarity < threshold, found, np.uint8(0))
 
 
 def square_report(
-    unit: NDArray[np.float32], table: pd.DataFrame, size: tuple[int, int], threshold: float
+    looks: NDArray[np.uint8], table: pd.DataFrame, size: tuple[int, int]
 ) -> dict[str, Any]:
     """Count filters that look square, and ask of each which form explains it best.
 
@@ -60,10 +81,9 @@ def square_report(
     its best match among all centres and squares, with a dissimilarity below `threshold`.
 
     Args:
-        unit: ``(n, taps)`` centred unit filters.
+        looks: ``(n,)``, see `look_square`.
         table: ``(n rows)`` with the columns model, layer and stride (NaN where unknown).
         size: window ``(k_y, k_x)``.
-        threshold: dissimilarity below which two filters count as alike.
 
     Returns:
         ``square_like`` (number), ``off_grid`` (share of them that an off-grid centre explains
@@ -76,10 +96,7 @@ def square_report(
         window = f"A {size[0]}×{size[1]} window"
         words = f"{window} is too small to tell a square on the grid from a centre off the grid."
         return {"square_like": None, "words": words}
-    form, dissimilarity = nearest_centre(unit, size)
-    corner = np.array([name.count("½") == 2 for name in form], dtype=bool)
-    square_like = (corner | (form == SQUARE)) & (dissimilarity < threshold)
-    found, moved = table[square_like], form[square_like & corner]
+    found, moved = table[looks > 0], SQUARES[looks[looks > 1]]
     if found.empty:
         return {"square_like": 0, "words": "No filter looks like a square."}
     direction, most = Counter(moved).most_common(1)[0] if len(moved) else ("", 0)
@@ -95,7 +112,7 @@ def square_report(
         "layers": {" / ".join(map(str, key)): int(n) for key, n in layers.head(8).items()},
         "strided": strided,
     }
-    return report | {"words": _in_words(report, len(unit), layers)}
+    return report | {"words": _in_words(report, len(table), layers)}
 
 
 def _moved(shift: tuple[float, float]) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from keyfilters.bank import FilterBank
 from keyfilters.claims import Claim
 from keyfilters.clusters.estimator import read_tensors
 from keyfilters.clusters.evidence import Evidence
@@ -18,9 +19,10 @@ from keyfilters.clusters.key_use import KeyUse
 from keyfilters.clusters.matched import Matched
 from keyfilters.clusters.patterns import Patterns
 from keyfilters.clusters.size_atlas import SizeAtlas
+from keyfilters.columns import text_column
 from keyfilters.errors import SourceError
-from keyfilters.files import write_whole
 from keyfilters.keyset import KeySet
+from keyfilters.tensor_files import save_tensors
 
 __all__ = ["load_nested", "save_nested"]
 
@@ -36,16 +38,14 @@ def save_nested(path: Path, value: Any, kind: str) -> None:
         value: what to write.
         kind: a word that tells such files from others.
     """
-    from safetensors.numpy import save
-
     tensors: Tensors = {}
     told = json.dumps(_pack(value, tensors), ensure_ascii=False).encode()
     tensors["value"] = np.frombuffer(told, np.uint8)  # not metadata, whose length has a limit
-    write_whole(path, save(tensors, metadata={"format": kind}))
+    save_tensors(path, tensors, {"format": kind})
 
 
 def load_nested(path: Path, kind: str) -> Any:
-    """Read what `save_nested` wrote.
+    """Read what `save_nested` wrote; banks are left out, and empty.
 
     Raises:
         SourceError: the file is missing, damaged, or of another kind.
@@ -80,8 +80,9 @@ def _pack(value: Any, tensors: Tensors) -> Any:
         return ["dict", *([_pack(k, tensors), _pack(v, tensors)] for k, v in value.items())]
     if isinstance(value, (list, tuple)):
         return [type(value).__name__, *(_pack(item, tensors) for item in value)]
-    fields = [[f.name, _pack(getattr(value, f.name), tensors)] for f in dataclasses.fields(value)]
-    return [type(value).__name__, *fields]
+    held = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+    kept = [[k, _pack(v, tensors)] for k, v in held.items() if not isinstance(v, FilterBank)]
+    return [type(value).__name__, *kept]
 
 
 def _pack_column(column: pd.Series, tensors: Tensors) -> Any:
@@ -99,13 +100,17 @@ def _unpack(data: Any, tensors: Tensors) -> Any:
     if kind == "array":
         return tensors[parts[0]]
     if kind == "words":
-        return np.array([*parts[1], None], dtype=object)[_unpack(parts[0], tensors)]
+        codes = _unpack(parts[0], tensors)
+        if (codes < 0).any():
+            return np.array([*parts[1], None], dtype=object)[codes]
+        return text_column(codes, parts[1])
     if kind == "table":
         index, columns = parts
-        return pd.DataFrame({k: _unpack(v, tensors) for k, v in columns}, index=index)
+        return pd.DataFrame({k: _unpack(v, tensors) for k, v in columns}, index=index, copy=False)
     if kind == "dict":
         return {_unpack(k, tensors): _unpack(v, tensors) for k, v in parts}
     if kind in ("list", "tuple"):
         items = [_unpack(item, tensors) for item in parts]
         return tuple(items) if kind == "tuple" else items
-    return RESULTS[kind](**{name: _unpack(part, tensors) for name, part in parts})
+    fields = {f.name for f in dataclasses.fields(RESULTS[kind])}  # older files have more
+    return RESULTS[kind](**{name: _unpack(x, tensors) for name, x in parts if name in fields})

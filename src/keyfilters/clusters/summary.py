@@ -22,7 +22,7 @@ __all__ = ["summarise"]
 
 def summarise(atlas: Atlas, seconds: float) -> dict[str, Any]:
     """Return all figures of a fitted atlas, and what they were computed with, as plain data."""
-    flaws = atlas.table_["flaw"].value_counts()
+    flaws = atlas.unusable_["flaw"].value_counts()
     return _plain(
         {
             "keyfilters": version("keyfilters"),
@@ -30,7 +30,7 @@ def summarise(atlas: Atlas, seconds: float) -> dict[str, Any]:
             "models": atlas.bank_.models,
             "layers": len(atlas.bank_.layers),
             "filters": len(atlas.bank_),
-            "unusable": {k: int(n) for k, n in flaws.items() if k},
+            "unusable": {k: int(n) for k, n in flaws.items()},
             "skipped": len(atlas.bank_.skipped),
             "unclustered": {f"{y}×{x}": why for (y, x), why in atlas.unclustered_.items()},
             "sizes": {

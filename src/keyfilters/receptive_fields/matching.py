@@ -147,7 +147,8 @@ def _match_all(
         jets_of(size, freedom, device)
     columns = {name: np.empty(len(filters)) for name in ("family", *_NUMBERS)}
     most = max(8, ENTRIES // (10 * max(size) ** 2))
-    unit = min(PART, most)  # starts of parts are multiples of it, whatever the chunk
+    # Starts of parts are multiples of it, whatever the chunk; a power of two, as callers' parts are.
+    unit = min(PART, 2 ** (most.bit_length() - 1))
     even = math.ceil(len(filters) / (workers() * unit))
     part = max(1, min(chunk // unit, most // unit, even)) * unit
     lock, done = Lock(), 0

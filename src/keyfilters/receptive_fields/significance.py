@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from keyfilters.columns import GRAIN, text_column
 from keyfilters.errors import KeyFiltersError
 from keyfilters.nulls import NULLS
 
@@ -16,6 +17,7 @@ __all__ = ["choose_null", "significance"]
 FILTERS_PER_TAP = 5  # usable filters from which on their covariance is trusted, per tap
 TAIL = 0.1  # share of the null draws whose tail is fitted
 FEWEST_IN_TAIL = 30
+SOURCES = ("", "count", "tail", "floor")
 FLOOR = 1e-5  # of the unexplained share, as for the criterion of `match`
 
 
@@ -55,20 +57,26 @@ def significance(r2: NDArray[Any], null_r2: NDArray[Any], kind: str) -> pd.DataF
     value, null = _surprise(np.asarray(r2)[known]), np.sort(_surprise(np.asarray(null_r2)))
     reached = len(null) - np.searchsorted(null, value, side="left")
     p_known = (1 + reached) / (1 + len(null))
-    source = np.where(reached > 0, "count", "floor").astype(object)
+    source = np.zeros(len(r2), np.uint8)
+    source[known] = np.where(reached > 0, SOURCES.index("count"), SOURCES.index("floor"))
     in_tail = int(TAIL * len(null))
     if in_tail >= FEWEST_IN_TAIL:
         start = float(null[-in_tail - 1])
         # Where few are counted the tail is the steadier estimate.
-        beyond = (value > start) & (reached < FEWEST_IN_TAIL)
-        share = in_tail / len(null)
-        p_known[beyond] = share * _tail(null[-in_tail:] - start)(value[beyond] - start)
-        source[beyond] = "tail"
+        beyond = np.flatnonzero((value > start) & (reached < FEWEST_IN_TAIL))
+        share, tail = in_tail / len(null), _tail(null[-in_tail:] - start)
+        for part in np.split(beyond, range(GRAIN, len(beyond), GRAIN)):  # SciPy copies much
+            p_known[part] = share * tail(value[part] - start)
+        source[known[beyond]] = SOURCES.index("tail")
     p = np.full(len(r2), np.nan)
     p[known] = p_known
-    p_from = np.full(len(r2), "", dtype=object)
-    p_from[known] = source
-    return pd.DataFrame({"p": p, "q": _false_discovery_rate(p), "p_from": p_from, "null": kind})
+    columns = {
+        "p": p,
+        "q": _false_discovery_rate(p),
+        "p_from": text_column(source, SOURCES),
+        "null": text_column(np.zeros(len(r2), np.uint8), [kind]),
+    }
+    return pd.DataFrame(columns, copy=False)
 
 
 def _surprise(r2: NDArray[Any]) -> NDArray[np.float64]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import pandas as pd
 
 from keyfilters.clusters import Atlas, SizeAtlas
 from keyfilters.clusters.evidence import STRICT
+from keyfilters.clusters.tables import layer_columns
 from keyfilters.nulls import NULLS
 from keyfilters.report.drawing import (
     INK,
@@ -99,7 +101,10 @@ def sweep(atlas: SizeAtlas) -> str:
 def depth_profiles(atlas: Atlas, size: tuple[int, int], models: Sequence[str]) -> list[str]:
     """Stacked bars: share of the kinds of patterns in every layer, one chart a model."""
     chosen = atlas.sizes_[size]
-    table = atlas.table_.iloc[chosen.rows]
+    places = chosen.of_models(models)
+    columns = layer_columns(atlas.bank_, chosen.rows[places], ("model", "layer", "depth"))
+    kinds = chosen.patterns.table["kind"].to_numpy()[chosen.patterns.index[places]]
+    table = pd.DataFrame(columns | {"kind": kinds, "classified": chosen.classified[places]})
     charts = []
     for model in models:
         figure, axes = single_axes(WIDTH, 2.9)
@@ -108,7 +113,11 @@ def depth_profiles(atlas: Atlas, size: tuple[int, int], models: Sequence[str]) -
         bottom = np.zeros(len(layers))
         for kind, colour in KIND_COLOURS.items():
             of_kind = part["classified"] & (part["kind"] == kind)
-            share = of_kind.groupby(part["layer"], sort=False).mean()[layers["layer"]].to_numpy()
+            share = (
+                of_kind.groupby(part["layer"], sort=False, observed=True)
+                .mean()[layers["layer"]]
+                .to_numpy()
+            )
             axes.bar(range(len(layers)), share, 0.86, bottom, color=colour)
             bottom += share
         axes.bar(range(len(layers)), 1 - bottom, 0.86, bottom, color=UNCLASSIFIED)

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import pandas as pd
 
 from keyfilters.clusters import Atlas, SizeAtlas
+from keyfilters.clusters.tables import layer_columns
 from keyfilters.nulls import NULLS
 from keyfilters.receptive_fields.models import mean_scale
 from keyfilters.report.drawing import (
@@ -22,6 +24,7 @@ from keyfilters.report.drawing import (
 )
 
 NULL_STYLES = {"white": ":", "tap-permuted": ":", "covariance": "--", "phase": "--"}
+MOST = 200_000
 
 __all__ = ["explained_depth", "explained_share", "scale_depth"]
 
@@ -57,7 +60,10 @@ def explained_depth(atlas: Atlas, size: tuple[int, int], models: Sequence[str]) 
     chosen = atlas.sizes_[size]
     matched = chosen.matched
     assert matched is not None
-    table = atlas.table_.iloc[chosen.rows].assign(good=lambda t: t["r2"] >= matched.bar)
+    places = chosen.of_models(models)
+    columns = layer_columns(atlas.bank_, chosen.rows[places], ("model", "depth"))
+    good = matched.table["r2"].to_numpy()[places] >= matched.bar
+    table = pd.DataFrame(columns | {"good": good})
     figure, axes = single_axes(WIDTH, 3.6)
     palette = list(KIND_COLOURS.values())
     for i, model in enumerate(models):
@@ -77,14 +83,18 @@ def explained_depth(atlas: Atlas, size: tuple[int, int], models: Sequence[str]) 
 
 
 def scale_depth(atlas: Atlas, size: tuple[int, int]) -> str:
-    """Scale σ of the explained filters over depth, by kind: medians and quartiles of layers."""
+    """Scale σ of the explained filters over depth, by kind: medians and quartiles of layers.
+
+    Of more than 200,000, so many are drawn at random.
+    """
     chosen = atlas.sizes_[size]
     matched = chosen.matched
     assert matched is not None
-    table = atlas.table_.iloc[chosen.rows][["depth"]].reset_index(drop=True)
-    table = table.join(matched.table[["kind", "sigma_x", "sigma_y", "r2"]])
-    table = table[table["r2"] >= matched.bar]
-    table = table.assign(sigma=mean_scale(table))
+    table = matched.table.loc[matched.table["r2"] >= matched.bar, ["kind", "sigma_x", "sigma_y"]]
+    if len(table) > MOST:
+        table = table.sample(MOST, random_state=0).sort_index()
+    rows = chosen.rows[table.index]
+    table = table.assign(sigma=mean_scale(table), **layer_columns(atlas.bank_, rows, ("depth",)))
     figure, axes = single_axes(WIDTH, 3.6)
     for kind in matched.shares["kind"].head(5):
         groups = table[table["kind"] == kind].groupby("depth")["sigma"]

@@ -7,6 +7,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from keyfilters.claims import LEVEL
 from keyfilters.clusters import Atlas, SizeAtlas
 from keyfilters.clusters.methods import ONE_DIMENSION
@@ -20,6 +22,7 @@ from keyfilters.report.template import asset, render, script_json, write_page
 __all__ = ["render_report", "write_report"]
 
 MOST_MODELS = 8  # drawn in one chart; the rest is in the table
+MOST_ROWS = 2000  # of a table of layers
 
 
 def write_report(atlas: Atlas, path: str | os.PathLike[str]) -> Path:
@@ -48,9 +51,10 @@ def render_report(atlas: Atlas) -> str:
         sizes=[_size_context(atlas, atlas.sizes_[size]) for size in _largest_first(atlas)],
         kinds=KIND_COLOURS,
         nulls=NULLS,
-        layers=_layer_table(atlas),
+        layers=_layer_table(atlas)[:MOST_ROWS],
+        shown_layers=len(payload["layers"]),
         skipped=_grouped(atlas.bank_.skipped),
-        unusable=_flaw_table(atlas),
+        unusable=_flaw_table(atlas)[:MOST_ROWS],
         shown=payload["shown"],
         js=asset("page.js"),
         data=script_json({"atlas": payload, "colours": KIND_COLOURS}),
@@ -82,7 +86,10 @@ def _headline(atlas: Atlas) -> list[dict[str, str]]:
 
 
 def _size_context(atlas: Atlas, size: SizeAtlas) -> dict[str, Any]:
-    models = list(atlas.table_.iloc[size.rows]["model"].value_counts().index)
+    counts: Counter[str] = Counter()
+    for layer, count in zip(atlas.bank_.layers, np.bincount(size.layers), strict=False):
+        counts[layer.model] += int(count)
+    models = [model for model, count in counts.most_common() if count]
     ordered = [model for model in atlas.bank_.models if model in models[:MOST_MODELS]]
     patterns = size.patterns.table
     by_name = patterns.groupby(["name", "kind"], sort=False)["share"].sum().reset_index()
@@ -178,8 +185,8 @@ def _grouped(skipped: list[tuple[str, str]]) -> list[dict[str, Any]]:
 
 def _flaw_table(atlas: Atlas) -> list[dict[str, Any]]:
     """Filters without a shape, grouped by layer and flaw."""
-    flawed = atlas.table_[atlas.table_["flaw"] != ""]
-    groups = flawed.groupby(["model", "layer", "flaw"], sort=False)["channel"]
+    keys = ["model", "layer", "flaw"]
+    groups = atlas.unusable_.groupby(keys, sort=False, observed=True)["channel"]
     return [
         {"model": model, "layer": layer, "flaw": flaw, "channels": channels.tolist()}
         for (model, layer, flaw), channels in groups

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import base64
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from keyfilters.bank import Layer
 from keyfilters.clusters import Atlas, SizeAtlas
 from keyfilters.clusters.key_use import KeyUse
 from keyfilters.clusters.matched import Matched
+from keyfilters.clusters.tables import filter_table
 from keyfilters.nulls import NULLS
 from keyfilters.receptive_fields import build_dictionary
 from keyfilters.receptive_fields.families import formula_in
 from keyfilters.receptive_fields.models import render_models
+from keyfilters.scalespace import centred_unit
 
 __all__ = ["KEY_SETS", "build_payload"]
 
+LAYERS = 800  # shown, at most
 MEMBERS = 12  # random members shown with every pattern
 STRIP = 96  # decoded filters drawn along the 1-D code
 NO_PATTERN = 255
@@ -32,36 +37,57 @@ def build_payload(atlas: Atlas, *, budget: int = 1_400_000, seed: int = 0) -> di
     Args:
         atlas: a fitted atlas.
         budget: number of taps that the page can hold; beyond it the layers are thinned out evenly.
+            Of more than `LAYERS` layers, so many are shown, evenly spaced.
         seed: of the random members.
 
     Returns:
         JSON-ready data: ``sizes``, ``layers``, ``shown`` and ``total`` (numbers of filters). Arrays
         of bytes are base64; a filter is drawn centred and scaled by its largest tap, as int8.
     """
-    table = atlas.table_
     # The page shows the largest windows first.
     sizes = dict(sorted(atlas.sizes_.items(), key=lambda item: -item[0][0] * item[0][1]))
-    weights = [layer.weight for layer in atlas.bank_.layers]
-    taps = sum(w.size for w in weights)
-    keep = min(1.0, budget / taps)
-    layers, shown = [], 0
-    start = 0
-    position = np.full(len(table), -1)  # of every filter in the page's list, -1 if not on the page
-    for layer in atlas.bank_.layers:
-        count = len(layer.weight)
-        chosen = _thin(count, keep)
-        rows = table.iloc[start + chosen]
-        position[start + chosen] = shown + np.arange(len(chosen))
-        layers.append(_pack_layer(atlas, list(sizes), layer.weight[chosen], rows, layer.stride))
-        shown += len(chosen)
-        start += count
+    layers = atlas.bank_.layers
+    chosen = np.unique(np.linspace(0, len(layers) - 1, min(len(layers), LAYERS)).round())
+    drawn = [layers[int(i)] for i in chosen]
+    keep = min(1.0, budget / sum(layer.weight.size for layer in drawn))
+    channels = [_thin(len(layer.weight), keep) for layer in drawn]
+    starts = np.cumsum([0, *(len(layer.weight) for layer in layers)])[chosen.astype(int)]
+    rows = np.concatenate([start + own for start, own in zip(starts, channels, strict=True)])
+    table = filter_table(atlas.bank_, atlas.sizes_, rows)
+    coverage = _coverage_by_layer(atlas)
+    ends = np.cumsum([len(own) for own in channels])
+    packed = [
+        _pack_layer(atlas, list(sizes), layer, layer.weight[own], table.iloc[end - len(own) : end],
+                    coverage)
+        for layer, own, end in zip(drawn, channels, ends, strict=True)
+    ]  # fmt: skip
     generator = np.random.default_rng(seed)
     return {
-        "sizes": [_pack_size(a, position, generator) for a in sizes.values()],
-        "layers": layers,
-        "shown": shown,
-        "total": len(table),
+        "sizes": [_pack_size(one, _Shown.of(one, rows), generator) for one in sizes.values()],
+        "layers": packed,
+        "shown": len(rows),
+        "total": len(atlas.bank_),
     }
+
+
+@dataclass(frozen=True, eq=False)
+class _Shown:
+    """Filters of one kernel size that are on the page.
+
+    Attributes:
+        own: ``(m,)`` their places among the usable filters of this size.
+        place: ``(m,)`` their places among all filters of the page.
+    """
+
+    own: NDArray[np.int64]
+    place: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, one: SizeAtlas, rows: NDArray[np.int64]) -> _Shown:
+        """Find them, where the page has these rows of the table."""
+        own = np.searchsorted(one.rows, rows).clip(max=len(one.rows) - 1)
+        place = np.flatnonzero(one.rows[own] == rows)
+        return cls(own[place], place)
 
 
 def _thin(count: int, keep: float) -> NDArray[np.int64]:
@@ -73,33 +99,28 @@ def _thin(count: int, keep: float) -> NDArray[np.int64]:
 def _pack_layer(
     atlas: Atlas,
     sizes: list[tuple[int, int]],
+    layer: Layer,
     weight: NDArray[np.float32],
     rows: pd.DataFrame,
-    stride: tuple[int, int] | None,
+    coverage: dict[tuple[str, str], tuple[float, float]],
 ) -> dict[str, Any]:
-    first = rows.iloc[0]
-    size = (int(first["k_y"]), int(first["k_x"]))
+    size = layer.size
     pattern = np.full(len(rows), NO_PATTERN)
     if size in atlas.sizes_:
         labels = atlas.sizes_[size].patterns.table["pattern"].tolist()
         number = {label: min(i, NO_PATTERN - 1) for i, label in enumerate(labels)}
         pattern = np.array([number.get(label, NO_PATTERN) for label in rows["pattern"]])
-    coverage = atlas.coverage_
-    own = coverage[
-        (coverage["level"] == "layer")
-        & (coverage["model"] == first["model"])
-        & (coverage["layer"] == first["layer"])
-    ]
+    known = coverage.get((layer.model, layer.name))
     far = rows["dissimilarity"].fillna(2.0)
     return {
-        "model": first["model"],
-        "name": first["layer"],
-        "depth": round(float(first["depth"]), 4),
+        "model": layer.model,
+        "name": layer.name,
+        "depth": round(float(layer.depth), 4),
         "k": size,
         "size": sizes.index(size) if size in sizes else -1,
-        "stride": stride,
-        "coverage": _round(own["coverage"].iloc[0]) if len(own) else None,
-        "chance": _round(own[list(NULLS)].max(axis=1).iloc[0]) if len(own) else None,
+        "stride": layer.stride,
+        "coverage": _round(known[0]) if known else None,
+        "chance": _round(known[1]) if known else None,
         "keys": {
             name: {
                 "serves": _bytes(_key_numbers(atlas, size, name, rows)),
@@ -117,6 +138,14 @@ def _pack_layer(
     }
 
 
+def _coverage_by_layer(atlas: Atlas) -> dict[tuple[str, str], tuple[float, float]]:
+    """Coverage of every layer, by model and name, and that of the strictest null."""
+    table = atlas.coverage_[atlas.coverage_["level"] == "layer"]
+    names = zip(table["model"], table["layer"], strict=True)
+    found = zip(table["coverage"], table[list(NULLS)].max(axis=1), strict=True)
+    return dict(reversed(list(zip(names, found, strict=True))))  # the first of equal names
+
+
 def _hundredths(values: pd.Series) -> NDArray[np.uint8]:
     return np.clip(values.to_numpy(np.float64) * 100, 0, 255).round().astype(np.uint8)
 
@@ -130,36 +159,31 @@ def _key_numbers(
     return np.array([number.get(key, NO_PATTERN) for key in rows[f"{name}_key"]], dtype=np.uint8)
 
 
-def _pack_keys(
-    use: KeyUse, rows: NDArray[np.int64], position: NDArray[np.int64]
-) -> list[dict[str, Any]]:
+def _pack_keys(use: KeyUse, shown: _Shown) -> list[dict[str, Any]]:
     """Keys of one set as cards: the key, whom it serves, and those that it explains best."""
     cards = []
     for i, row in enumerate(use.table.itertuples()):
-        served = np.flatnonzero((use.index == i) & (position[rows] >= 0))
-        best = served[np.argsort(-use.r2[served], kind="stable")[:MEMBERS]]
+        served = np.flatnonzero(use.index[shown.own] == i)
+        best = served[np.argsort(-use.r2[shown.own[served]], kind="stable")[:MEMBERS]]
         cards.append(
             {
                 "label": row.key,
                 "share": _round(row.share, 5),
                 "r2": _round(row.r2),
                 "key": _bytes(_quantise(use.keys.filters[i : i + 1])),
-                "members": position[rows[best]].tolist(),
+                "members": shown.place[best].tolist(),
             }
         )
     return cards
 
 
-def _pack_size(
-    atlas: SizeAtlas, position: NDArray[np.int64], generator: np.random.Generator
-) -> dict[str, Any]:
+def _pack_size(atlas: SizeAtlas, shown: _Shown, generator: np.random.Generator) -> dict[str, Any]:
     patterns = atlas.patterns
     atoms = build_dictionary(atlas.size).atoms
-    classified = patterns.dissimilarity < atlas.threshold
+    number = np.where(atlas.classified, patterns.index, -1)[shown.own]
     cards = []
     for i, row in enumerate(patterns.table.itertuples()):
-        members = position[atlas.rows[(patterns.index == i) & classified]]
-        members = members[members >= 0]
+        members = shown.place[number == i]
         if len(members) > MEMBERS:
             members = np.sort(generator.choice(members, MEMBERS, replace=False))
         cards.append(
@@ -182,17 +206,18 @@ def _pack_size(
     count = len(atlas.decoded)
     drawn = np.linspace(0, count - 1, STRIP).round().astype(int)
     bins = np.searchsorted((drawn[1:] + drawn[:-1]) / 2, patterns.code * count)
-    usage = np.bincount(bins, minlength=len(drawn))
-    at = [np.bincount(patterns.index[bins == i]).argmax() if n else -1 for i, n in enumerate(usage)]
+    usage = np.zeros((len(drawn), len(patterns.table)), np.int64)
+    np.add.at(usage, (bins, patterns.index), 1)
+    at = np.where(usage.any(1), usage.argmax(1), -1)
     return {
         "k": atlas.size,
         "threshold": atlas.threshold,
         "patterns": cards,
         "strip": _bytes(_quantise(atlas.decoded[drawn])),
         "stripCode": [_round((c + 0.5) / count) for c in drawn],
-        "stripUsage": usage.tolist(),
-        "stripPattern": [int(i) for i in at],
-        "keys": {name: _pack_keys(use, atlas.rows, position) for name, use in atlas.keys.items()},
+        "stripUsage": usage.sum(1).tolist(),
+        "stripPattern": at.tolist(),
+        "keys": {name: _pack_keys(use, shown) for name, use in atlas.keys.items()},
         "models": None if atlas.matched is None else _pack_models(atlas.matched, atlas),
     }
 
@@ -202,7 +227,7 @@ def _pack_models(matched: Matched, atlas: SizeAtlas) -> dict[str, Any]:
     table = matched.table
     examples = []
     for kind in matched.shares["kind"]:
-        ranked = table[table["kind"] == kind].sort_values("r2", ascending=False).index
+        ranked = table.loc[table["kind"] == kind, "r2"].sort_values(ascending=False).index
         for label, rows in (("best", ranked[:EXAMPLES]), ("worst", ranked[::-1][:EXAMPLES])):
             chosen = table.loc[rows]
             models = render_models(chosen, atlas.size)
@@ -210,7 +235,7 @@ def _pack_models(matched: Matched, atlas: SizeAtlas) -> dict[str, Any]:
                 {
                     "kind": kind,
                     "which": label,
-                    "filters": _bytes(_quantise(atlas.unit[rows])),
+                    "filters": _bytes(_quantise(_units(atlas, rows.to_numpy()))),
                     "models": _bytes(_quantise(models.reshape(len(rows), -1))),
                     "families": [formula_in(name, atlas.size) for name in chosen["family"]],
                     "r2": [_round(value, 2) for value in chosen["r2"]],
@@ -222,6 +247,14 @@ def _pack_models(matched: Matched, atlas: SizeAtlas) -> dict[str, Any]:
             )
     left = np.concatenate([matched.residual[None], matched.components])
     return {"examples": examples, "left": _bytes(_scale(left.reshape(len(left), -1)))}
+
+
+def _units(atlas: SizeAtlas, places: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Return the centred unit forms of some filters, in any order."""
+    order = np.argsort(places)
+    unit = np.empty((len(places), atlas.size[0] * atlas.size[1]), np.float32)
+    unit[order] = centred_unit(atlas.filters[places[order]])
+    return unit
 
 
 def _scale(filters: NDArray[np.floating[Any]]) -> NDArray[np.int8]:
