@@ -168,3 +168,18 @@ def test_pieces_may_be_done_by_another_one_and_come_in_order() -> None:
         assert filled.all() and len(seen) == 3
         raise ZeroDivisionError
     assert list(piece_by_piece(work, 10, 4)) == expected and len(seen) == 3
+
+
+@pytest.mark.usefixtures("three_threads")
+def test_results_that_are_not_taken_hold_tasks_back() -> None:
+    ran: list[int] = []
+
+    def work(part: slice) -> int:
+        ran.append(part.start)
+        return part.start
+
+    found = piece_by_piece(work, 50, 2)
+    assert next(found) == (slice(0, 2), 0)
+    assert len(ran) <= 4  # one for each thread, and one
+    assert [start for _, start in found] == list(range(2, 50, 2))
+    assert sorted(ran) == list(range(0, 50, 2))

@@ -147,7 +147,7 @@ def _match_all(
         jets_of(size, freedom, device)
     columns = {name: np.empty(len(filters)) for name in ("family", *_NUMBERS)}
     most = max(8, ENTRIES // (10 * max(size) ** 2))
-    # Starts of parts are multiples of it, whatever the chunk; a power of two, as callers' parts are.
+    # Starts of parts are multiples of it, whatever the chunk; those of callers too (columns.GRAIN).
     unit = min(PART, 2 ** (most.bit_length() - 1))
     even = math.ceil(len(filters) / (workers() * unit))
     part = max(1, min(chunk // unit, most // unit, even)) * unit
