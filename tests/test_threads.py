@@ -3,7 +3,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -15,7 +15,13 @@ import torch
 
 import keyfilters as kf
 from keyfilters import threads
-from keyfilters.threads import in_parts, one_thread, piece_by_piece, side_by_side
+from keyfilters.threads import (
+    in_parts,
+    one_thread,
+    piece_by_piece,
+    pieces_done_by,
+    side_by_side,
+)
 
 
 def blas() -> list[int]:
@@ -141,6 +147,27 @@ def test_side_by_side_raises_the_error_of_a_task_and_leaves_all_as_it_was() -> N
     with pytest.raises(ZeroDivisionError):
         list(side_by_side([lambda: 1 // 0, lambda: 1]))
     assert (torch.get_num_threads(), blas()) == before
+
+
+def test_pieces_may_be_done_by_another_one_and_come_in_order() -> None:
+    seen: list[slice] = []
+
+    def elsewhere(work: Callable[[slice], Any], parts: Sequence[slice]) -> Iterator[Any]:
+        seen.extend(parts)
+        return (work(part) for part in parts)
+
+    def work(part: slice) -> int:
+        return part.stop - part.start
+
+    expected = [(slice(0, 4), 4), (slice(4, 8), 4), (slice(8, 10), 2)]
+    with pytest.raises(ZeroDivisionError), pieces_done_by(elsewhere):
+        assert list(piece_by_piece(work, 10, 4)) == expected
+        assert seen == [part for part, _ in expected]
+        filled = np.zeros(10)  # what writes to arrays of this process stays in it
+        in_parts(lambda part: filled.__setitem__(part, 1.0), 10, 4)
+        assert filled.all() and len(seen) == 3
+        raise ZeroDivisionError
+    assert list(piece_by_piece(work, 10, 4)) == expected and len(seen) == 3
 
 
 @pytest.mark.usefixtures("three_threads")

@@ -13,17 +13,21 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from threadpoolctl import ThreadpoolController
 
 __all__ = [
+    "Performer",
+    "by_threads",
     "in_parts",
     "one_thread",
     "one_thread_if_forked",
     "piece_by_piece",
+    "pieces_done_by",
     "side_by_side",
     "undivided",
     "workers",
@@ -172,19 +176,46 @@ def side_by_side(tasks: Sequence[Callable[[], Result]]) -> Iterator[Result]:
                     yield started.popleft().result()
 
 
+class Performer(Protocol):
+    """Does a work for every part, wherever it likes."""
+
+    def __call__(
+        self, work: Callable[[slice], Result], parts: Sequence[slice], /
+    ) -> Iterator[Result]:
+        """Yield what the work returns for every part, in order."""
+
+
+def by_threads(work: Callable[[slice], Result], parts: Sequence[slice]) -> Iterator[Result]:
+    """Yield what a work returns for every part, in order, done as `side_by_side` does tasks."""
+    yield from side_by_side([partial(work, part) for part in parts])
+
+
+_performer: ContextVar[Performer] = ContextVar("performer", default=by_threads)
+
+
+@contextmanager
+def pieces_done_by(performer: Performer) -> Iterator[None]:
+    """Let another one than the threads do what `piece_by_piece` is called for in a block."""
+    token = _performer.set(performer)
+    try:
+        yield
+    finally:
+        _performer.reset(token)
+
+
 def piece_by_piece(
     work: Callable[[slice], Result], count: int, size: int
 ) -> Iterator[tuple[slice, Result]]:
     """Yield the slice of every part of a whole and what a work returns for it, in order.
 
     Args:
-        work: called with the slice of every part, as many at a time as `side_by_side` does tasks.
+        work: called with the slice of every part, in threads or as `pieces_done_by` says: perhaps
+            in other processes, so that it must only return what it found.
         count: length of the whole.
         size: length of a part; the last one may be shorter.
     """
-    parts = [slice(start, min(start + size, count)) for start in range(0, count, size)]
-    tasks = [partial(work, part) for part in parts]
-    yield from zip(parts, side_by_side(tasks), strict=True)
+    parts = _parts(count, size)
+    yield from zip(parts, _performer.get()(work, parts), strict=True)
 
 
 def in_parts(work: Callable[[slice], None], count: int, size: int) -> None:
@@ -195,4 +226,8 @@ def in_parts(work: Callable[[slice], None], count: int, size: int) -> None:
         count: length of the whole.
         size: length of a part; the last one may be shorter.
     """
-    deque(piece_by_piece(work, count, size), maxlen=0)
+    deque(by_threads(work, _parts(count, size)), maxlen=0)
+
+
+def _parts(count: int, size: int) -> list[slice]:
+    return [slice(start, min(start + size, count)) for start in range(0, count, size)]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from typing import Self
+from typing import Any, Self
 
 from keyfilters.experiments.executors import Task, perform
 
@@ -22,3 +23,6 @@ class InProcess:
         future: Future[str | None] = Future()
         future.set_result(perform(task))
         return future
+
+    def map(self, work: Callable[[slice], Any], parts: Sequence[slice]) -> Iterator[Any]:
+        return map(work, parts)

@@ -4,21 +4,26 @@ import os
 import signal
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 import ray
 from ray.cluster_utils import Cluster
 
+from keyfilters.bank import FilterBank, Layer
+from keyfilters.clusters import Atlas
 from keyfilters.errors import KeyFiltersError, MissingExtraError
 from keyfilters.experiments import LocalProcesses, RayCluster, run_grid
-from keyfilters.experiments.executors import Task
-from keyfilters.experiments.ray_cluster import _perform_here, executor_from
+from keyfilters.experiments.executors import Task, pieces_on
+from keyfilters.experiments.ray_cluster import _do_here, _perform_here, executor_from
+from keyfilters.experiments.run import versions
 from tests.experiments.in_process import InProcess
 from tests.experiments.test_grid import calls, run_of, wait_for
 
@@ -76,6 +81,66 @@ def test_threads_processes_and_the_ray_of_the_caller(
     assert len(processes) == 3, "no state passes from run to run"
     assert table["threads"][0] == 1 and table["policy"][0] == "passive"
     assert table["gpus"][0] == "", "none was asked for"
+
+
+def nodes_and_sizes(part: slice) -> tuple[str, int, int]:
+    """Where a part was done, how large it is, and with how many threads."""
+    import torch
+
+    time.sleep(0.5)  # so that one node does not do all of them
+    return ray.get_runtime_context().get_node_id(), part.stop - part.start, torch.get_num_threads()
+
+
+def refuses(part: slice) -> None:
+    """Raise what a user can mend."""
+    raise KeyFiltersError(f"cannot do {part.start} to {part.stop}")
+
+
+@pytest.mark.long
+def test_parts_of_a_work_go_to_all_nodes_and_come_in_order(cluster: Cluster) -> None:
+    parts = [slice(0, n) for n in range(1, 9)]
+    with RayCluster(cluster.address) as executor:
+        found = list(executor.map(nodes_and_sizes, parts))
+        with pytest.raises(KeyFiltersError, match="cannot do 0 to 1"):
+            list(executor.map(refuses, parts))
+    assert not ray.is_initialized()
+    assert len({node for node, _, _ in found}) == 2
+    assert [size for _, size, _ in found] == [part.stop for part in parts]
+    assert {threads for _, _, threads in found} == {1}
+    local = LocalProcesses().map(lambda part: part.stop, parts)
+    assert list(local) == [part.stop for part in parts]
+
+
+@pytest.mark.long
+def test_an_atlas_on_a_cluster_is_the_same_to_the_bit(cluster: Cluster) -> None:
+    weight = np.random.default_rng(0).standard_normal((3000, 3, 3)).cumsum(1).cumsum(2)
+    layers = [
+        Layer("net", f"conv{i}", part.astype(np.float32), (1, 1), (1, 1), i / 2)
+        for i, part in enumerate(np.split(weight, 3))
+    ]
+    bank = FilterBank(layers)
+    here = Atlas(seeds=1).fit(bank)
+    mapped: list[int] = []
+
+    class Counting(RayCluster):
+        def map(self, work: Any, parts: Any) -> Any:
+            mapped.append(len(parts))
+            return super().map(work, parts)
+
+    with pieces_on(Counting(cluster.address)):
+        there = Atlas(seeds=1).fit(bank)
+    assert len(mapped) >= 2 and max(mapped) >= 2, "matching and describing, in several parts"
+    assert there.table_.equals(here.table_)
+    assert there.claims_.equals(here.claims_) and there.coverage_.equals(here.coverage_)
+    own, other = here.sizes_[(3, 3)], there.sizes_[(3, 3)]
+    np.testing.assert_array_equal(other.matched.components, own.matched.components)
+
+
+def test_a_part_is_refused_where_other_packages_are() -> None:
+    own = versions()
+    assert _do_here(lambda part: part.stop, slice(0, 3), own) == 3
+    with pytest.raises(KeyFiltersError, match="another keyfilters or other packages"):
+        _do_here(lambda part: part.stop, slice(0, 3), own | {"torch": "1.0"})
 
 
 @pytest.mark.long

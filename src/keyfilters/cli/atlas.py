@@ -11,12 +11,15 @@ from keyfilters.cli.common import (
     Address,
     CpusPerRun,
     Device,
+    ExecutorName,
     Seed,
     Sources,
     check_device,
     check_out,
+    executor_of,
     folder_at_once,
     progress_bar,
+    read_bank,
 )
 from keyfilters.cli.tables import cell, say
 
@@ -55,14 +58,7 @@ def atlas(
         ),
     ] = "",
     device: Device = "cpu",
-    executor: Annotated[
-        str,
-        typer.Option(
-            help="Read the sources at once, each in a process of its own: local (of this machine) "
-            "or ray (of a cluster). What was read stays, in OUT/reading.",
-            show_default="one after another",
-        ),
-    ] = "",
+    executor: ExecutorName = "",
     address: Address = "",
     cpus_per_run: CpusPerRun = 1,
 ) -> None:
@@ -70,13 +66,13 @@ def atlas(
 
     Writes report.html (the page to look at), filters.parquet (one row a filter), summary.json
     (every figure), bank.safetensors (the filters) and atlas.safetensors (the patterns, for --like)
-    into the folder --out; with --like filters.parquet only.
+    into the folder --out; with --like filters.parquet only. With --executor ray the nodes of the
+    cluster also do what is done filter by filter, on their processors; the results are the same.
     """
     from rich.console import Console
 
-    from keyfilters import Atlas, read, write_report
-    from keyfilters.experiments.ray_cluster import executor_from
-    from keyfilters.experiments.reading import read_sources
+    from keyfilters import Atlas, write_report
+    from keyfilters.experiments.executors import pieces_on
 
     check_out(out)
     check_device(device)
@@ -86,14 +82,12 @@ def atlas(
     fitted = Atlas(
         seed=seed, seeds=seeds, threshold=threshold, feed_forward=feed_forward, device=device
     )
-    where = executor_from(executor or "local", address, cpus_per_run)
+    where = executor_of(executor, address, cpus_per_run)
     with progress_bar() as step:
-        if executor:
-            bank = read_sources(source, out / "reading", seed=seed, executor=where, progress=step)
-        else:
-            bank = read(*source, seed=seed, progress=lambda name: step(f"reading {name}"))
+        bank = read_bank(source, out, seed, where, step)
     with progress_bar(total=fitted.steps(bank)) as step:
-        fitted.fit(bank, progress=step)
+        with pieces_on(where):
+            fitted.fit(bank, progress=step)
         step("writing the page")
         with folder_at_once(out) as unfinished:
             fitted.save(unfinished)

@@ -24,10 +24,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import FrameType
 
+    from keyfilters.bank import FilterBank
+    from keyfilters.experiments.executors import Executor
+
 __all__ = [
     "Address",
     "CpusPerRun",
     "Device",
+    "ExecutorName",
     "GpusPerRun",
     "Layers",
     "Out",
@@ -36,10 +40,12 @@ __all__ = [
     "check_device",
     "check_out",
     "command_line",
+    "executor_of",
     "folder_at_once",
     "layer_names",
     "one_command",
     "progress_bar",
+    "read_bank",
 ]
 
 Sources = Annotated[
@@ -62,6 +68,14 @@ Address = Annotated[
 ]
 CpusPerRun = Annotated[float, typer.Option(help="CPUs of a run on a cluster.")]
 GpusPerRun = Annotated[float, typer.Option(help="GPUs of a run on a cluster, such as 0.5.")]
+ExecutorName = Annotated[
+    str,
+    typer.Option(
+        help="Read the sources at once, each in a process of its own: local (of this machine) or "
+        "ray (of a cluster). What was read stays, in OUT/reading.",
+        show_default="one after another",
+    ),
+]
 Layers = Annotated[
     str | None,
     typer.Option(
@@ -120,6 +134,41 @@ def progress_bar(total: int | None = None) -> Iterator[Callable[..., None]]:
             started = True
 
         yield step
+
+
+def executor_of(name: str, address: str, cpus: float) -> Executor | None:
+    """Return what --executor names, None where it is not given.
+
+    Raises:
+        KeyFiltersError: an unknown name, or options of a cluster without one.
+    """
+    from keyfilters.experiments.ray_cluster import executor_from
+
+    chosen = executor_from(name or "local", address, cpus)
+    return chosen if name else None
+
+
+def read_bank(
+    source: list[str],
+    out: Path | None,
+    seed: int,
+    executor: Executor | None,
+    step: Callable[[str], None],
+) -> FilterBank:
+    """Read sources, on an executor where there is one.
+
+    Raises:
+        KeyFiltersError: an executor without --out; else as `keyfilters.read`.
+    """
+    if executor is None:
+        from keyfilters.sources import read
+
+        return read(*source, seed=seed, progress=lambda name: step(f"reading {name}"))
+    from keyfilters.experiments.reading import read_sources
+
+    if out is None:
+        raise KeyFiltersError("--executor keeps what was read in OUT/reading; type also: --out OUT")
+    return read_sources(source, out / "reading", seed=seed, executor=executor, progress=step)
 
 
 def layer_names(layers: str | None) -> list[str] | None:

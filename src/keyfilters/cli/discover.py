@@ -9,15 +9,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from keyfilters.cli.common import (
+    Address,
+    CpusPerRun,
     Device,
+    ExecutorName,
     Out,
     Seed,
     Sources,
     check_device,
     check_out,
     command_line,
+    executor_of,
     folder_at_once,
     progress_bar,
+    read_bank,
 )
 from keyfilters.cli.images import halves, labelled
 from keyfilters.cli.tables import say, show
@@ -78,6 +83,9 @@ def discover(
     out: Out = None,
     seed: Seed = 0,
     device: Device = "cpu",
+    executor: ExecutorName = "",
+    address: Address = "",
+    cpus_per_run: CpusPerRun = 1,
 ) -> None:
     """Discover key filters: candidates are dropped one by one, the least missed first.
 
@@ -102,9 +110,10 @@ def discover(
     wanted = None if keys == "auto" else int(keys)
     chosen = [kind.strip() for kind in kinds.split(",")]
     found = {}
+    where = executor_of(executor, address, cpus_per_run)
     options = _asked(criterion, source, images, count, seed, device)
     with progress_bar() as step:
-        bank = kf.read(*source, seed=seed, progress=lambda name: step(f"reading {name}"))
+        bank = read_bank(source, out, seed, where, step)
         for window in _sizes(bank, size, candidates):
             found[window] = kf.discover_keys(
                 bank,

@@ -13,17 +13,29 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from pkgutil import resolve_name
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, TypeVar
 
 from keyfilters.errors import KeyFiltersError, MissingExtraError
 from keyfilters.files import write_whole
+from keyfilters.threads import by_threads, pieces_done_by
 
-__all__ = ["Executor", "LocalProcesses", "Task", "outcome", "perform", "thread_environment"]
+__all__ = [
+    "Executor",
+    "LocalProcesses",
+    "Task",
+    "outcome",
+    "perform",
+    "pieces_on",
+    "thread_environment",
+]
+
+Result = TypeVar("Result")
 
 RESERVED = ("seed", "seconds", "attempts", "status", "error", "folder")  # columns of the table
 PROCESS = "keyfilters run"
@@ -52,6 +64,19 @@ class Executor(Protocol):
 
     def submit(self, task: Task) -> Future[str | None]:
         """Have a task performed by `perform`; its future gives what `outcome` understands."""
+
+    def map(self, work: Callable[[slice], Result], parts: Sequence[slice]) -> Iterator[Result]:
+        """Yield what a work on filters returns for every part, in order."""
+
+
+@contextmanager
+def pieces_on(executor: Executor | None) -> Iterator[None]:
+    """Have what is done per filter in a block performed by an executor; None for threads."""
+    if executor is None:
+        yield
+        return
+    with executor, pieces_done_by(executor.map):
+        yield
 
 
 def perform(task: Task) -> str | None:
@@ -154,6 +179,10 @@ class LocalProcesses:
             os.environ.clear()
             os.environ.update(before)
         return self.running[-1]
+
+    def map(self, work: Callable[[slice], Result], parts: Sequence[slice]) -> Iterator[Result]:
+        """Do the parts in threads of this process: they need no process of their own."""
+        return by_threads(work, parts)
 
 
 def _worker(task: Task, threads: int) -> str | None:

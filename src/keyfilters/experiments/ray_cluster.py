@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import os
 import socket
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from math import inf
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from keyfilters.errors import KeyFiltersError, MissingExtraError
 from keyfilters.experiments.executors import (
@@ -20,8 +22,11 @@ from keyfilters.experiments.executors import (
     thread_environment,
 )
 from keyfilters.experiments.run import code_digest, versions
+from keyfilters.threads import one_thread
 
 __all__ = ["RayCluster", "executor_from"]
+
+Result = TypeVar("Result")
 
 CONNECT = 10.0  # seconds for an address to answer
 RETRIES = 3  # of a run whose process or machine is lost, by Ray; it goes on in its folder
@@ -106,17 +111,66 @@ class RayCluster:
 
     def submit(self, task: Task) -> Future[str | None]:
         """Perform a task on a node with room."""
+        remote = self._remote(_perform_here, max_calls=1)
+        self.running.append(remote.remote(task, str(Path.cwd())))
+        future: Future[str | None] = self.running[-1].future()
+        return future
+
+    def map(self, work: Callable[[slice], Result], parts: Sequence[slice]) -> Iterator[Result]:
+        """Do every part on a node with room; the work, with its filters, is sent to each once.
+
+        A process does many parts, one at a time. Files need not be seen by the nodes.
+
+        Raises:
+            KeyFiltersError: what the work raises; a node with other versions.
+        """
+        import ray
+
+        self.start(1)
+        room = ray.cluster_resources().get("CPU", 1.0) / self.cpus
+        most = self.workers or 2 * max(1, int(room))  # one waits where one is done
+        remote, shared = self._remote(_do_here), ray.put(work)
+        started: deque[Any] = deque()
+        try:
+            for part in parts:
+                started.append(remote.remote(shared, part, versions()))
+                if len(started) >= most:
+                    yield _result(started.popleft())
+            while started:
+                yield _result(started.popleft())
+        finally:
+            for reference in started:
+                ray.cancel(reference)
+
+    def _remote(self, function: Callable[..., Any], **options: Any) -> Any:
+        """Return a function as a remote one with the room and the threads of a run."""
         import ray
 
         variables = thread_environment(max(1, int(self.cpus)))
         variables |= {} if self.gpus else {"CUDA_VISIBLE_DEVICES": ""}  # Ray's habit changes
-        remote = ray.remote(
-            num_cpus=self.cpus, num_gpus=self.gpus, max_calls=1, max_retries=RETRIES,
-            runtime_env={"env_vars": variables},
-        )(_perform_here)  # fmt: skip
-        self.running.append(remote.remote(task, str(Path.cwd())))
-        future: Future[str | None] = self.running[-1].future()
-        return future
+        return ray.remote(
+            num_cpus=self.cpus, num_gpus=self.gpus, max_retries=RETRIES,
+            runtime_env={"env_vars": variables}, **options,
+        )(function)  # fmt: skip
+
+
+def _result(reference: Any) -> Any:
+    """Wait for a part; what the work raised is raised as it was."""
+    import ray
+
+    try:
+        return ray.get(reference)
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, KeyFiltersError):
+            raise error.cause from error
+        raise
+
+
+def _do_here(work: Callable[[slice], Any], part: slice, wanted: dict[str, str]) -> Any:
+    """Do a part on a node, on one thread."""
+    _refuse_other({"versions": wanted}, {"versions": versions()})
+    with one_thread():
+        return work(part)
 
 
 def _reach(address: str) -> None:
@@ -128,17 +182,28 @@ def _reach(address: str) -> None:
 
 def _perform_here(task: Task, folder: str) -> str | None:
     """Perform a task on a node, in the working folder of the caller where the node has it."""
-    node = f"the node {socket.gethostname()}"
     if not (task.folder / "run.json").exists():
-        return f"{node} does not see {task.folder}; --out must lie where all nodes see it"
-    own = {"code": code_digest(task.function.partition(":")[0]), "versions": versions()}
-    if other := [f"{name}: {x}" for name, x in own.items() if task.identity.get(name, x) != x]:
-        return f"{node} has another keyfilters or other packages ({'; '.join(other)})"
+        seen = "--out must lie where all nodes see it"
+        return f"the node {socket.gethostname()} does not see {task.folder}; {seen}"
+    try:
+        code = code_digest(task.function.partition(":")[0])
+        _refuse_other(task.identity, {"code": code, "versions": versions()})
+    except KeyFiltersError as error:
+        return str(error)
     if (task.folder / "result.json").exists():  # the node was lost when the run had just ended
         return None
     with suppress(OSError):
         os.chdir(folder)
     return perform(task)
+
+
+def _refuse_other(wanted: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+    """Refuse to work on a node whose code or packages are not those of the caller."""
+    if other := [f"{name}: {x}" for name, x in own.items() if wanted.get(name, x) != x]:
+        node = f"the node {socket.gethostname()}"
+        raise KeyFiltersError(
+            f"{node} has another keyfilters or other packages ({'; '.join(other)})"
+        )
 
 
 def executor_from(
