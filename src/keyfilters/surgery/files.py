@@ -74,6 +74,7 @@ def replace_in_file(
         KeyFiltersError: its format or the target's is not written, the target is the source, or as
             `replace_filters_`; nothing is written.
 
+    >>> import tempfile
     >>> from keyfilters.keyset import KeySet
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     model = {"dw.weight": torch.ones(4, 1, 3, 3)}
