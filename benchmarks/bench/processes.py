@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-
 # A process inherits the peak memory of what starts it, so that a small one stands between.
 LAUNCH = """
 import json, os, sys, time
