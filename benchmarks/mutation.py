@@ -61,9 +61,8 @@ def copy_of_checkout(folder: Path, modules: list[str], tests: list[str]) -> None
         "track_dependencies": ["false"],
         "timeout_constant": ["30"],
     }
-    text = "".join(f"{key} =\n" + "".join(f"    {x}\n" for x in parts[key])
-                   if len(parts[key]) > 1 else f"{key} = {parts[key][0]}\n" for key in parts)  # fmt: skip
-    (folder / "setup.cfg").write_text(f"[mutmut]\n{text}", encoding="utf-8")
+    lines = [f"{key} = " + "\n    ".join(values) for key, values in parts.items()]
+    (folder / "setup.cfg").write_text("\n".join(["[mutmut]", *lines, ""]), encoding="utf-8")
 
 
 def mutmut(folder: Path, *arguments: str) -> str:
@@ -110,7 +109,9 @@ def measure(room: str, count: int, seed: int) -> tuple[dict[str, Any], list[dict
         survivors = [{"mutant": x, "change": changed(folder, x), "state": states[x]} for x in alive]
     of = [*states.values()]
     row = {"room": room, "tests": " ".join(tests), "mutants": len(mutants), "tried": len(chosen)}
-    row |= {state: of.count(state) for state in dict.fromkeys([*STATES.values(), "timeout or crash"])}
+    row |= {
+        state: of.count(state) for state in dict.fromkeys([*STATES.values(), "timeout or crash"])
+    }
     return row | {"noticed": round(1 - len(alive) / len(chosen), 3)}, survivors
 
 
