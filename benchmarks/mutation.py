@@ -1,6 +1,6 @@
 """Mutation testing with mutmut: what of a room can be changed without a test that fails?
 
-    pip install 'keyfilters[hardening]'; python benchmarks/mutation.py [ROOM…] [--count 100]
+    pip install mutmut; python benchmarks/mutation.py [ROOM…] [--count 100]
 
 A seeded sample of the mutants of each room is run against the tests of that room only, in a copy of
 the checkout. Survivors stand in results/hardening/mutation.json with their changed lines.
