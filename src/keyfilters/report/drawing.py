@@ -6,6 +6,7 @@ Text stays text, and the same data give the same bytes.
 from __future__ import annotations
 
 import io
+import warnings
 from typing import TYPE_CHECKING
 
 import matplotlib
@@ -27,7 +28,6 @@ __all__ = [
     "figure_of",
     "legend_below",
     "percent",
-    "shorten",
     "single_axes",
     "to_svg",
 ]
@@ -92,7 +92,9 @@ def single_axes(width: float, height: float) -> tuple[Figure, Axes]:
 def to_svg(figure: Figure) -> str:
     """Return the figure as an ``<svg>`` element that scales with the page."""
     buffer = io.StringIO()
-    with matplotlib.rc_context(STYLE):  # type: ignore[arg-type]
+    with matplotlib.rc_context(STYLE), warnings.catch_warnings():  # type: ignore[arg-type]
+        # Its font lacks letters of many languages; text stays text, for the fonts of the reader.
+        warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
         metadata = {"Date": None, "Creator": None}
         figure.savefig(buffer, format="svg", metadata=metadata, transparent=True)
     text = buffer.getvalue()
@@ -106,8 +108,3 @@ def legend_below(figure: Figure, axes: Axes, columns: int) -> None:
     handles, labels = axes.get_legend_handles_labels()
     with matplotlib.rc_context(STYLE):  # type: ignore[arg-type]
         figure.legend(handles, labels, loc="outside lower left", ncols=columns)
-
-
-def shorten(name: str, length: int = 44) -> str:
-    """Cut a long name."""
-    return name if len(name) <= length else f"{name[: length - 1]}…"
