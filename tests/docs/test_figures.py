@@ -9,8 +9,9 @@ import pytest
 ROOT = Path(__file__).parents[2]
 EXTENSIONS = ROOT / "docs" / "_ext"
 PAGES = sorted(
-    page for page in (ROOT / "docs" / "results").glob("*.md") if page.stem not in ("index",)
+    page for page in (ROOT / "docs" / "results").glob("*.md") if page.stem not in ("index", "hardening")
 )
+OPTIONAL = {"speed": "bench.json"}  # pages left out of the site while nothing is recorded
 LITE = "EfficientNet-Lite0, 1 and 2"
 FIVE = "EfficientNet-Lite0–2, 5×5"
 CODE, KEYS = "coverage, autoencoder 1-D", "variance explained by 8 published keys"
@@ -37,7 +38,7 @@ def filling(monkeypatch):
     import filling
 
     yield filling
-    for name in ("filling", "recorded", "described", "written"):
+    for name in ("filling", "measured", "recorded", "described", "written"):
         sys.modules.pop(name, None)
 
 
@@ -81,10 +82,12 @@ def test_a_result_page_types_no_figure(page):
 
 @pytest.mark.parametrize("page", PAGES, ids=[page.stem for page in PAGES])
 def test_a_result_page_is_filled(page, filling):
+    if not (ROOT / "benchmarks" / "results" / OPTIONAL.get(page.stem, "")).exists():
+        pytest.skip("nothing is recorded")
     text = page.read_text(encoding="utf-8")
     filled = filling.environment().from_string(text).render()
     assert "{{" not in filled
-    assert "python benchmarks/" in filled
+    assert re.search(r"python (-m )?benchmarks[./]", filled)
     assert len(re.findall(r"^\| --- ", filled, flags=re.MULTILINE)) >= 1
 
 
