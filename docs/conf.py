@@ -53,6 +53,7 @@ autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
 napoleon_google_docstring = True
 napoleon_use_rtype = False
+napoleon_use_ivar = True
 python_maximum_signature_line_length = 80
 maximum_signature_line_length = 80
 add_module_names = False

@@ -94,7 +94,7 @@ def hardening() -> str:
         header = list(found["rows"][0])
         body = [[_code(number(row.get(name))) for name in header] for row in found["rows"]]
         source = f"../../benchmarks/results/hardening/{path.name}"
-        parts.append(f"## {found['part']}\n\n{table(header, body)}\n```\n{found['command']}\n```\n\n"
-                     f"{found['machine']}; {found['date']}. "
-                     f"All figures: {{download}}`{path.name} <{source}>`.\n")  # fmt: skip
+        said = f"```\n{found['command']}\n```\n\n{found['machine']}; {found['date']}. "
+        file = f"All figures: {{download}}`{path.name} <{source}>`.\n"
+        parts.append(f"## {found['part']}\n\n{table(header, body)}\n{said}{file}")
     return "\n".join(parts)

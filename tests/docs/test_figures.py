@@ -1,16 +1,17 @@
 """The figures that README and the result pages quote are those that were recorded."""
 
+import json
 import re
 import sys
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
 EXTENSIONS = ROOT / "docs" / "_ext"
-PAGES = sorted(
-    page for page in (ROOT / "docs" / "results").glob("*.md") if page.stem not in ("index", "hardening")
-)
+UNLIKE = ("index", "hardening")  # no page of one question
+PAGES = sorted(x for x in (ROOT / "docs" / "results").glob("*.md") if x.stem not in UNLIKE)
 OPTIONAL = {"speed": "bench.json"}  # pages left out of the site while nothing is recorded
 LITE = "EfficientNet-Lite0, 1 and 2"
 FIVE = "EfficientNet-Lite0–2, 5×5"
@@ -28,6 +29,26 @@ QUOTED = [
     ("keys explain {} of the variance", lambda r: r.claim(LITE, "5×5", KEYS)["value"]),
     ("and {} of noise as smooth", lambda r: r.claim(LITE, "5×5", KEYS)["covariance"]),
 ]
+SURVIVED = "docs/discovery.md"
+SURVIVED_QUOTED = [
+    ("8 keys: {} by variance", "discovered by variance"),
+    ("{} by outputs", "discovered by outputs, first round"),
+    ("{} by lines", "lines (best of replacement.md)"),
+    ("other domains keep {}", "discovered on networks of other domains"),
+    ("random ones {}", "random"),
+]
+PROSE = sorted(
+    str(page.relative_to(ROOT))
+    for folder, kind in (
+        ("docs", "*.md"),
+        ("docs/howto", "*.md"),
+        ("docs/theory", "*.md"),
+        ("docs/reference", "*.md"),
+        ("docs/tutorials", "*.md"),
+        ("docs/tutorials", "*.ipynb"),
+    )
+    for page in (ROOT / folder).glob(kind)
+)
 FIGURE = re.compile(r"\d[\d.,]*\s*(?:%|points?\b)")
 CONSTANT = ("5 %", "95 %")  # levels of tests and intervals, not results
 
@@ -63,6 +84,28 @@ def test_no_other_figure_stands_in_the_readme(recorded):
     quoted = [recorded.percent(value(recorded)) for _, value in QUOTED]
     others = [x for x in FIGURE.findall(readme()) if x not in CONSTANT]
     assert sorted(others) == sorted(quoted)
+
+
+def prose(page: str) -> str:
+    """What a page says to its reader: no code of notebooks, nothing that is filled in."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    if page.endswith(".ipynb"):
+        cells = json.loads(text)["cells"]
+        text = "\n".join("".join(x["source"]) for x in cells if x["cell_type"] == "markdown")
+    text = re.sub(r"\{\{.*?\}\}|\{%.*?%\}", "", text, flags=re.DOTALL)
+    return " ".join(text.split())
+
+
+@pytest.mark.parametrize(("words", "keys"), SURVIVED_QUOTED)
+def test_the_page_on_discovery_quotes_what_was_recorded(words, keys, recorded):
+    mean = fmean(row["top1 8"] for row in recorded.rows("survival", keys=keys))
+    assert words.format(recorded.percent(mean)) in prose(SURVIVED)
+
+
+@pytest.mark.parametrize("page", PROSE)
+def test_prose_quotes_no_other_figure(page):
+    found = [x for x in FIGURE.findall(prose(page)) if x not in CONSTANT]
+    assert len(found) == (len(SURVIVED_QUOTED) if page == SURVIVED else 0), found
 
 
 @pytest.mark.parametrize("page", PAGES, ids=[page.stem for page in PAGES])
