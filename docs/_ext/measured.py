@@ -12,6 +12,7 @@ from recorded import RESULTS, number, percent, result, rows, table
 __all__ = [
     "compared_pairs",
     "hardening",
+    "on_noise",
     "on_pictures",
     "pictures_table",
     "present",
@@ -32,6 +33,12 @@ def present(page: str) -> bool:
 def on_pictures(keys: str, count: int, how: str = "recalibrated") -> float:
     """Return the mean share of pictures with the same first class, of pictures.json."""
     return mean(row["top1"] for row in rows("pictures", keys=keys, count=count, how=how))
+
+
+def on_noise(count: int) -> float:
+    """Return the same for keys learned from noise: of the two kinds the one that keeps more."""
+    kinds = ("lines of same-covariance noise", "lines of phase-randomised filters")
+    return max(on_pictures(keys, count) for keys in kinds)
 
 
 def pictures_table() -> str:
@@ -65,11 +72,15 @@ def timm_counts() -> str:
 
 def speed_table() -> str:
     """Return the ratios of bench.json with their middle halves."""
-    body = [[row["work"], row["ours"], row["beside"], number(float(row["ratio"])),
-             f"{number(float(row['ratio, low']))} to {number(float(row['ratio, high']))}",
+    body = [[row["work"], row["ours"], row["beside"], _ratio(row["ratio"]),
+             f"{_ratio(row['ratio, low'])} to {_ratio(row['ratio, high'])}",
              _limit(row)] for row in result("bench", "compared")]  # fmt: skip
     header = ["work", "ours", "beside", "ratio", "middle half", "limit met"]
     return table([*header], [[_code(cell) for cell in row] for row in body])
+
+
+def _ratio(value: float) -> str:
+    return number(float(value)) if value >= 0.01 else f"1/{1 / value:,.0f}"
 
 
 def _code(cell: str) -> str:
@@ -77,7 +88,7 @@ def _code(cell: str) -> str:
 
 
 def _limit(row: dict[str, Any]) -> str:
-    return {None: "no limit", True: "yes", False: "no"}[row["met"]]
+    return {None: "–", True: "yes", False: "no"}[row["met"]]
 
 
 def speed_missed() -> int:

@@ -289,7 +289,7 @@ def speed() -> None:
         ax.plot([row["ratio, low"], row["ratio, high"]], [i, i], color=colour)
         ax.plot(row["ratio"], i, "o", markersize=4, color=colour)
     ax.axvline(1, color=SOFT, linewidth=1)
-    ax.set_yticks(range(len(found)), [f"{r['ours']} / {r['beside']}"[:72] for r in found])
+    ax.set_yticks(range(len(found)), [f"{r['ours']} / {r['beside']}\n{r['work']}" for r in found])
     ax.tick_params(axis="y", labelsize=6)
     ax.set_xscale("log")
     ax.set_xlabel("seconds, ours / the other's (red: over its limit)")
