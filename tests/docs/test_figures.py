@@ -139,3 +139,27 @@ def test_a_figure_that_was_not_recorded_is_an_error(recorded):
         recorded.rows("coverage", LITE, "claims", claim="coverage of the moon")
     with pytest.raises(KeyError):
         recorded.result("coverage", "another network")
+
+
+def test_pages_that_may_be_absent(filling, tmp_path, monkeypatch):
+    import measured
+    import recorded
+
+    for module in (measured, recorded):
+        monkeypatch.setattr(module, "RESULTS", tmp_path)
+    assert not measured.present("speed")
+    assert not measured.present("hardening")
+    row = {"work": "a|b", "ours": "x", "beside": "y", "ratio": 0.001, "ratio, low": 0.0005,
+           "ratio, high": 2, "met": False}  # fmt: skip
+    bench = {"results": {"compared": [row], "growth": []}}
+    (tmp_path / "bench.json").write_text(json.dumps(bench), encoding="utf-8")
+    part = {"part": "Faults", "command": "python x.py", "machine": "m", "date": "d"}
+    (tmp_path / "hardening").mkdir()
+    (tmp_path / "hardening" / "faults.json").write_text(
+        json.dumps(part | {"rows": [{"room": "r", "noticed": 0.5}]}), encoding="utf-8"
+    )
+    assert measured.present("speed")
+    assert measured.present("hardening")
+    assert measured.speed_missed() == 1
+    assert "1/1,000" in measured.speed_table()
+    assert "| r | 0.5 |" in measured.hardening()
