@@ -1,19 +1,58 @@
-"""The parts of benchmarks/results/hardening.json, each written by the script that measured it."""
+"""The parts of benchmarks/results/hardening, one file each, and the page of all of them.
+
+python benchmarks/hardening.py    # write hardening.md again
+"""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from common import RESULTS
+import pandas as pd
+from common import RESULTS, environment, markdown
 
-PATH = RESULTS / "hardening.json"
+FOLDER = RESULTS / "hardening"
 
 
-def add_rows(name: str, about: dict[str, Any], key: str, rows: list[dict[str, Any]]) -> None:
-    """Put rows of one part into the file, in place of those of an earlier run by the same key."""
-    held = json.loads(PATH.read_text(encoding="utf-8")) if PATH.exists() else {}
-    new = {row[key] for row in rows}
-    kept = [row for row in held.get(name, []) if row[key] not in new]
-    held[name] = [*kept, *({**row, "about": about} for row in rows)]
-    PATH.write_text(json.dumps(held, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+def record(
+    name: str,
+    part: str,
+    rows: Sequence[Mapping[str, Any]],
+    faults: Sequence[str] = (),
+    remarks: Sequence[str] = (),
+) -> None:
+    """Write one part, in place of an earlier run, and the page.
+
+    Args:
+        name: of its file.
+        part: its title.
+        rows: of its table.
+        faults: what was found wrong, a sentence each.
+        remarks: what the table does not say.
+    """
+    found = {"rows": list(rows), "faults": list(faults), "remarks": list(remarks)}
+    text = json.dumps({"part": part} | environment() | found, indent=1, ensure_ascii=False)
+    FOLDER.mkdir(exist_ok=True)
+    (FOLDER / f"{name}.json").write_text(text + "\n", encoding="utf-8")
+    write_page()
+
+
+def write_page() -> None:
+    """Write hardening.md from all parts."""
+    lines = ["# Hardening"]
+    for path in sorted(FOLDER.glob("*.json")):
+        found = json.loads(path.read_text(encoding="utf-8"))
+        versions = ", ".join(f"{k} {v}" for k, v in found["versions"].items())
+        lines += [
+            f"## {found['part']}",
+            f"`{found['command']}`, {found['date']}; {found['machine']}; {versions}.",
+            markdown(pd.DataFrame(found["rows"]).astype(object)),
+        ]
+        for title in ("faults", "remarks"):
+            lines += [f"- {title[:-1]}: {x}" for x in found[title]]
+    (RESULTS / "hardening.md").write_text("\n\n".join(lines) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    write_page()

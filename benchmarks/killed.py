@@ -32,14 +32,13 @@ import threading
 import time
 import tomllib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from common import environment
-from hardening import add_rows
+from hardening import record
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
 LONGEST = 600  # seconds that a stopped command may take to end, on a busy machine
@@ -323,8 +322,13 @@ def try_verb(verb: str, folder: Path, asked: argparse.Namespace) -> dict[str, An
     return row
 
 
+def said(counts: Mapping[str, int]) -> str:
+    """Return what was counted in one line."""
+    return ", ".join(f"{name}: {count}" for name, count in counts.items())
+
+
 def main() -> None:
-    """Try every verb and write the part of hardening.json."""
+    """Try every verb and record what came of it."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--moments", type=int, default=50, help="of each verb")
     parser.add_argument("--seed", type=int, default=0)
@@ -352,7 +356,11 @@ def main() -> None:
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     if asked.record:
-        add_rows("killed", environment(), "verb", [{**x, "moments": asked.moments} for x in rows])
+        told = [{"verb": x["verb"], "seconds": x["seconds"], "moments": asked.moments,
+                 "what was left": said(x["counts"]), "faults": sum(x["faults"].values())}
+                for x in rows]  # fmt: skip
+        faults = [f"{x['verb']}: {said(x['faults'])}" for x in rows if x["faults"]]
+        record("killed", "Commands stopped at random moments", told, faults)
     sys.exit(any(row["faults"] for row in rows))
 
 

@@ -7,6 +7,8 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE / "_ext"))
+from measured import OPTIONAL, present  # noqa: E402
+
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 project = "keyfilters"
@@ -25,6 +27,7 @@ extensions = [
 ]
 source_suffix = {".md": "myst-nb", ".ipynb": "myst-nb"}
 exclude_patterns = ["_build", "**/.ipynb_checkpoints"]
+exclude_patterns += [f"results/{page}.md" for page in OPTIONAL if not present(page)]
 suppress_warnings = ["config.cache"]
 
 # Pages.
@@ -50,6 +53,7 @@ autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
 napoleon_google_docstring = True
 napoleon_use_rtype = False
+napoleon_use_ivar = True
 python_maximum_signature_line_length = 80
 maximum_signature_line_length = 80
 add_module_names = False

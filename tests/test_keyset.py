@@ -480,3 +480,18 @@ def test_published_keys_of_rows_and_even_windows() -> None:
             KeySet.published("lindeberg2026-B", size)
     with pytest.raises(KeyFiltersError, match="none of 1×5"):
         KeySet.consensus((1, 5))
+
+
+def test_named_keys_are_those_of_their_seed_kind_and_size(tmp_path: Path) -> None:
+    named = KeySet.named("random:4", 5, seed=3).filters
+    np.testing.assert_array_equal(named, KeySet.random(4, 5, 3).filters)
+    assert not np.allclose(named, KeySet.named("random:4", 5, seed=4).filters)
+    keys, twins = KeySet.consensus(5), KeySet.consensus(5, idealised=True)
+    assert keys.filters.shape == twins.filters.shape and not np.allclose(
+        keys.filters, twins.filters
+    )
+    keys.save(tmp_path / "keys.safetensors")
+    file = str(tmp_path / "keys.safetensors")
+    np.testing.assert_array_equal(KeySet.named(file, 5).filters, keys.filters)
+    with pytest.raises(KeyFiltersError, match="5×5"):
+        KeySet.named(file, 7)

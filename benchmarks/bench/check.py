@@ -40,7 +40,7 @@ SECONDS = 6.0  # processor seconds of a comparison, about
 
 def comparisons() -> Iterator[Comparison]:
     """Yield one small comparison a subject, without what only `make bench` installs."""
-    filters = smooth(1000)
+    filters = smooth(8000)
     ours = Arm("kf.match", lambda: kf.match(filters, null=None), len(filters))
     whole = Arm("one pass |X·D|", dictionary_pass(noise(4096)), 4096)
     yield _check("match", ours, whole)

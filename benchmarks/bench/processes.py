@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-import os
+import json
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+# A process inherits the peak memory of what starts it, so that a small one stands between.
+LAUNCH = """
+import json, os, sys, time
+started = time.perf_counter()
+child = os.posix_spawn(sys.argv[2], sys.argv[2:], os.environ)
+_, status, used = os.wait4(child, 0)
+with open(sys.argv[1], "w") as file:
+    json.dump([time.perf_counter() - started, used.ru_utime + used.ru_stime, used.ru_maxrss], file)
+sys.exit(os.waitstatus_to_exitcode(status) != 0)
+"""
 
 
 @dataclass(frozen=True)
@@ -36,21 +46,19 @@ def python(*arguments: str) -> Usage:
         RuntimeError: it failed; with the end of what it wrote.
     """
     command = [sys.executable, *arguments]
-    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-        started = time.perf_counter()
-        process = subprocess.Popen(command, stdout=out, stderr=err, cwd=Path(__file__).parents[2])
-        _, status, used = os.wait4(process.pid, 0)
-        seconds = time.perf_counter() - started
-        process.returncode = os.waitstatus_to_exitcode(status)
-        out.seek(0)
-        err.seek(0)
-        if process.returncode:
-            said = err.read().decode(errors="replace")[-2000:]
-            raise RuntimeError(f"{' '.join(command[1:])} ended with {process.returncode}: {said}")
-        output = out.read().decode(errors="replace")
+    with tempfile.TemporaryDirectory() as folder:
+        figures = Path(folder) / "used.json"
+        done = subprocess.run(
+            [sys.executable, "-S", "-c", LAUNCH, str(figures), *command],
+            capture_output=True, text=True, errors="replace", cwd=Path(__file__).parents[2],
+        )  # fmt: skip
+        if done.returncode:
+            said = done.stderr[-2000:]
+            raise RuntimeError(f"{' '.join(command[1:])} failed: {said}")
+        seconds, processor, peak = json.loads(figures.read_text())
     # Kilobytes on Linux, bytes on macOS.
-    memory = used.ru_maxrss / (1e9 if sys.platform == "darwin" else 1e6)
-    return Usage(seconds, used.ru_utime + used.ru_stime, memory, output)
+    memory = peak / (1e9 if sys.platform == "darwin" else 1e6)
+    return Usage(seconds, processor, memory, done.stdout)
 
 
 def keyfilters(verb: Sequence[str]) -> Usage:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import described
+import measured
 import recorded
 import written
 from jinja2 import Environment, StrictUndefined
@@ -14,6 +15,6 @@ __all__ = ["RESULTS", "environment"]
 def environment() -> Environment:
     """Return the Jinja environment of the pages; an unknown name is an error."""
     jinja = Environment(undefined=StrictUndefined, autoescape=False, keep_trailing_newline=True)
-    for module in (recorded, described, written):
+    for module in (recorded, measured, described, written):
         jinja.globals |= {name: getattr(module, name) for name in module.__all__}
     return jinja

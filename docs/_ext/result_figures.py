@@ -256,3 +256,55 @@ def emergence() -> None:
         ax.set_ylabel(f"{curve}, %")
         ax.spines[["top", "right"]].set_visible(False)
     axes[0].legend(frameon=False, fontsize=8)
+
+
+def pictures() -> None:
+    """Same first class on pictures against the number of keys, beside keys of noise."""
+    ax = _axes()
+    lines = {
+        "lines": ("learned from the network", TRAINED, "o-"),
+        "lines of same-covariance noise": ("learned from noise, same covariance", NULL, "o--"),
+        "lines of phase-randomised filters": ("learned from filters of random phase", SOFT, "o--"),
+        "random": ("random", "#dadde3", "o-"),
+    }
+    runs = [row for row in result("pictures") if row["how"] == "recalibrated"]
+    for keys, (label, colour, style) in lines.items():
+        counts = sorted({row["count"] for row in runs if row["keys"] == keys})
+        held = [[100 * r["top1"] for r in runs if (r["keys"], r["count"]) == (keys, n)]
+                for n in counts]  # fmt: skip
+        ax.plot(counts, [mean(x) for x in held], style, color=colour, label=label)
+    ax.set_xscale("log", base=2)
+    ax.set_xticks([4, 8, 16, 32], ["4", "8", "16", "32"])
+    ax.set_xlabel("keys for each kernel size")
+    ax.set_ylabel("same first class, %")
+    ax.legend(frameon=False, fontsize=8)
+
+
+def speed() -> None:
+    """Ratios of seconds, ours to the other's, with their middle halves."""
+    found = result("bench", "compared")[::-1]
+    ax = _axes(7.6, 0.6 + 0.32 * len(found))
+    for i, row in enumerate(found):
+        colour = OTHER if row["met"] is False else TRAINED
+        ax.plot([row["ratio, low"], row["ratio, high"]], [i, i], color=colour)
+        ax.plot(row["ratio"], i, "o", markersize=4, color=colour)
+    ax.axvline(1, color=SOFT, linewidth=1)
+    ax.set_yticks(range(len(found)), [f"{r['ours']} / {r['beside']}\n{r['work']}" for r in found])
+    ax.tick_params(axis="y", labelsize=6)
+    ax.set_xscale("log")
+    ax.set_xlabel("seconds, ours / the other's (red: over its limit)")
+
+
+def growth() -> None:
+    """Seconds and peak memory against the number of filters."""
+    found = [row for row in result("bench", "growth") if row["seconds"] is not None]
+    _, axes = plt.subplots(1, 2, figsize=(8, 3.2), layout="constrained")
+    for ax, column in zip(axes, ("seconds", "memory"), strict=True):
+        for job in dict.fromkeys(row["job"] for row in found):
+            of = [row for row in found if row["job"] == job]
+            ax.plot([r["filters"] for r in of], [r[column] for r in of], "o-", ms=3, label=job)
+        ax.set(xscale="log", yscale="log", xlabel="filters of 7×7")
+        ax.spines[["top", "right"]].set_visible(False)
+    axes[0].set_ylabel("seconds")
+    axes[1].set_ylabel("peak memory of the process, GB")
+    axes[0].legend(frameon=False, fontsize=7)

@@ -18,6 +18,7 @@ from keyfilters.errors import KeyFiltersError, SourceError
 from keyfilters.scalespace import why_unusable
 from keyfilters.sizes import as_window
 from keyfilters.tensor_files import map_tensors, save_tensors
+from keyfilters.texts import whole_characters
 
 __all__ = ["FilterBank", "Layer"]
 
@@ -31,7 +32,8 @@ class Layer:
 
     Attributes:
         model: name of the model it comes from.
-        name: name of the layer inside the model, as its format spells it.
+        name: name of the layer inside the model, as its format spells it; characters that
+            no file can hold are written out, see `keyfilters.texts`.
         weight: ``(C, k_y, k_x)`` float32, row 0 on top, exactly the stored values;
             ``(C, 1, k_y, k_x)``, as PyTorch stores it, is taken too.
         stride: ``(y, x)``; None where the format does not tell (a state dict).
@@ -61,6 +63,8 @@ class Layer:
     ndim: int = 2
 
     def __post_init__(self) -> None:
+        for text in ("model", "name", "note"):
+            object.__setattr__(self, text, whole_characters(getattr(self, text)))
         weight = np.asarray(self.weight)
         if weight.ndim == 4 and weight.shape[1] == 1:
             weight = weight[:, 0]
@@ -99,7 +103,9 @@ class FilterBank:
 
     def __init__(self, layers: Iterable[Layer], skipped: Iterable[tuple[str, str]] = ()) -> None:
         self.layers: list[Layer] = list(layers)
-        self.skipped: list[tuple[str, str]] = [(name, reason) for name, reason in skipped]
+        self.skipped: list[tuple[str, str]] = [
+            (whole_characters(name), whole_characters(reason)) for name, reason in skipped
+        ]
 
     @property
     def models(self) -> list[str]:

@@ -21,10 +21,10 @@ from keyfilters.cli.read import read
 from keyfilters.cli.replace import replace
 from keyfilters.cli.reproduce import reproduce
 from keyfilters.cli.sources import sources
-from keyfilters.cli.tables import printable
 from keyfilters.cli.train import train
 from keyfilters.errors import KeyFiltersError
 from keyfilters.files import MEND
+from keyfilters.texts import printable
 
 __all__ = ["app", "main"]
 

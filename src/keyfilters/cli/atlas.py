@@ -16,6 +16,7 @@ from keyfilters.cli.common import (
     Sources,
     check_device,
     check_out,
+    command_line,
     executor_of,
     folder_at_once,
     progress_bar,
@@ -91,7 +92,7 @@ def atlas(
         step("writing the page")
         with folder_at_once(out) as unfinished:
             fitted.save(unfinished)
-            write_report(fitted, unfinished / "report.html")
+            write_report(fitted, unfinished / "report.html", command=command_line())
     console = Console()
     console.print(_table(fitted))
     for size in fitted.sizes_.values():

@@ -4,24 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from keyfilters.texts import printable
+
 if TYPE_CHECKING:
     import pandas as pd
     from rich.text import Text
 
-__all__ = ["cell", "printable", "say", "show"]
+__all__ = ["cell", "say", "show"]
 
 LONGEST = 300  # characters of a name in a table
-
-
-def printable(text: str) -> str:
-    r"""Return a text in which characters that steer a terminal are written out.
-
-    Those are control characters, line ends, marks of direction, and halves of characters.
-
-    >>> printable("a\x1b[31m\u202eb ω")
-    'a\\x1b[31m\\u202eb ω'
-    """
-    return "".join(x if x.isprintable() else x.encode("unicode_escape").decode() for x in text)
 
 
 def say(text: str, *, err: bool = False) -> None:

@@ -106,7 +106,7 @@ class Check:
         return f"<p>{escape(repr(self))}</p>{shown.to_html(index=False)}"
 
     def to_json(self) -> str:
-        """Return the findings and the rules as JSON text."""
+        """Return the findings and the rules as JSON text, in ASCII: names may steer a terminal."""
         told = self.findings.replace({np.nan: None})
         rules = self.table.replace({np.nan: None})
         data = {
@@ -114,11 +114,11 @@ class Check:
             "findings": told.to_dict("records"),
             "rules": rules.to_dict("records"),
         }
-        return json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False)
+        return json.dumps(data, indent=1, allow_nan=False)
 
     def to_sarif(self) -> str:
         """Return the findings as SARIF 2.1.0, which code hosts show beside a change."""
-        return json.dumps(sarif(self.findings, self.rules), indent=1, ensure_ascii=False)
+        return json.dumps(sarif(self.findings, self.rules), indent=1)
 
 
 @one_thread()

@@ -25,6 +25,7 @@ from keyfilters.plot.axes import (
     plain,
     thin_ticks,
 )
+from keyfilters.texts import figure_label
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -77,7 +78,7 @@ def depth_profile(
     percent(ax)
     ax.set_xlabel("relative depth of the layer")
     ax.set_ylabel("filters of the layer")
-    ax.set_title(name if len(name) < 45 else f"{name[:43]}…", fontsize=10, loc="left")
+    ax.set_title(figure_label(name), fontsize=10, loc="left")
     if legend:
         ax.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     return plain(ax)

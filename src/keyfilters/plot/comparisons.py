@@ -10,6 +10,7 @@ import pandas as pd
 from keyfilters.errors import KeyFiltersError
 from keyfilters.inspection import Comparison
 from keyfilters.plot.axes import COLOURS, FILTERS, MUTED, NULL, make_axes, percent, plain
+from keyfilters.texts import figure_label
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -55,7 +56,7 @@ def coverage(comparison: Comparison, *, ax: Axes | None = None) -> Axes:
     ax = make_axes(ax, (6.2, 3.4))
     for side, colour in (("a", FILTERS), ("b", SECOND)):
         ax.plot(layers["depth"], layers[f"explained_{side}"], "o-", color=colour, markersize=4,
-                label=_short(getattr(comparison, side)))  # fmt: skip
+                label=figure_label(getattr(comparison, side), 28, end=True))  # fmt: skip
     ax.plot(layers["depth"], layers["explained_null"], "--", color=NULL, label="strictest null")
     ax.set_ylim(0, 1)
     percent(ax)
@@ -81,7 +82,7 @@ def steps(comparison: Comparison, *, ax: Axes | None = None) -> Axes:
                 label="explained, r² ≥ 0.64")  # fmt: skip
         ax.plot(table["step"], table["chance"], "--", color=NULL, label="explained, of the null")
     every = -(-len(table) // 12)
-    names = [_short(str(name), 18) for name in table["name"][::every]]
+    names = [figure_label(str(name), 18, end=True) for name in table["name"][::every]]
     ax.set_xticks(table["step"][::every], names, rotation=30, ha="right", fontsize=8)
     ax.set_ylim(min(0.0, float(table[cosine].min())), 1.03)
     return plain(ax, legend=True)
@@ -131,8 +132,9 @@ def flow(comparison: Comparison, *, ax: Axes | None = None) -> Axes:
             used[1][target] += share
     ax.set_xlim(-0.62, 1.62)
     ax.set_ylim(1 + gap * len(order), -0.06)
-    ax.text(0, -0.02, _short(comparison.a), ha="center", va="bottom", fontsize=8, color=MUTED)
-    ax.text(1, -0.02, _short(comparison.b), ha="center", va="bottom", fontsize=8, color=MUTED)
+    for x, name in enumerate((comparison.a, comparison.b)):
+        label = figure_label(name, 28, end=True)
+        ax.text(x, -0.02, label, ha="center", va="bottom", fontsize=8, color=MUTED)
     ax.set_axis_off()
     return ax
 
@@ -141,7 +143,3 @@ def _rectangle(x: float, y: float, width: float, height: float, colour: str) -> 
     from matplotlib.patches import Rectangle
 
     return Rectangle((x, y), width, height, color=colour, lw=0)
-
-
-def _short(name: str, length: int = 28) -> str:
-    return name if len(name) <= length else f"…{name[1 - length :]}"

@@ -17,6 +17,7 @@ from keyfilters.inspection import Comparison
 from keyfilters.keyset import KeySet
 from keyfilters.plot.axes import FRAME, make_axes, of_size
 from keyfilters.receptive_fields import has_models
+from keyfilters.texts import figure_label
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -127,7 +128,7 @@ def filters(
     title = "{}/{}: {:,} filters of {}×{}".format(
         chosen.model, chosen.name, len(chosen.weight), *chosen.size
     )
-    ax.set_title(title if len(title) < 60 else f"…{title[-59:]}", fontsize=9)
+    ax.set_title(figure_label(title, 60, end=True), fontsize=9)
     return ax
 
 

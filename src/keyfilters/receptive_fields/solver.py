@@ -20,7 +20,7 @@ from keyfilters.receptive_fields.tables import Jets
 __all__ = ["climb"]
 
 ROUNDS, STEPS = 4, 2  # on second derivatives: how often a form is expanded, and steps on each
-SETTLED = 0.05  # in steps of the grid: a filter that moves less in a round has arrived
+SETTLED = 0.1  # in steps of the grid: a filter that moves less in a round has arrived
 LEVEL = 1e-5  # a share that falls by less has only met rounding
 DRAWN = 8  # how often a form is drawn anew where there are no second derivatives
 LONGEST = {1: 6.0, 2: 2.2, 3: 1.5}  # a step in steps of the grid, by the number of parameters
@@ -117,8 +117,9 @@ def _newton(
         local = _Expansion(*jets(filters[moving], families[moving], start))
         node, here, damp = start - local.distance, _share(local), damping[moving]
         for _ in range(STEPS):
-            moved = node + local.distance + _step(here, node + local.distance, low, high, damp)
-            tried = local._replace(distance=moved.maximum(low).minimum(high) - node)
+            before = node + local.distance
+            moved = (before + _step(here, before, low, high, damp)).maximum(low).minimum(high)
+            tried = local._replace(distance=moved - node)
             shares = _share(tried)
             better = shares.share > here.share
             lost = here.share - shares.share
@@ -126,8 +127,9 @@ def _newton(
             local = tried._replace(distance=torch.where(better, tried.distance, local.distance))
             here = shares.where(better, here)
         place[:, moving], share[moving], damping[moving] = node + local.distance, here.share, damp
-        far = (place[:, moving] - start).abs().amax(0) > SETTLED
-        moving = moving[far | (lost > LEVEL)]  # a step that was taken back is tried again, shorter
+        far = (moved - before).abs().amax(0) > SETTLED
+        off = (local.distance.abs() > 0.5 + SETTLED).any(0)  # another expansion is nearer
+        moving = moving[far | off | (lost > LEVEL)]  # a step taken back is tried again, shorter
     return place, share
 
 

@@ -16,10 +16,10 @@ from keyfilters.report.drawing import (
     figure_of,
     legend_below,
     percent,
-    shorten,
     single_axes,
     to_svg,
 )
+from keyfilters.texts import figure_label
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -98,7 +98,7 @@ def over_depth(one: Discovery) -> str:
         step = max(1, len(layers) // 9)
         axes.set_xticks(range(0, len(layers), step), [f"{d:.2f}" for d in layers.iloc[::step]])
         axes.set_xlabel("relative depth of the layer")
-        axes.set_title(shorten(model))
+        axes.set_title(figure_label(model))
     for axes in grid[len(models) :]:
         axes.set_visible(False)
     return to_svg(figure)
@@ -113,7 +113,7 @@ def over_models(one: Discovery) -> str:
     shares = shares.reindex(index=models, columns=names, fill_value=0.0)
     figure, axes = single_axes(0.36 * len(models) + 3.4, 0.24 * len(names) + 2.6)
     _shaded(axes, shares.T.to_numpy(), one)
-    labels = [shorten(model, 26) for model in models]
+    labels = [figure_label(model, 26) for model in models]
     axes.set_xticks(range(len(models)), labels, rotation=50, ha="right", rotation_mode="anchor")
     return to_svg(figure)
 

@@ -18,11 +18,11 @@ from keyfilters.report.drawing import (
     MUTED,
     WIDTH,
     legend_below,
-    shorten,
     single_axes,
     to_svg,
 )
 from keyfilters.report.template import render, write_page
+from keyfilters.texts import figure_label
 
 __all__ = ["render_experiment", "write_experiment"]
 
@@ -92,7 +92,7 @@ def _dots(record: Mapping[str, Any]) -> str:
             axes.plot([row["low"], row["high"]], [y - 0.12] * 2, color=colour, linewidth=2.2)
         if row["mean"] is not None:
             axes.plot(row["mean"], y - 0.12, "o", color=colour, markersize=7.5)
-    labels = ["\n".join(textwrap.wrap(shorten(row["label"], 66), 32)) for row in conditions]
+    labels = ["\n".join(textwrap.wrap(figure_label(row["label"], 66), 32)) for row in conditions]
     axes.set_yticks(range(len(labels)), labels, color=INK)
     axes.set_ylim(len(labels) - 0.5, -0.5)
     axes.grid(axis="x", color="#e1e4ea", linewidth=0.8)
@@ -114,7 +114,7 @@ def _chart(chart: Mapping[str, Any]) -> str:
         at, mark = at[: table.shape[1]], "o" if table.shape[1] <= FEW else None
         axes.fill_between(at, table.min(), table.max(), color=colour, alpha=0.14, linewidth=0)
         axes.plot(at, table.mean(), style, color=colour, marker=mark, markersize=4,
-                  label=shorten(name, 30))  # fmt: skip
+                  label=figure_label(name, 30))  # fmt: skip
     if len(places) and max(places) > FAR * len(places):
         axes.set_xscale("symlog", linthresh=1)
         axes.xaxis.set_major_formatter(ScalarFormatter())
@@ -123,7 +123,7 @@ def _chart(chart: Mapping[str, Any]) -> str:
     axes.grid(axis="y", color="#e1e4ea", linewidth=0.8)
     axes.set_xlabel(chart["x"], color=MUTED)
     axes.set_ylabel("\n".join(textwrap.wrap(chart["measure"], 40)))
-    axes.set_title(shorten(chart["title"], 48))
+    axes.set_title(figure_label(chart["title"], 48))
     legend_below(figure, axes, columns=2)
     return to_svg(figure)
 

@@ -18,10 +18,10 @@ from keyfilters.report.drawing import (
     WIDTH,
     legend_below,
     percent,
-    shorten,
     single_axes,
     to_svg,
 )
+from keyfilters.texts import figure_label
 
 __all__ = ["coverage_bars", "depth_profiles", "layer_coverage", "rate_curve", "sweep"]
 
@@ -117,7 +117,7 @@ def layer_coverage(atlas: Atlas, size: tuple[int, int], models: Sequence[str]) -
         part = table[table["model"] == model]
         colour = palette[i % len(palette)]
         axes.plot(part["depth"], part["coverage"], "o-", markersize=4, color=colour,
-                  label=shorten(model))  # fmt: skip
+                  label=figure_label(model))  # fmt: skip
         for null, style in zip(STRICT, ("--", ":"), strict=True):
             axes.plot(part["depth"], part[null], style, color=colour, alpha=0.7)
     for null, style in zip(STRICT, ("--", ":"), strict=True):

@@ -18,10 +18,10 @@ from keyfilters.report.drawing import (
     WIDTH,
     legend_below,
     percent,
-    shorten,
     single_axes,
     to_svg,
 )
+from keyfilters.texts import figure_label
 
 NULL_STYLES = {"white": ":", "tap-permuted": ":", "covariance": "--", "phase": "--"}
 MOST = 200_000
@@ -69,7 +69,7 @@ def explained_depth(atlas: Atlas, size: tuple[int, int], models: Sequence[str]) 
     for i, model in enumerate(models):
         part = table[table["model"] == model].groupby("depth")["good"].mean()
         axes.plot(part.index, part, "o-", markersize=4, color=palette[i % len(palette)],
-                  label=shorten(model))  # fmt: skip
+                  label=figure_label(model))  # fmt: skip
     for null, level in matched.claim.nulls.items():
         axes.axhline(
             level, linestyle=NULL_STYLES[null], color=NULL_COLOURS[null], label=NULLS[null]

@@ -25,21 +25,22 @@ MOST_MODELS = 8  # drawn in one chart; the rest is in the table
 MOST_ROWS = 2000  # of a table of layers
 
 
-def write_report(atlas: Atlas, path: str | os.PathLike[str]) -> Path:
+def write_report(atlas: Atlas, path: str | os.PathLike[str], *, command: str = "") -> Path:
     """Write the page of a fitted atlas: one file that opens from disk without a network.
 
     Args:
         atlas: a fitted atlas.
         path: where to; the folder is made if need be.
+        command: what to type for the same result, if it was a command.
 
     Returns:
         The path written.
     """
-    return write_page(render_report(atlas), path)
+    return write_page(render_report(atlas, command=command), path)
 
 
-def render_report(atlas: Atlas) -> str:
-    """Return the page as HTML text."""
+def render_report(atlas: Atlas, *, command: str = "") -> str:
+    """Return the page as HTML text, see `write_report`."""
     payload = build_payload(atlas)
     models = atlas.bank_.models
     return render(
@@ -56,6 +57,7 @@ def render_report(atlas: Atlas) -> str:
         skipped=_grouped(atlas.bank_.skipped),
         unusable=_flaw_table(atlas)[:MOST_ROWS],
         shown=payload["shown"],
+        command=command,
         js=asset("page.js"),
         data=script_json({"atlas": payload, "colours": KIND_COLOURS}),
     )

@@ -20,6 +20,7 @@ from keyfilters.receptive_fields import build_dictionary
 from keyfilters.receptive_fields.families import formula_in
 from keyfilters.receptive_fields.models import render_models
 from keyfilters.scalespace import centred_unit
+from keyfilters.texts import printable
 
 __all__ = ["KEY_SETS", "build_payload"]
 
@@ -113,8 +114,8 @@ def _pack_layer(
     known = coverage.get((layer.model, layer.name))
     far = rows["dissimilarity"].fillna(2.0)
     return {
-        "model": layer.model,
-        "name": layer.name,
+        "model": printable(layer.model),
+        "name": printable(layer.name),
         "depth": round(float(layer.depth), 4),
         "k": size,
         "size": sizes.index(size) if size in sizes else -1,

@@ -14,6 +14,7 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from keyfilters.files import write_whole
+from keyfilters.texts import printable
 
 __all__ = ["asset", "content_security_policy", "render", "script_json", "write_page"]
 
@@ -21,9 +22,10 @@ __all__ = ["asset", "content_security_policy", "render", "script_json", "write_p
 def render(template: str, **context: object) -> str:
     """Fill a template of ``report/assets`` and return the page as HTML text.
 
-    Text is escaped, a name that the template uses and `context` lacks is an error, ``css`` is the
-    style of all pages (put it into ``<style>`` with the filter ``safe``), and beside Jinja's own
-    filters there are ``percent(digits=0)`` ("–" for NaN) and ``number`` (1,234).
+    Text is escaped, and characters that steer the text around them are written out. A name that the
+    template uses and `context` lacks is an error, ``css`` is the style of all pages (put it into
+    ``<style>`` with the filter ``safe``), and beside Jinja's own filters there are
+    ``percent(digits=0)`` ("–" for NaN) and ``number`` (1,234).
 
     Args:
         template: name of a file in ``report/assets``, such as ``"page.html.j2"``.
@@ -76,12 +78,18 @@ def script_json(data: object) -> str:
     return json.dumps(data, ensure_ascii=False, allow_nan=False).replace("<", "\\u003c")
 
 
+def _shown(value: object) -> object:
+    """Write out what could turn or hide the text around it; our own SVG and styles stay."""
+    return "\n".join(map(printable, value.split("\n"))) if type(value) is str else value
+
+
 @cache
 def _environment() -> Environment:
     environment = Environment(
         loader=PackageLoader("keyfilters.report", "assets"),
         autoescape=True,
         undefined=StrictUndefined,
+        finalize=_shown,
         trim_blocks=True,
         lstrip_blocks=True,
     )

@@ -1,0 +1,111 @@
+"""Tables of results on pictures, of comparisons, of timm's models, of speed and of hardening."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from statistics import mean
+from typing import Any
+
+from recorded import RESULTS, number, percent, result, rows, table
+
+__all__ = [
+    "compared_pairs",
+    "hardening",
+    "on_noise",
+    "on_pictures",
+    "pictures_table",
+    "present",
+    "speed_missed",
+    "speed_table",
+    "timm_counts",
+]
+
+OPTIONAL = {"speed": "bench.json", "hardening": "hardening"}  # pages of results that may be absent
+
+
+def present(page: str) -> bool:
+    """Say whether the results that a page needs were recorded."""
+    found = RESULTS / OPTIONAL[page]
+    return any(found.glob("*.json")) if found.suffix == "" else found.exists()
+
+
+def on_pictures(keys: str, count: int, how: str = "recalibrated") -> float:
+    """Return the mean share of pictures with the same first class, of pictures.json."""
+    return mean(row["top1"] for row in rows("pictures", keys=keys, count=count, how=how))
+
+
+def on_noise(count: int) -> float:
+    """Return the same for keys learned from noise: of the two kinds the one that keeps more."""
+    kinds = ("lines of same-covariance noise", "lines of phase-randomised filters")
+    return max(on_pictures(keys, count) for keys in kinds)
+
+
+def pictures_table() -> str:
+    """Return same first class on pictures by keys and their number: mean and range of seeds."""
+    found: dict[tuple[str, str, int], list[float]] = {}
+    for row in result("pictures"):
+        found.setdefault((row["how"], row["keys"], row["count"]), []).append(row["top1"])
+    body = [[how, keys, count, len(held), percent(mean(held), 1), _range(held)]
+            for (how, keys, count), held in sorted(found.items())]  # fmt: skip
+    header = ["replacement", "keys", "number", "seeds", "same first class", "of the seeds"]
+    return table(header, body)
+
+
+def _range(held: Sequence[float]) -> str:
+    return f"{100 * min(held):.1f}–{100 * max(held):.1f}" if len(held) > 1 else ""
+
+
+def compared_pairs(measure: str) -> str:
+    """Return one measure of compare.json for every pair, beside its strictest null."""
+    body = [[row["pair"], number(row["second"]), number(row["strictest null"]), row["its kind"]]
+            for row in rows("compare", measure=measure)]  # fmt: skip
+    return table(["pair", measure, "strictest null", "its kind"], body)
+
+
+def timm_counts() -> str:
+    """Return how many models passed each step of timm.json."""
+    tried = len(result("timm", "rows")) + len(result("timm", "torchvision"))
+    body = [[step, f"{done} of {tried}"] for step, done in result("timm", "counts").items()]
+    return table(["step", "models that passed"], body)
+
+
+def speed_table() -> str:
+    """Return the ratios of bench.json with their middle halves."""
+    body = [[row["work"], row["ours"], row["beside"], _ratio(row["ratio"]),
+             f"{_ratio(row['ratio, low'])} to {_ratio(row['ratio, high'])}",
+             _limit(row)] for row in result("bench", "compared")]  # fmt: skip
+    header = ["work", "ours", "beside", "ratio", "middle half", "limit met"]
+    return table([*header], [[_code(cell) for cell in row] for row in body])
+
+
+def _ratio(value: float) -> str:
+    return number(float(value)) if value >= 0.01 else f"1/{1 / value:,.0f}"
+
+
+def _code(cell: str) -> str:
+    return cell.replace("|", "\\|")
+
+
+def _limit(row: dict[str, Any]) -> str:
+    return {None: "–", True: "yes", False: "no"}[row["met"]]
+
+
+def speed_missed() -> int:
+    """Return how many figures of bench.json are over their limit."""
+    every = [*result("bench", "compared"), *result("bench", "growth")]
+    return sum(row["met"] is False for row in every)
+
+
+def hardening() -> str:
+    """Return a section a file of results/hardening: its command and its rows."""
+    parts = []
+    for path in sorted((RESULTS / "hardening").glob("*.json")):
+        found = json.loads(path.read_text(encoding="utf-8"))
+        header = list(found["rows"][0])
+        body = [[_code(number(row.get(name))) for name in header] for row in found["rows"]]
+        source = f"../../benchmarks/results/hardening/{path.name}"
+        said = f"```\n{found['command']}\n```\n\n{found['machine']}; {found['date']}. "
+        file = f"All figures: {{download}}`{path.name} <{source}>`.\n"
+        parts.append(f"## {found['part']}\n\n{table(header, body)}\n{said}{file}")
+    return "\n".join(parts)
