@@ -97,7 +97,7 @@ def to_svg(figure: Figure) -> str:
     Of axes with more than `MANY` bars and points the data are a picture inside it.
     """
     for axes in figure.axes:
-        points = sum(len(line.get_xdata()) for line in axes.lines)  # type: ignore[arg-type]
+        points = sum(len(line.get_path()) for line in axes.lines)
         areas = sum(len(path) for area in axes.collections for path in area.get_paths())
         if points + areas + len(axes.patches) > MANY:
             for artist in (*axes.lines, *axes.patches, *axes.collections):
