@@ -31,7 +31,7 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).parents[1]
 EXTRAS = ("formats", "train", "ray")  # hf only adds datasets
 EPOCH = "1767225600"  # 2026-01-01
-WANTED = {"src", "keyfilters", "tests", "recipes"}  # folders that the archives may hold
+WANTED = {"src", "keyfilters", "tests", "recipes", "docs"}  # folders that the archives may hold
 COPYLEFT = ("GPL", "AGPL", "SSPL", "EUPL")  # LGPL, too, is named: a person must look
 
 
