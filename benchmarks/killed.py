@@ -1,9 +1,9 @@
 """Stop every verb of the command line at random moments, and look at what is left.
 
-    python benchmarks/killed.py [--moments 50] [--seed 0] [--only 'read;check']
+    python benchmarks/killed.py [--moments 50] [--seed 0] [--only 'read;check'] [--record]
 
 Each verb first runs undisturbed. Then it is stopped by SIGINT, SIGTERM and SIGKILL in turn, so many
-times in all, at moments drawn evenly from its running time. After each stop:
+times each, at moments drawn evenly from its running time. After each stop:
 
 - files under their final names can be read to their end, all others are marked ``.unfinished-``;
 - no process of the command is left after ten seconds, and no traceback was printed;
@@ -38,12 +38,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from common import environment
-from hardening import add_rows
+from hardening import save_part, told_before
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
 LONGEST = 600  # seconds that a stopped command may take to end, on a busy machine
 GONE = 10  # seconds for its other processes to end
+PAIRS = 3  # how often two of the same command run at once
 RECIPE = """
 [model]
 name = "test_convnext"
@@ -75,6 +75,13 @@ VERBS = {
     "atlas --like": "atlas a.pth --like zoo-5x5",
     "experiment": "experiment transfer --target digits?samples=100 --no-pointwise " + TINY,
 }
+REMARKS = [
+    "Columns SIGINT, SIGTERM, SIGKILL: how often the signal met the running command; at the other "
+    "moments it had ended.",
+    "Left marked: the stop left something under a name that says that it is unfinished.",
+    "Moments are drawn from the work of a command in a process that has the libraries loaded; the "
+    "import of the libraries was not interrupted.",
+]
 TIMED = ("experiment", "train", "reproduce", "sources")  # whose tables hold seconds or the like
 
 
@@ -313,20 +320,26 @@ def try_verb(verb: str, folder: Path, asked: argparse.Namespace) -> dict[str, An
     """Stop a verb at all moments, run two at once, and return what came of it."""
     start = time.perf_counter()
     trials = Trials(verb, folder, asked.seed)
-    for i in range(asked.moments):
+    for i in range(asked.moments * len(SIGNALS)):
         trials.stop(SIGNALS[i % len(SIGNALS)])
-    for _ in range(3):
+    for _ in range(PAIRS):
         trials.two_at_once()
-    row = {"verb": verb, "command": VERBS[verb], "seconds": round(trials.seconds, 2),
-           "counts": dict(trials.counts), "faults": dict(trials.faults)}  # fmt: skip
+    counts, faults = trials.counts, trials.faults
+    stops = {number.name: counts[f"stopped by {number.name}"] for number in SIGNALS}
+    told = "; ".join(f"{text}: {count}" for text, count in faults.items())
+    row = {"verb": verb, "seconds": round(trials.seconds, 2), **stops,
+           "ended before": counts["had ended before"],
+           "left marked": counts["left something marked"],
+           "two at once, one refused": f"{counts['two at once: one refused']} of {PAIRS}",
+           "faults": faults.total(), "what": told}  # fmt: skip
     print(f"{time.perf_counter() - start:.0f} s, {row}", flush=True)
     return row
 
 
 def main() -> None:
-    """Try every verb and write the part of hardening.json."""
+    """Try every verb and write the part of the page on hardening."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--moments", type=int, default=50, help="of each verb")
+    parser.add_argument("--moments", type=int, default=50, help="of each signal and verb")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", default="", help="verbs, with semicolons between them")
     parser.add_argument("--record", action="store_true", help="write benchmarks/results")
@@ -352,7 +365,9 @@ def main() -> None:
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     if asked.record:
-        add_rows("killed", environment(), "verb", [{**x, "moments": asked.moments} for x in rows])
+        command = f"python benchmarks/killed.py --moments {asked.moments} --seed {asked.seed}"
+        save_part("killed", "Killed at any moment", rows, told_before("killed", "faults"),
+                  REMARKS, command)  # fmt: skip
     sys.exit(any(row["faults"] for row in rows))
 
 
