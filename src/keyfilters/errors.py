@@ -7,7 +7,16 @@ from collections.abc import Iterable
 
 
 class KeyFiltersError(ValueError):
-    """Base class of every error that the caller can mend; the message says how."""
+    r"""Base class of every error that the caller can mend; the message says how, in one line.
+
+    Line breaks, such as those of a library's own message that is quoted, become blanks.
+
+    >>> str(KeyFiltersError("cannot be read (bad header\n); fetch it again"))
+    'cannot be read (bad header); fetch it again'
+    """
+
+    def __init__(self, *told: object) -> None:
+        super().__init__(*(_one_line(x) if isinstance(x, str) else x for x in told))
 
 
 class SourceError(KeyFiltersError):
@@ -28,6 +37,11 @@ class MissingExtraError(KeyFiltersError):
     def __init__(self, purpose: str, extra: str) -> None:
         command = f"pip install 'keyfilters[{extra}]'"
         super().__init__(f"{purpose} needs an extra package; type: {command}")
+
+
+def _one_line(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines()]
+    return " ".join(lines).replace(" )", ")") if len(lines) > 1 else text
 
 
 def nearest(name: str, known: Iterable[str], *, count: int = 5) -> str:

@@ -109,9 +109,13 @@ def _features(file: Path) -> dict[str, Any]:
     except (OSError, ValueError, pa.ArrowException) as error:
         raise KeyFiltersError(f"{file} cannot be read ({error}); fetch it again") from error
     found: dict[str, Any] = {}
-    for name, told_kind in told.get("info", {}).get("features", {}).items():
-        kind = told_kind.get("_type", "") if isinstance(told_kind, dict) else ""
-        found[name] = {"Image": Image(), "ClassLabel": ClassLabel(())}.get(kind, kind)
-        if kind == "ClassLabel":
-            found[name] = ClassLabel(tuple(map(str, told_kind["names"])))
+    try:
+        for name, told_kind in told.get("info", {}).get("features", {}).items():
+            kind = told_kind.get("_type", "") if isinstance(told_kind, dict) else ""
+            found[name] = {"Image": Image(), "ClassLabel": ClassLabel(())}.get(kind, kind)
+            if kind == "ClassLabel":
+                found[name] = ClassLabel(tuple(map(str, told_kind["names"])))
+    except (AttributeError, LookupError, TypeError) as error:
+        message = f"{file}: the kinds of its columns cannot be read ({error!r}); fetch it again"
+        raise KeyFiltersError(message) from error
     return found

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from keyfilters.errors import KeyFiltersError, MissingExtraError, nearest
+from keyfilters.files import typed_path
 from keyfilters.training.images import open_image, photographs, random_crops
 from keyfilters.training.parquet import parquet_splits
 from keyfilters.training.recipe import DataSource
@@ -112,7 +113,7 @@ def _fashion_mnist(argument: str, asked: DataSource) -> Found:
     parts = {}
     for part, half in (("training", "train"), ("test", "t10k")):
         images, labels = (
-            _idx(Path(argument or DEBIAN), f"{half}-{kind}-ubyte")
+            _idx(typed_path(argument or DEBIAN), f"{half}-{kind}-ubyte")
             for kind in ("images-idx3", "labels-idx1")
         )
         parts[part] = Part(labels.astype(np.int64), torch.from_numpy(images)[:, None])
@@ -149,7 +150,7 @@ def _photos(argument: str, asked: DataSource) -> Found:
 
 
 def _image_folder(argument: str, asked: DataSource) -> Found:
-    folder = Path(argument)
+    folder = typed_path(argument)
     if not argument or not folder.is_dir():
         raise KeyFiltersError(f"{argument!r} is no folder; type imagefolder:FOLDER")
     places = {"training": folder}
@@ -224,7 +225,7 @@ def _torchvision(argument: str, asked: DataSource) -> Found:
 def _hugging_face(argument: str, asked: DataSource) -> Found:
     """Take train, and test and validation where they have labels."""
     name, *columns = argument.split("#")
-    found: Any = parquet_splits(Path(name)) or _loaded(name)
+    found: Any = parquet_splits(typed_path(name)) or _loaded(name)
     if "train" not in found:
         raise KeyFiltersError(f"hf:{name} has {', '.join(found)}; train is expected")
     kinds = {key: type(kind).__name__ for key, kind in found["train"].features.items()}
