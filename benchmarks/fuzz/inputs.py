@@ -83,12 +83,13 @@ def drawn_inputs(kind: str, folder: Path, seed: int) -> Iterator[Input]:
 
     read, lot = _ready(kind, folder), list[str]()
     every = list(hypothesis.HealthCheck)
-    settings = hypothesis.settings(max_examples=500, database=None, deadline=None,
-                                   phases=[hypothesis.Phase.generate],
-                                   suppress_health_check=every)  # fmt: skip
-    number = seed * 1000
+    number, size = seed * 1000, 20
     while True:
         lot.clear()
+        settings = hypothesis.settings(max_examples=size, database=None, deadline=None,
+                                       phases=[hypothesis.Phase.generate],
+                                       suppress_health_check=every)  # fmt: skip
+        size = min(500, 5 * size)
         collect = hypothesis.given(strategy(kind))(lambda text: lot.append(text))
         hypothesis.seed(number)(settings(collect))()
         number += 1
