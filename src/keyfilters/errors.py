@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class KeyFiltersError(ValueError):
@@ -37,6 +39,26 @@ class MissingExtraError(KeyFiltersError):
     def __init__(self, purpose: str, extra: str) -> None:
         command = f"pip install 'keyfilters[{extra}]'"
         super().__init__(f"{purpose} needs an extra package; type: {command}")
+
+
+@contextmanager
+def whole_file_expected(path: str | os.PathLike[str], kind: str) -> Iterator[None]:
+    """Tell what goes wrong while the content of a file is taken apart as damage of the file.
+
+    Args:
+        path: of the file.
+        kind: what it should be, such as "a filter bank".
+
+    Raises:
+        SourceError: anything but an error of ours was raised in the block.
+    """
+    try:
+        yield
+    except KeyFiltersError:
+        raise
+    except Exception as error:  # damaged files make libraries raise nearly anything
+        reason = f"{type(error).__name__}: {str(error)[:200]}"
+        raise SourceError(f"{path} cannot be read as {kind} ({reason})") from error
 
 
 def _one_line(text: str) -> str:

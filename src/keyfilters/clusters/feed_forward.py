@@ -76,12 +76,13 @@ class FeedForwardAutoencoder(Estimator):
         Raises:
             SourceError: it is missing, damaged, or of another kind.
         """
-        options, tensors = load_estimator(path, cls)
-        found = cls(**options)
-        found._build(tensors["encoder.0.weight"].shape[1])
-        networks = nn.ModuleDict({"encoder": found._encoder, "decoder": found._decoder})
-        networks.load_state_dict({name: torch.from_numpy(x) for name, x in tensors.items()})
-        return found
+        with whole_file_expected(path, "an autoencoder"):
+            options, tensors = load_estimator(path, cls)
+            found = cls(**options)
+            found._build(tensors["encoder.0.weight"].shape[1])
+            networks = nn.ModuleDict({"encoder": found._encoder, "decoder": found._decoder})
+            networks.load_state_dict({name: torch.from_numpy(x) for name, x in tensors.items()})
+            return found
 
     def dissimilarity(self, unit: NDArray[np.float32]) -> NDArray[np.float32]:
         """Dissimilarity ``(n,)`` of ``(n, taps)`` filters to what the network makes of them."""

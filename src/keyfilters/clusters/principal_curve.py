@@ -139,11 +139,12 @@ class PrincipalCurve(Estimator):
         Raises:
             SourceError: it is missing, damaged, or of another kind.
         """
-        options, tensors = load_estimator(path, cls)
-        space = options.pop("space")
-        curve = cls(space=None if space is None else CodeSpace(**space), **options)
-        curve.codes_, curve.decoded_ = tensors["codes"], tensors["decoded"]
-        return curve
+        with whole_file_expected(path, "a principal curve"):
+            options, tensors = load_estimator(path, cls)
+            space = options.pop("space")
+            curve = cls(space=None if space is None else CodeSpace(**space), **options)
+            curve.codes_, curve.decoded_ = tensors["codes"], tensors["decoded"]
+            return curve
 
     def as_prototypes(self) -> PrototypeSet:
         """Return the decoded filters as prototypes: the nearest one's code is the filter's code."""

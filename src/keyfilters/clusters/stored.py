@@ -53,10 +53,8 @@ def load_nested(path: Path, kind: str) -> Any:
     metadata, tensors = read_tensors(path)
     if (found := metadata.get("format")) != kind:
         raise SourceError(f"{path} is not a fitted atlas: expected format {kind!r}, got {found!r}")
-    try:
+    with whole_file_expected(path, "a fitted atlas"):
         return _unpack(json.loads(tensors["value"].tobytes()), tensors)
-    except (LookupError, ValueError, TypeError) as error:
-        raise SourceError(f"{path} cannot be read as a fitted atlas: {error}") from error
 
 
 def _pack(value: Any, tensors: Tensors) -> Any:
