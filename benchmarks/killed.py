@@ -38,7 +38,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from hardening import save_part, told_before
+from hardening import record
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
 LONGEST = 600  # seconds that a stopped command may take to end, on a busy machine
@@ -369,9 +369,9 @@ def main() -> None:
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     if asked.record:
-        command = f"python benchmarks/killed.py --moments {asked.moments} --seed {asked.seed}"
-        save_part("killed", "Killed at any moment", rows, told_before("killed", "faults"),
-                  REMARKS, command)  # fmt: skip
+        faults = [f"{row['verb']}: {row['what']}." for row in rows if row["what"]]
+        rows = [{key: row[key] for key in row if key != "what"} for row in rows]
+        record("killed", "Killed at any moment", rows, faults, REMARKS)
     sys.exit(any(row["faults"] for row in rows))
 
 

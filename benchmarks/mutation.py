@@ -129,7 +129,8 @@ def main() -> None:
         rows = [*(x for x in held.get("rows", []) if x["room"] != room), row]
         alive = [x for x in held.get("survivors", []) if x["room"] != room]
         alive += [{"room": room, **x} for x in survivors]
-        held = {"part": "Mutation testing", **environment(), "rows": rows, "survivors": alive,
+        about = environment() | {"command": f"python benchmarks/mutation.py --count {given.count}"}
+        held = {"part": "Mutation testing", **about, "rows": rows, "survivors": alive,
                 "faults": held.get("faults", []), "remarks": held.get("remarks", [])}  # fmt: skip
         PATH.parent.mkdir(exist_ok=True)
         PATH.write_text(json.dumps(held, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

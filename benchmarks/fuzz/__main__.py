@@ -5,8 +5,8 @@
 
 Files: small ones in each of the formats, cut and overwritten at random places. Texts: sources,
 treatments, key sets, recipes, changes of recipes, data sets, sizes, options, and whole command
-lines, made from right ones by mutation and by hypothesis. ``--guided SECONDS`` gives texts and files
-that libFuzzer makes, led by the coverage of keyfilters (needs ``pip install atheris``).
+lines, made from right ones by mutation and by hypothesis. ``--guided SECONDS`` gives texts and
+files that libFuzzer makes, led by the coverage of keyfilters (needs ``pip install atheris``).
 
 Each input may give a result or a KeyFiltersError of one line. A fault is any other exception, a
 process that ends, more than 10 s of processor time or 2 GB of memory, a file that is opened or
@@ -26,7 +26,7 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))  # the tests write the small models
 
-from ..hardening import save_part, told_before  # noqa: E402
+from ..hardening import record  # noqa: E402
 from .guided import guided_jobs, run_guided  # noqa: E402
 from .model_files import TARGETS  # noqa: E402
 from .runner import MEMORY, SECONDS, fuzz  # noqa: E402
@@ -79,13 +79,12 @@ def main() -> None:
 
 
 def _record(rows: list[dict[str, Any]], count: dict[str, int], guided: bool) -> None:
-    command = shlex.join(["python", "-m", "benchmarks.fuzz", *sys.argv[1:]])
     name, title = ("fuzz-guided", "Fuzzing led by coverage") if guided else ("fuzz", "Fuzzing")
     still = [x for row in rows for x in row["first"]]
     table = [{key: row[key] for key in row if key != "first"} for row in rows]
     table.append({"target": "all", **count, "seconds": round(sum(r["seconds"] for r in rows), 1)})
-    remarks = [*REMARKS, *(f"Fault of this run: {x[:300]}" for x in still[:20])]
-    save_part(name, title, table, told_before(name, "faults"), remarks, command)
+    command = shlex.join(["python", "-m", "benchmarks.fuzz", *sys.argv[1:]])
+    record(name, title, table, [x[:300] for x in still[:20]], REMARKS, command)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from keyfilters.errors import KeyFiltersError, SourceError
+from keyfilters.errors import KeyFiltersError, SourceError, refuse_damage
 from keyfilters.scalespace import why_unusable
 from keyfilters.sizes import as_window
 from keyfilters.tensor_files import map_tensors, save_tensors
@@ -228,7 +228,7 @@ class FilterBank:
         """
         from safetensors import safe_open
 
-        with whole_file_expected(path, "a filter bank"):
+        with refuse_damage(path, "a filter bank"):
             with safe_open(path, framework="numpy") as file:
                 metadata = file.metadata() or {}
                 if metadata.get("format") != FORMAT:

@@ -42,8 +42,8 @@ class MissingExtraError(KeyFiltersError):
 
 
 @contextmanager
-def whole_file_expected(path: str | os.PathLike[str], kind: str) -> Iterator[None]:
-    """Tell what goes wrong while the content of a file is taken apart as damage of the file.
+def refuse_damage(path: str | os.PathLike[str], kind: str) -> Iterator[None]:
+    """Turn whatever goes wrong while the content of a file is read into one error that names it.
 
     Args:
         path: of the file.

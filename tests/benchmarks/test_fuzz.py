@@ -102,18 +102,16 @@ def test_every_kind_of_fault_is_noticed(tmp_path: Path) -> None:
     assert set(found.values()) == {2}, found
 
 
-def test_the_page_is_made_of_the_parts_that_exist(tmp_path: Path) -> None:
-    folder = tmp_path / "hardening"
-    assert "make fuzz" in hardening.write_page(folder)
-    hardening.save_part("fuzz", "Fuzzing", [{"target": "a|b", "inputs": 3}, {"target": "c"}],
-                        ["A fault was mended."], [], "make it", folder)  # fmt: skip
-    bare = {"part": "Supply", "command": "pip-audit", "rows": [], "faults": [], "remarks": ["r"]}
-    (folder / "supply.json").write_text(json.dumps(bare))
-    text = hardening.write_page(folder)
-    assert (tmp_path / "hardening.md").read_text() == text
-    lines = text.splitlines()
+def test_a_part_that_is_run_again_is_replaced_and_the_page_holds_all_parts(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(hardening, "FOLDER", tmp_path / "hardening")
+    hardening.record("supply", "Supply", [{"what": "wheel"}], remarks=["A remark."])
+    for faults in (["An old fault."], ["A fault."]):
+        rows = [{"target": "a|b", "inputs": 3}, {"target": "c"}]
+        hardening.record("fuzz", "Fuzzing", rows, faults, command="make fuzz")
+    lines = (tmp_path / "hardening.md").read_text().splitlines()
     assert [x for x in lines if x.startswith("## ")] == ["## Fuzzing", "## Supply"]
-    assert "| a\\|b | 3 |" in lines and "| c | – |" in lines and "- A fault was mended." in lines
-    assert "make test-killed" in text and "make fuzz" not in text
-    assert hardening.told_before("fuzz", "faults", folder) == ["A fault was mended."]
-    assert hardening.told_before("killed", "faults", folder) == []
+    assert "| a\\|b | 3 |" in lines and "| c | – |" in lines and "- remark: A remark." in lines
+    assert [x for x in lines if "fault" in x] == ["- fault: A fault."]
+    assert any(x.startswith("`make fuzz`") for x in lines)

@@ -70,8 +70,6 @@ def atlas(
     into the folder --out; with --like filters.parquet only. With --executor ray the nodes of the
     cluster also do what is done filter by filter, on their processors; the results are the same.
     """
-    from rich.console import Console
-
     from keyfilters import Atlas, write_report
     from keyfilters.experiments.executors import pieces_on
 
@@ -93,8 +91,15 @@ def atlas(
         with folder_at_once(out) as unfinished:
             fitted.save(unfinished)
             write_report(fitted, unfinished / "report.html", command=command_line())
-    console = Console()
-    console.print(_table(fitted))
+    _tell(fitted)
+    say(f"The page: {(out / 'report.html').resolve()}")
+
+
+def _tell(fitted: Atlas) -> None:
+    """Print what was found, and what was left out."""
+    from rich.console import Console
+
+    Console().print(_table(fitted))
     for size in fitted.sizes_.values():
         share = size.patterns.table.groupby("name")["share"].sum().sort_values(ascending=False)
         names = ", ".join(f"{name} {part:.0%}" for name, part in share.head(6).items())
@@ -107,7 +112,6 @@ def atlas(
         say(f"left out: {count:,} {flaw} filters")
     for (k_y, k_x), why in fitted.unclustered_.items():
         say(f"{k_y}×{k_x}: no patterns looked for, {why}")
-    say(f"The page: {(out / 'report.html').resolve()}")
 
 
 def _name_like(source: list[str], like: str, out: Path, seed: int) -> None:

@@ -32,7 +32,7 @@ from keyfilters.clusters.tables import (
     write_table,
 )
 from keyfilters.columns import LARGE
-from keyfilters.errors import KeyFiltersError, NoFiltersError
+from keyfilters.errors import KeyFiltersError, NoFiltersError, refuse_damage
 from keyfilters.files import write_whole
 
 __all__ = ["Atlas"]
@@ -254,7 +254,7 @@ class Atlas(Estimator):
         """
         folder = Path(folder)
         path = folder / "atlas.safetensors"
-        with whole_file_expected(path, "a fitted atlas"):
+        with refuse_damage(path, "a fitted atlas"):
             held = load_nested(path, FORMAT)
             atlas = cls(**held["params"])
             atlas.bank_ = FilterBank.load(folder / "bank.safetensors")

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from keyfilters.clusters.estimator import Estimator, load_estimator, save_estimator
 from keyfilters.clusters.principal_curve import unit_form
+from keyfilters.errors import refuse_damage
 from keyfilters.threads import one_thread
 
 __all__ = ["FeedForwardAutoencoder"]
@@ -76,7 +77,7 @@ class FeedForwardAutoencoder(Estimator):
         Raises:
             SourceError: it is missing, damaged, or of another kind.
         """
-        with whole_file_expected(path, "an autoencoder"):
+        with refuse_damage(path, "an autoencoder"):
             options, tensors = load_estimator(path, cls)
             found = cls(**options)
             found._build(tensors["encoder.0.weight"].shape[1])

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from keyfilters.bank import FilterBank
 from keyfilters.claims import FILTERS
-from keyfilters.errors import KeyFiltersError, SourceError, nearest
+from keyfilters.errors import KeyFiltersError, SourceError, nearest, refuse_damage
 from keyfilters.nulls import NULLS, null_bank
 from keyfilters.scalespace import centred_unit, why_unusable
 from keyfilters.tensor_files import save_tensors
@@ -137,7 +137,7 @@ class PatternBook:
         """
         from safetensors import safe_open
 
-        with whole_file_expected(path, "patterns of an atlas"):
+        with refuse_damage(path, "patterns of an atlas"):
             with safe_open(path, framework="numpy") as file:
                 metadata = file.metadata() or {}
                 if metadata.get("format") != FORMAT:

@@ -20,7 +20,7 @@ from keyfilters.receptive_fields.tables import Jets
 __all__ = ["climb"]
 
 ROUNDS, STEPS = 4, 2  # on second derivatives: how often a form is expanded, and steps on each
-SETTLED = 0.1  # in steps of the grid: a filter that moves less in a round has arrived
+SETTLED = 0.1  # in steps of the grid: a filter whose last step is shorter has arrived
 LEVEL = 1e-5  # a share that falls by less has only met rounding
 DRAWN = 8  # how often a form is drawn anew where there are no second derivatives
 LONGEST = {1: 6.0, 2: 2.2, 3: 1.5}  # a step in steps of the grid, by the number of parameters

@@ -71,7 +71,8 @@ class KeyWeight(nn.Module):
     def forward(self) -> Tensor:
         """Return the weight, ``(C, 1, k_y, k_x)``."""
         device = self.amplitude.device.type
-        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        # Meta tensors have no autocast; torch 2.6 cannot compile is_autocast_available.
+        if device != "meta" and torch.is_autocast_enabled(device):
             with torch.autocast(device, enabled=False):
                 return self._draw()
         return self._draw()
