@@ -37,6 +37,14 @@ REMARKS = [
     "beside what the process had, no file outside the folder given and not named by the input, no "
     "program, no connection, no class of a pickle but those of tensors, no code of a file.",
     "An input that is refused by a KeyFiltersError of one line, or read, is no fault.",
+    "Found by earlier runs and mended: tracebacks for names that no file can have (too long, half "
+    "a character, the home of an unknown user) as sources, keys, data sets and addresses; for "
+    "arrays and archives of keys with damaged headers, encryption or unknown compression; for "
+    "damaged saved banks, atlases, patterns and autoencoders, progress files of a search, records "
+    "of runs and experiments, kinds of columns, images and labels of different numbers.",
+    "Also: messages of several lines, where that of a library was quoted; a treatment whose key "
+    "file has a comma in its name did not read back; a signal that arrived inside a library in C "
+    "ended in the error of that library.",
 ]
 
 
