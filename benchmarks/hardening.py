@@ -10,7 +10,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
-from common import RESULTS, environment, markdown
+
+if __package__:
+    from .common import RESULTS, environment, markdown
+else:
+    from common import RESULTS, environment, markdown  # type: ignore[import-not-found,no-redef]
 
 FOLDER = RESULTS / "hardening"
 
@@ -21,6 +25,7 @@ def record(
     rows: Sequence[Mapping[str, Any]],
     faults: Sequence[str] = (),
     remarks: Sequence[str] = (),
+    command: str | None = None,
 ) -> None:
     """Write one part, in place of an earlier run, and the page.
 
@@ -30,9 +35,11 @@ def record(
         rows: of its table.
         faults: what was found wrong, a sentence each.
         remarks: what the table does not say.
+        command: what was typed, if not the script that runs with its arguments.
     """
+    about = environment() | ({"command": command} if command else {})
     found = {"rows": list(rows), "faults": list(faults), "remarks": list(remarks)}
-    text = json.dumps({"part": part} | environment() | found, indent=1, ensure_ascii=False)
+    text = json.dumps({"part": part} | about | found, indent=1, ensure_ascii=False)
     FOLDER.mkdir(exist_ok=True)
     (FOLDER / f"{name}.json").write_text(text + "\n", encoding="utf-8")
     write_page()
@@ -51,7 +58,7 @@ def write_page() -> None:
         ]
         for title in ("faults", "remarks"):
             lines += [f"- {title[:-1]}: {x}" for x in found[title]]
-    (RESULTS / "hardening.md").write_text("\n\n".join(lines) + "\n", encoding="utf-8")
+    FOLDER.with_suffix(".md").write_text("\n\n".join(lines) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from keyfilters.errors import KeyFiltersError, SourceError
+from keyfilters.errors import KeyFiltersError, SourceError, refuse_damage
 from keyfilters.scalespace import why_unusable
 from keyfilters.sizes import as_window
 from keyfilters.tensor_files import map_tensors, save_tensors
@@ -226,9 +226,9 @@ class FilterBank:
         Raises:
             SourceError: the file is missing, damaged, or not a bank.
         """
-        from safetensors import SafetensorError, safe_open
+        from safetensors import safe_open
 
-        try:
+        with refuse_damage(path, "a filter bank"):
             with safe_open(path, framework="numpy") as file:
                 metadata = file.metadata() or {}
                 if metadata.get("format") != FORMAT:
@@ -240,11 +240,7 @@ class FilterBank:
                     for i, held in enumerate(json.loads(metadata["layers"]))
                 ]
                 skipped = [(name, why) for name, why in json.loads(metadata.get("skipped", "[]"))]
-        except SourceError:
-            raise
-        except (SafetensorError, OSError, LookupError, TypeError, ValueError) as error:
-            raise SourceError(f"{path} cannot be read as a filter bank: {error}") from error
-        return cls(layers, skipped)
+            return cls(layers, skipped)
 
 
 def _free_name(name: str, taken: set[str]) -> str:

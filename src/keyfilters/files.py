@@ -20,6 +20,7 @@ __all__ = [
     "MEND",
     "hold_folder",
     "sweep",
+    "typed_path",
     "unfinished_folder",
     "unfinished_in",
     "whole_file",
@@ -27,7 +28,26 @@ __all__ = [
 ]
 
 UNFINISHED = re.compile(r"\.unfinished-(\d+)-[0-9a-f]{8}")
+LONGEST = 80  # characters of a name in a message
 MEND = "fix this and run the same command again"
+
+
+def typed_path(text: str | os.PathLike[str]) -> Path:
+    """Return what a user typed for a file or folder, which need not be there, as a path.
+
+    A leading ``~`` is the home folder.
+
+    Raises:
+        KeyFiltersError: nothing can have this name, or it cannot be looked at.
+    """
+    try:
+        path = Path(text).expanduser()
+        path.exists()
+    except (OSError, ValueError, RuntimeError) as error:  # too long, half a character, no such user
+        name = str(text) if len(str(text)) <= LONGEST else f"{str(text)[:LONGEST]}…"
+        reason = getattr(error, "strerror", None) or error
+        raise KeyFiltersError(f"{name!r} cannot be a file or a folder: {reason}") from error
+    return path
 
 
 def unfinished_in(folder: Path) -> Path:

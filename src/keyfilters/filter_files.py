@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-import zipfile
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from keyfilters.errors import KeyFiltersError
+from keyfilters.files import typed_path
 
 __all__ = ["SUFFIXES", "read_filters"]
 
@@ -42,7 +42,7 @@ def read_filters(path: str | Path) -> tuple[NDArray[np.float64], tuple[str, ...]
     >>> filters.shape, names
     ((2, 2, 2), ('Filter 1', 'Filter 2'))
     """
-    path = Path(path)
+    path = typed_path(path)
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
         kinds = ", ".join(SUFFIXES)
@@ -116,7 +116,9 @@ def _refuse_empty(path: Path, named: list[tuple[str, list[list[float]]]]) -> Non
 def _arrays(path: Path, suffix: str) -> list[tuple[str, NDArray[np.float64]]]:
     try:
         loaded = _load_safetensors(path) if suffix == ".safetensors" else _load_numpy(path)
-    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+    except OSError:
+        raise
+    except Exception as error:  # damaged files make NumPy and zipfile raise nearly anything
         reason = str(error).split("\n")[0]
         raise KeyFiltersError(f"{path.name} is not a readable {suffix} file: {reason}") from error
     named: list[tuple[str, NDArray[np.float64]]] = []

@@ -6,15 +6,14 @@ import io
 import json
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.numpy import save
 
 from keyfilters.errors import KeyFiltersError
-from keyfilters.files import write_whole
+from keyfilters.files import typed_path, write_whole
 from keyfilters.filter_files import SUFFIXES, read_filters
 
 __all__ = ["read_keys", "write_keys"]
@@ -32,6 +31,7 @@ def read_keys(path: Path) -> tuple[NDArray[np.float64], dict[str, Any]]:
     Raises:
         KeyFiltersError: the file is missing, damaged, or holds no filters.
     """
+    path = typed_path(path)
     notes, filters = _notes(path)
     names: tuple[str, ...] = ()
     if filters is None:
@@ -90,6 +90,6 @@ def _notes(path: Path) -> tuple[str, Any]:
                 with np.load(file) as arrays:
                     if FORMAT in arrays:
                         return str(arrays[FORMAT]), arrays["filters"]
-    except (OSError, ValueError, EOFError, KeyError, TypeError, SafetensorError, BadZipFile):
+    except Exception:  # damaged files make NumPy and zipfile raise nearly anything
         pass  # read_filters says what is the matter
     return "", None

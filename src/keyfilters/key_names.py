@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from keyfilters.errors import KeyFiltersError, nearest
+from keyfilters.files import typed_path
 from keyfilters.learned_filters import METHODS
 from keyfilters.nulls import NULLS
 from keyfilters.receptive_fields import PUBLISHED
@@ -38,7 +39,7 @@ def parse_key_name(name: str) -> KeyName:
     KeyName(kind='lines', label='', number=32)
     """
     kind, colon, rest = name.partition(":")
-    if Path(name).suffix and (Path(name).is_file() or not colon):
+    if Path(name).suffix and (not colon or typed_path(name).is_file()):
         return KeyName("file")
     if name == "consensus":
         return KeyName("consensus")

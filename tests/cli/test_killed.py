@@ -93,6 +93,21 @@ def test_a_signal_in_a_finaliser_is_not_lost(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_signal_that_a_library_turns_into_its_own_error_ends_the_command(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, saved: Path, tmp_path: Path
+) -> None:
+    def turn(*_: Any, **__: Any) -> None:  # as C code of matplotlib does with a failed callback
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except SystemExit:
+            raise ValueError("Invalid affine transformation matrix") from None
+
+    monkeypatch.setattr("pandas.DataFrame.to_csv", turn)
+    code, _, error = run(capsys, "read", str(saved), "--out", str(tmp_path / "out"))
+    assert code == 128 + signal.SIGTERM and "affine" not in error
+    assert not (tmp_path / "out").exists()
+
+
 HOLD = """
 import sys
 from pathlib import Path

@@ -254,8 +254,9 @@ def test_a_copy_draws_with_its_own_parameters() -> None:
         torch.testing.assert_close(average.module.first.weight[c, 0], expected)
 
 
-# torch 2.6 makes an instance of an autograd function while it compiles.
+# torch 2.6 makes an instance of an autograd function while it compiles; later ones warn of 3.13.0.
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:Guards may run slower:RuntimeWarning")
 @pytest.mark.parametrize("learn", [("bias",), ALL])
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 def test_compiles_in_one_piece(learn: tuple[str, ...], backend: str) -> None:

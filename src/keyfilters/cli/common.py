@@ -229,7 +229,12 @@ def one_command() -> Iterator[None]:
                     held.callback(signal.signal, number, signal.signal(number, end))
             sys.unraisablehook = again
             held.callback(setattr, sys, "unraisablehook", before)
-        yield
+        try:
+            yield
+        except Exception as error:
+            if got:  # code in C, such as that of matplotlib, puts an error of its own in its place
+                raise SystemExit(128 + got[-1]) from error
+            raise
 
 
 @contextmanager

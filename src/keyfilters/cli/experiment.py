@@ -55,9 +55,16 @@ def page(
 
     try:
         found = json.loads(record.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise KeyFiltersError(f"cannot read {record}: {error}") from error
-    say(f"The page: {write_experiment(found, out).resolve()}")
+    try:
+        written = write_experiment(found, out)
+    except (KeyFiltersError, OSError, MemoryError):
+        raise
+    except Exception as error:  # of a part that is missing or of another kind, whatever draws it
+        reason = f"{type(error).__name__}: {error}"
+        raise KeyFiltersError(f"{record} is no whole record of an experiment ({reason})") from error
+    say(f"The page: {written.resolve()}")
 
 
 def _command(name: str, function: Callable[..., Any]) -> Callable[..., None]:

@@ -32,7 +32,7 @@ from keyfilters.clusters.tables import (
     write_table,
 )
 from keyfilters.columns import LARGE
-from keyfilters.errors import KeyFiltersError, NoFiltersError
+from keyfilters.errors import KeyFiltersError, NoFiltersError, refuse_damage
 from keyfilters.files import write_whole
 
 __all__ = ["Atlas"]
@@ -253,15 +253,18 @@ class Atlas(Estimator):
             SourceError: a file is missing, damaged, or of another kind.
         """
         folder = Path(folder)
-        held = load_nested(folder / "atlas.safetensors", FORMAT)
-        atlas = cls(**held["params"])
-        atlas.bank_ = FilterBank.load(folder / "bank.safetensors")
-        if "unusable_" not in held:  # older files
-            held["unusable_"] = unusable_table(atlas.bank_)
-        for name in STORED:
-            setattr(atlas, name, held[name])
-        atlas.sizes_ = {size: replace(one, bank=atlas.bank_) for size, one in held["sizes"].items()}
-        return atlas
+        path = folder / "atlas.safetensors"
+        with refuse_damage(path, "a fitted atlas"):
+            held = load_nested(path, FORMAT)
+            atlas = cls(**held["params"])
+            atlas.bank_ = FilterBank.load(folder / "bank.safetensors")
+            if "unusable_" not in held:  # older files
+                held["unusable_"] = unusable_table(atlas.bank_)
+            for name in STORED:
+                setattr(atlas, name, held[name])
+            sizes = held["sizes"].items()
+            atlas.sizes_ = {size: replace(one, bank=atlas.bank_) for size, one in sizes}
+            return atlas
 
     def _check_options(self) -> None:
         if self.threshold is not None and not 0 < self.threshold < 1:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from keyfilters.clusters.estimator import Estimator, load_estimator, save_estimator
 from keyfilters.clusters.principal_curve import unit_form
+from keyfilters.errors import refuse_damage
 from keyfilters.threads import one_thread
 
 __all__ = ["FeedForwardAutoencoder"]
@@ -76,12 +77,13 @@ class FeedForwardAutoencoder(Estimator):
         Raises:
             SourceError: it is missing, damaged, or of another kind.
         """
-        options, tensors = load_estimator(path, cls)
-        found = cls(**options)
-        found._build(tensors["encoder.0.weight"].shape[1])
-        networks = nn.ModuleDict({"encoder": found._encoder, "decoder": found._decoder})
-        networks.load_state_dict({name: torch.from_numpy(x) for name, x in tensors.items()})
-        return found
+        with refuse_damage(path, "an autoencoder"):
+            options, tensors = load_estimator(path, cls)
+            found = cls(**options)
+            found._build(tensors["encoder.0.weight"].shape[1])
+            networks = nn.ModuleDict({"encoder": found._encoder, "decoder": found._decoder})
+            networks.load_state_dict({name: torch.from_numpy(x) for name, x in tensors.items()})
+            return found
 
     def dissimilarity(self, unit: NDArray[np.float32]) -> NDArray[np.float32]:
         """Dissimilarity ``(n,)`` of ``(n, taps)`` filters to what the network makes of them."""

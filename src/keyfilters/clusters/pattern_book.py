@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from keyfilters.bank import FilterBank
 from keyfilters.claims import FILTERS
-from keyfilters.errors import KeyFiltersError, SourceError, nearest
+from keyfilters.errors import KeyFiltersError, SourceError, nearest, refuse_damage
 from keyfilters.nulls import NULLS, null_bank
 from keyfilters.scalespace import centred_unit, why_unusable
 from keyfilters.tensor_files import save_tensors
@@ -135,22 +135,18 @@ class PatternBook:
         Raises:
             SourceError: it is missing, damaged, or another kind of file.
         """
-        from safetensors import SafetensorError, safe_open
+        from safetensors import safe_open
 
-        try:
+        with refuse_damage(path, "patterns of an atlas"):
             with safe_open(path, framework="numpy") as file:
                 metadata = file.metadata() or {}
                 if metadata.get("format") != FORMAT:
                     raise SourceError(f"{path} holds no patterns of an atlas")
                 held = json.loads(metadata["fields"])
                 decoded, index = file.get_tensor("decoded"), file.get_tensor("index")
-        except SourceError:
-            raise
-        except (SafetensorError, OSError, LookupError, ValueError) as error:
-            raise SourceError(f"{path} cannot be read as patterns of an atlas: {error}") from error
-        size = (int(held["size"][0]), int(held["size"][1]))
-        table = pd.DataFrame(held["table"])
-        return cls(size, held["threshold"], decoded, index, table, held["provenance"])
+            size = (int(held["size"][0]), int(held["size"][1]))
+            table = pd.DataFrame(held["table"])
+            return cls(size, held["threshold"], decoded, index, table, held["provenance"])
 
     def __repr__(self) -> str:
         k_y, k_x = self.size

@@ -22,6 +22,7 @@ from torch.optim.adam import adam
 
 from keyfilters.clusters.estimator import Estimator, load_estimator, save_estimator
 from keyfilters.clusters.prototypes import PrototypeSet, kmeans_prototypes, nearest_prototype
+from keyfilters.errors import refuse_damage
 from keyfilters.threads import one_thread
 
 __all__ = ["START", "PrincipalCurve", "distinct_prototypes", "fit_together", "unit_form"]
@@ -139,11 +140,12 @@ class PrincipalCurve(Estimator):
         Raises:
             SourceError: it is missing, damaged, or of another kind.
         """
-        options, tensors = load_estimator(path, cls)
-        space = options.pop("space")
-        curve = cls(space=None if space is None else CodeSpace(**space), **options)
-        curve.codes_, curve.decoded_ = tensors["codes"], tensors["decoded"]
-        return curve
+        with refuse_damage(path, "a principal curve"):
+            options, tensors = load_estimator(path, cls)
+            space = options.pop("space")
+            curve = cls(space=None if space is None else CodeSpace(**space), **options)
+            curve.codes_, curve.decoded_ = tensors["codes"], tensors["decoded"]
+            return curve
 
     def as_prototypes(self) -> PrototypeSet:
         """Return the decoded filters as prototypes: the nearest one's code is the filter's code."""

@@ -20,7 +20,7 @@ from keyfilters.clusters.matched import Matched
 from keyfilters.clusters.patterns import Patterns
 from keyfilters.clusters.size_atlas import SizeAtlas
 from keyfilters.columns import text_column
-from keyfilters.errors import SourceError
+from keyfilters.errors import SourceError, refuse_damage
 from keyfilters.keyset import KeySet
 from keyfilters.tensor_files import save_tensors
 
@@ -53,10 +53,8 @@ def load_nested(path: Path, kind: str) -> Any:
     metadata, tensors = read_tensors(path)
     if (found := metadata.get("format")) != kind:
         raise SourceError(f"{path} is not a fitted atlas: expected format {kind!r}, got {found!r}")
-    try:
+    with refuse_damage(path, "a fitted atlas"):
         return _unpack(json.loads(tensors["value"].tobytes()), tensors)
-    except (LookupError, ValueError, TypeError) as error:
-        raise SourceError(f"{path} cannot be read as a fitted atlas: {error}") from error
 
 
 def _pack(value: Any, tensors: Tensors) -> Any:

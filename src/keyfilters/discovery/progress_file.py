@@ -31,6 +31,9 @@ class ProgressFile:
 
     Attributes:
         steps: those of an earlier try; a last line that was cut off is none.
+
+    Raises:
+        KeyFiltersError: a file of an earlier try is damaged.
     """
 
     def __init__(self, folder: str | os.PathLike[str] | None, identity: str) -> None:
@@ -40,9 +43,7 @@ class ProgressFile:
             return
         whole = ""
         if self._path.exists():
-            text = self._path.read_text(encoding="utf-8")
-            whole = text[: text.rfind("\n") + 1]
-            self.steps = [json.loads(line) for line in whole.splitlines()]
+            whole, self.steps = _read(self._path)
         write_whole(self._path, whole)
 
     def add(self, step: dict[str, Any]) -> None:
@@ -59,6 +60,19 @@ class ProgressFile:
         except OSError as error:
             reason = error.strerror or error
             raise KeyFiltersError(f"cannot write to {self._path}: {reason}; {MEND}") from error
+
+
+def _read(path: Path) -> tuple[str, list[dict[str, Any]]]:
+    """Return the lines of a file that are whole, and the steps in them."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        whole = text[: text.rfind("\n") + 1]
+        steps = [json.loads(line) for line in whole.splitlines()]
+        if not all(isinstance(step, dict) for step in steps):
+            raise ValueError("a line is no step")
+    except (OSError, ValueError, RecursionError) as error:
+        raise KeyFiltersError(f"{path} cannot be read ({error}); delete it") from error
+    return whole, steps
 
 
 def digest_of(parts: Iterable[object]) -> str:

@@ -75,6 +75,8 @@ def read_record(path: Path) -> dict[str, Any]:
     """
     try:
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        if not isinstance(found, dict):
+            raise ValueError("it is no record")
+    except (OSError, ValueError, RecursionError) as error:
         raise KeyFiltersError(f"cannot read {path} ({error}); delete its folder") from error
     return found

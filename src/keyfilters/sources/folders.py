@@ -13,6 +13,7 @@ import numpy as np
 
 from keyfilters.bank import FilterBank
 from keyfilters.errors import SourceError
+from keyfilters.files import typed_path
 from keyfilters.sources.archives import is_archive, looks_worth
 from keyfilters.sources.content import Content, load_json
 from keyfilters.sources.formats import (
@@ -205,7 +206,7 @@ def read_index(path: Path) -> ModelFiles:
             f"{path} is not a readable index of shards: expected names of files in its own folder, "
             f"got {', '.join(names[:4]) or 'none'}"
         )
-    there = tuple(path.parent / name for name in names if (path.parent / name).is_file())
+    there = tuple(x for name in names if (x := typed_path(path.parent / name)).is_file())
     missing = tuple(name for name in names if path.parent / name not in there)
     if not there:
         raise SourceError(f"{path} names {', '.join(missing[:4])}, none of which is beside it")

@@ -11,6 +11,7 @@ import torch
 
 from keyfilters.bank import FilterBank
 from keyfilters.errors import KeyFiltersError, MissingExtraError, SourceError, nearest
+from keyfilters.files import typed_path
 from keyfilters.sources.archives import is_archive, unpack
 from keyfilters.sources.checkpoints import read_shards
 from keyfilters.sources.content import what_it_is
@@ -43,7 +44,7 @@ def read_path(text: str, progress: Progress) -> FilterBank:
     Raises:
         SourceError: it is missing, damaged, refused, or of no format that is read.
     """
-    path = Path(text).expanduser()
+    path = typed_path(text)
     if not path.exists() and "#" in path.name:
         stem, _, chosen = str(path).rpartition("#")
         if Path(stem).exists():

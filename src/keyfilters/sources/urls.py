@@ -38,7 +38,11 @@ def fetch(url: str, progress: Callable[[str], None] = lambda text: None) -> Path
         raise SourceError(f"cannot fetch {url}; expected an address with http or https")
     name = re.sub(r"[^\w.+-]", "_", urllib.parse.unquote(parts.path).rpartition("/")[2])
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "keyfilters"
-    target = base / hashlib.sha256(url.encode()).hexdigest()[:16] / (name.strip(".") or "model")
+    target = (
+        base
+        / hashlib.sha256(url.encode("utf-8", "replace")).hexdigest()[:16]
+        / (name.strip(".") or "model")
+    )
     if target.is_file():
         return target
     part = target.with_name(f"{target.name}.{os.getpid()}.part")

@@ -52,13 +52,13 @@ class Split:
         wanted = [name for name, kind in features.items() if not isinstance(kind, str)]
         try:
             table = pa.concat_tables(pq.read_table(file, columns=wanted) for file in files)
-        except (OSError, pa.ArrowException) as error:
+            self._rows = table.num_rows
+            self._columns = {name: table.column(name) for name in wanted}
+            for name, column in self._columns.items():
+                if pa.types.is_struct(column.type):  # bytes and path
+                    self._columns[name] = pc.struct_field(column, "bytes")
+        except (OSError, LookupError, pa.ArrowException) as error:
             raise KeyFiltersError(f"{files[0]} cannot be read ({error}); fetch it again") from error
-        self._rows = table.num_rows
-        self._columns = {name: table.column(name) for name in wanted}
-        for name, column in self._columns.items():
-            if pa.types.is_struct(column.type):  # bytes and path
-                self._columns[name] = pc.struct_field(column, "bytes")
 
     def __len__(self) -> int:
         return int(self._rows)
@@ -109,9 +109,13 @@ def _features(file: Path) -> dict[str, Any]:
     except (OSError, ValueError, pa.ArrowException) as error:
         raise KeyFiltersError(f"{file} cannot be read ({error}); fetch it again") from error
     found: dict[str, Any] = {}
-    for name, told_kind in told.get("info", {}).get("features", {}).items():
-        kind = told_kind.get("_type", "") if isinstance(told_kind, dict) else ""
-        found[name] = {"Image": Image(), "ClassLabel": ClassLabel(())}.get(kind, kind)
-        if kind == "ClassLabel":
-            found[name] = ClassLabel(tuple(map(str, told_kind["names"])))
+    try:
+        for name, told_kind in told.get("info", {}).get("features", {}).items():
+            kind = told_kind.get("_type", "") if isinstance(told_kind, dict) else ""
+            found[name] = {"Image": Image(), "ClassLabel": ClassLabel(())}.get(kind, kind)
+            if kind == "ClassLabel":
+                found[name] = ClassLabel(tuple(map(str, told_kind["names"])))
+    except (AttributeError, LookupError, TypeError) as error:
+        message = f"{file}: the kinds of its columns cannot be read ({error!r}); fetch it again"
+        raise KeyFiltersError(message) from error
     return found

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from keyfilters.errors import KeyFiltersError, MissingExtraError, nearest
+from keyfilters.files import typed_path
 from keyfilters.training.images import open_image, photographs, random_crops
 from keyfilters.training.parquet import parquet_splits
 from keyfilters.training.recipe import DataSource
@@ -111,10 +112,17 @@ def _digits(argument: str, asked: DataSource) -> Found:
 def _fashion_mnist(argument: str, asked: DataSource) -> Found:
     parts = {}
     for part, half in (("training", "train"), ("test", "t10k")):
+        folder = typed_path(argument or DEBIAN)
         images, labels = (
-            _idx(Path(argument or DEBIAN), f"{half}-{kind}-ubyte")
-            for kind in ("images-idx3", "labels-idx1")
+            _idx(folder, f"{half}-{kind}-ubyte") for kind in ("images-idx3", "labels-idx1")
         )
+        whole = images.ndim == 3 and images.size and images.shape[:1] == labels.shape
+        if not whole or labels.max() >= len(FASHION):
+            got = f"{half} has images {images.shape} and labels {labels.shape}"
+            raise KeyFiltersError(
+                f"{folder}: {got}; (n, height, width) and n labels below {len(FASHION)} are "
+                "expected; fetch them again"
+            )
         parts[part] = Part(labels.astype(np.int64), torch.from_numpy(images)[:, None])
     return parts, FASHION
 
@@ -129,7 +137,7 @@ def _idx(folder: Path, name: str) -> NDArray[np.uint8]:
         raise KeyFiltersError(f"{folder} has no file {name}.gz; type: {what}")
     try:
         raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        if raw[:3] != b"\0\0\x08":
+        if raw[:3] != b"\0\0\x08" or len(raw) < 8:
             raise ValueError("it does not begin as an IDX file of bytes")
         sizes = np.frombuffer(raw, ">i4", raw[3], 4).tolist()
         return np.frombuffer(raw, np.uint8, offset=4 + 4 * raw[3]).reshape(sizes).copy()
@@ -149,7 +157,7 @@ def _photos(argument: str, asked: DataSource) -> Found:
 
 
 def _image_folder(argument: str, asked: DataSource) -> Found:
-    folder = Path(argument)
+    folder = typed_path(argument)
     if not argument or not folder.is_dir():
         raise KeyFiltersError(f"{argument!r} is no folder; type imagefolder:FOLDER")
     places = {"training": folder}
@@ -224,7 +232,7 @@ def _torchvision(argument: str, asked: DataSource) -> Found:
 def _hugging_face(argument: str, asked: DataSource) -> Found:
     """Take train, and test and validation where they have labels."""
     name, *columns = argument.split("#")
-    found: Any = parquet_splits(Path(name)) or _loaded(name)
+    found: Any = parquet_splits(typed_path(name)) or _loaded(name)
     if "train" not in found:
         raise KeyFiltersError(f"hf:{name} has {', '.join(found)}; train is expected")
     kinds = {key: type(kind).__name__ for key, kind in found["train"].features.items()}

@@ -140,7 +140,8 @@ class Treatment:
             elif name in FLAGS:
                 values[name] = bool(value)
             else:
-                values["transfer" if name == "from" else name] = str(value)
+                typed = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+                values["transfer" if name == "from" else name] = typed
         if kind == "transfer" and not values.get("transfer"):
             raise KeyFiltersError(f"{text!r} needs a source; type transfer?from=SOURCE")
         return cls(**values)
