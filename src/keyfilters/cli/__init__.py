@@ -22,8 +22,7 @@ from keyfilters.cli.replace import replace
 from keyfilters.cli.reproduce import reproduce
 from keyfilters.cli.sources import sources
 from keyfilters.cli.train import train
-from keyfilters.errors import KeyFiltersError
-from keyfilters.files import MEND
+from keyfilters.errors import KeyFiltersError, mend_of, shown
 from keyfilters.texts import printable
 
 __all__ = ["app", "main"]
@@ -71,8 +70,8 @@ def main() -> None:
     except KeyFiltersError as error:
         message = str(error)
     except OSError as error:  # a full disk, a folder that is gone: nothing that is ours to mend
-        named = f" ({error.filename})" if error.filename else ""
-        message = f"{error.strerror or error}{named}; {MEND}"
+        named = f" ({shown(error.filename)})" if isinstance(error.filename, str) else ""
+        message = f"{error.strerror or error}{named}; {mend_of(error)}"
     else:
         return
     print(f"keyfilters: {printable(message)}", file=sys.stderr)

@@ -13,7 +13,7 @@ from math import inf
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-from keyfilters.errors import KeyFiltersError, MissingExtraError
+from keyfilters.errors import KeyFiltersError, needing
 from keyfilters.experiments.executors import (
     Executor,
     LocalProcesses,
@@ -65,10 +65,8 @@ class RayCluster:
 
     def __enter__(self) -> Self:
         """Connect, unless the caller has."""
-        try:
+        with needing("ray", "running on a cluster"):
             import ray
-        except ModuleNotFoundError as error:
-            raise MissingExtraError("running on a cluster", "ray") from error
         self.own = not ray.is_initialized()
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
         if not self.address:

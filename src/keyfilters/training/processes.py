@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from keyfilters.errors import KeyFiltersError, MissingExtraError
+from keyfilters.errors import KeyFiltersError, needing
 from keyfilters.options import flat
 from keyfilters.seeds import child_integer
 from keyfilters.training.recipe import Recipe
@@ -67,10 +67,8 @@ def own_accelerate() -> Iterator[None]:
     Raises:
         MissingExtraError: accelerate is not installed.
     """
-    try:
+    with needing("train", "training"):
         from accelerate import state
-    except ImportError as error:
-        raise MissingExtraError("training", "train") from error
     kinds = (state.AcceleratorState, state.GradientState, state.PartialState)
     before = [dict(kind._shared_state) for kind in kinds]
     for kind in kinds:
@@ -104,12 +102,13 @@ def make_accelerator(recipe: Recipe, device: str | None, out: Path | None = None
             reason = str(error).splitlines()[0]
             raise KeyFiltersError(f"there is no {device} ({reason}); type cpu") from error
     trackers = list(recipe.checkpoint.log_with)
-    loading = DataLoaderConfiguration(
-        split_batches=True,
-        use_stateful_dataloader=True,
-        use_seedable_sampler=True,
-        data_seed=order_seed(recipe),
-    )
+    with needing("train", "training"):  # torchdata
+        loading = DataLoaderConfiguration(
+            split_batches=True,
+            use_stateful_dataloader=True,
+            use_seedable_sampler=True,
+            data_seed=order_seed(recipe),
+        )
     try:
         with warnings.catch_warnings():  # a missing tracker is an error below
             warnings.filterwarnings("ignore", message=r".*log_with")
