@@ -209,6 +209,8 @@ def _in_time(call: Callable[[], T], seconds: float) -> T:
     except Empty:
         with lock:
             waiting[0] = False
+        found, problem = None, TimeoutError()
+    if isinstance(getattr(problem, "reason", problem), TimeoutError):
         raise TimeoutError(
             f"no answer within {seconds:g} s; for a slow network set {VARIABLE} to more seconds"
         ) from None

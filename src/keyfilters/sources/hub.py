@@ -12,7 +12,7 @@ from keyfilters.files import write_whole
 from keyfilters.network import OFFLINE, cache_folder, hub_answers
 from keyfilters.sources.folders import INDEX, model_files_in
 
-__all__ = ["download"]
+__all__ = ["download", "note_folder"]
 
 # One copy of the weights is enough; the formats are tried in this order.
 FORMATS = (
@@ -86,13 +86,22 @@ def _in_cache(repo: str, reason: str, error: BaseException) -> Path:
     return held
 
 
+def note_folder() -> Path:
+    """Return the folder of the notes of what was fetched.
+
+    Raises:
+        KeyFiltersError: there is no home folder.
+    """
+    return cache_folder() / "hub"
+
+
 def _note_of(repo: str) -> Path | None:
     """Return the file that notes what was fetched of a repository; None without a home folder."""
     from huggingface_hub import constants
 
     told = f"{constants.ENDPOINT} {constants.HF_HUB_CACHE} {repo}"
     try:
-        return cache_folder() / "hub" / f"{hashlib.sha256(told.encode()).hexdigest()[:16]}.json"
+        return note_folder() / f"{hashlib.sha256(told.encode()).hexdigest()[:16]}.json"
     except KeyFiltersError:
         return None
 
