@@ -109,11 +109,6 @@ def test_a_missing_package_names_its_extra(
     for held in [x for x in sys.modules if x == module or x.startswith(f"{module}.")]:
         monkeypatch.setitem(sys.modules, held, None)
     monkeypatch.setitem(sys.modules, module, None)
-    if name == "torchdata":  # accelerate looks at what is installed
-        monkeypatch.setattr(
-            "accelerate.utils.dataclasses.is_torchdata_stateful_dataloader_available",
-            lambda: False,
-        )
     if extra == "demo":
 
         def missing(name: str) -> Any:

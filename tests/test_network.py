@@ -198,7 +198,7 @@ def test_weights_of_a_recipe_and_data_that_nobody_serves(
     asked: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = {"name": "convnext_tiny", "options": {"pretrained": True}}
-    with pytest.raises(kf.KeyFiltersError, match="no answer.*pretrained_cfg_overlay"):
+    with pytest.raises(kf.KeyFiltersError, match=r"no answer.*pretrained_cfg_overlay"):
         make_model(Recipe.from_dict({"model": model}), load_data("digits"))
     fake: Any = ModuleType("datasets")
     fake.config = SimpleNamespace(HF_HUB_OFFLINE=False)

@@ -102,13 +102,12 @@ def make_accelerator(recipe: Recipe, device: str | None, out: Path | None = None
             reason = str(error).splitlines()[0]
             raise KeyFiltersError(f"there is no {device} ({reason}); type cpu") from error
     trackers = list(recipe.checkpoint.log_with)
-    with needing("train", "training"):  # torchdata
-        loading = DataLoaderConfiguration(
-            split_batches=True,
-            use_stateful_dataloader=True,
-            use_seedable_sampler=True,
-            data_seed=order_seed(recipe),
-        )
+    loading = DataLoaderConfiguration(
+        split_batches=True,
+        use_stateful_dataloader=True,
+        use_seedable_sampler=True,
+        data_seed=order_seed(recipe),
+    )
     try:
         with warnings.catch_warnings():  # a missing tracker is an error below
             warnings.filterwarnings("ignore", message=r".*log_with")
