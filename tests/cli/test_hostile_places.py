@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import pwd
@@ -17,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from keyfilters.cli import main
 from tests.cli.places import (
     COMMANDS,
     call,
@@ -157,6 +159,17 @@ def test_odd_places_are_written_to_and_survive_a_failure(
     monkeypatch.setenv("HOME", str(files / "net.pth"))  # which is no folder
     assert call(words(name, files, out)) == (0, "")
     assert contents(tmp_path).keys() == before.keys()
+
+
+def test_a_terminal_without_the_letters_of_a_name(
+    files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = io.BytesIO()
+    out = tmp_path / "名前 ü"
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(held, encoding="ascii", write_through=True))
+    monkeypatch.setattr(sys, "argv", ["keyfilters", *words("read", files, out)])
+    main()
+    assert b"\\u540d" in held.getvalue() and (out / "bank.safetensors").exists()
 
 
 def test_file_systems_that_are_full_or_read_only(tmp_path: Path) -> None:

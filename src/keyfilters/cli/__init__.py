@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import io
 import os
 import sys
 from typing import Annotated
@@ -64,6 +65,8 @@ def main() -> None:
     """Run the command line; what the user can mend ends with one sentence and exit code 2."""
     # Threads that spin while they wait make a busy machine crawl. Read when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    if isinstance(sys.stdout, io.TextIOWrapper):  # of a terminal without the letters of a name
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         with one_command():
             app()
