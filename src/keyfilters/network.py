@@ -10,6 +10,7 @@ import os
 import socket
 import ssl
 import threading
+import time
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -34,6 +35,8 @@ __all__ = [
 
 SECONDS = 5.0
 VARIABLE = "KEYFILTERS_TIMEOUT"
+REMEMBERED = 60.0  # seconds
+SILENT: dict[str, tuple[float, str]] = {}  # host → until when, and why
 SWITCH = "HF_HUB_OFFLINE"
 OFFLINE = "connect this machine, or fetch it on another one and give the file"
 
@@ -100,10 +103,16 @@ def open_address(url: str, method: str = "GET") -> Any:
 def require_answer(url: str) -> None:
     """Raise an error unless something answers at an address; any answer will do.
 
+    Who has just been waited for in vain is not asked again for a minute: a command that needs many
+    files of one place shall wait once.
+
     Raises:
         ConnectionError: nothing answers within `timeout`.
     """
-    host = urllib.parse.urlsplit(url).hostname or url
+    host = urllib.parse.urlsplit(url).netloc or url
+    until, before = SILENT.get(host, (0.0, ""))
+    if time.monotonic() < until:
+        raise ConnectionError(before)
     try:
         open_address(url, "HEAD").close()
     except urllib.error.HTTPError as error:  # an answer
@@ -111,7 +120,10 @@ def require_answer(url: str) -> None:
     except OSError as error:
         reason = getattr(error, "reason", None) or error
         if not isinstance(reason, ssl.SSLError):  # the library may know other certificates
-            raise ConnectionError(f"{host} cannot be reached ({reason})") from error
+            message = f"{host} cannot be reached ({reason})"
+            if isinstance(reason, TimeoutError):
+                SILENT[host] = time.monotonic() + REMEMBERED, message
+            raise ConnectionError(message) from error
 
 
 def hub_answers() -> None:

@@ -120,9 +120,6 @@ def at_most(size: int) -> Iterator[None]:
 def test_files_that_cannot_be_finished_leave_nothing(
     files: Path, tmp_path: Path, name: str, size: int
 ) -> None:
-    small = {"reproduce", "fit", "sources"}  # whose first file may fit in
-    if name in small and size > 1:
-        pytest.skip("its files are small")
     out = tmp_path / "new" / "out"
     with at_most(size):
         code, error = call(words(name, files, out))
