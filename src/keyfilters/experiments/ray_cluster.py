@@ -28,7 +28,7 @@ __all__ = ["RayCluster", "executor_from"]
 
 Result = TypeVar("Result")
 
-CONNECT = 10.0  # seconds for an address to answer
+CONNECT = 5.0  # seconds for an address to answer
 RETRIES = 3  # of a run whose process or machine is lost, by Ray; it goes on in its folder
 
 
