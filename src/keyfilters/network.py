@@ -181,7 +181,7 @@ class _AskFirst(urllib.request.BaseHandler):
 
     def http_request(self, request: Any) -> Any:
         require_answer(request.full_url)
-        if request.timeout is socket._GLOBAL_DEFAULT_TIMEOUT:  # type: ignore[attr-defined]
+        if request.timeout is getattr(socket, "_GLOBAL_DEFAULT_TIMEOUT", None):
             request.timeout = timeout()
         return request
 
@@ -204,7 +204,8 @@ def _in_time(call: Callable[[], T], seconds: float) -> T:
     lock, waiting = threading.Lock(), [True]
 
     def work() -> None:
-        found, problem = None, None
+        found: T | None = None
+        problem: BaseException | None = None
         try:
             found = call()
         except BaseException as error:
