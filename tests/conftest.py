@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from importlib import metadata
 from pathlib import Path
 
@@ -77,3 +78,10 @@ def planted_atlas() -> kf.Atlas:
     ]
     bank = kf.FilterBank(layers, [("one/stem", "dense 3×3 convolution of 3 channels")])
     return kf.Atlas(seed=0, seeds=2).fit(bank)
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let stand-ins for hubs be asked as if there were a network, and keep no note of them."""
+    monkeypatch.setattr("keyfilters.network.require_answer", lambda url: None)
+    monkeypatch.setattr("keyfilters.sources.hub.note_folder", lambda: Path(os.devnull, "notes"))

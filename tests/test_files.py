@@ -24,12 +24,12 @@ def full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_full_disk_leaves_the_last_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_whole(tmp_path / "new" / "x", "ω")
     full_disk(monkeypatch)
-    message = r"cannot write .*x: No space left on device; the last good file stays; fix this and"
+    message = r"cannot write .*x: No space left on device; the last good file stays; free some"
     with pytest.raises(KeyFiltersError, match=message):
         write_whole(tmp_path / "new" / "x", b"new")
     assert [p.name for p in (tmp_path / "new").iterdir()] == ["x"]
     assert (tmp_path / "new" / "x").read_text(encoding="utf-8") == "ω"
-    with pytest.raises(KeyFiltersError, match=r"y: No space left on device; fix this"):
+    with pytest.raises(KeyFiltersError, match=r"y: No space left on device; free some"):
         write_whole(tmp_path / "new" / "y", b"new")
     with pytest.raises(KeyFiltersError, match=r"cannot write .*z"):
         write_whole(tmp_path / "new" / "x" / "z", b"new")

@@ -3,9 +3,27 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import os
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
+
+UNFINISHED = re.compile(r"\.unfinished-(\d+)-[0-9a-f]{8}")  # see `keyfilters.files`
+LONGEST_PATH = 300  # of a path, whose middle is cut
+PLACE = "give another folder, or make it writable"
+MENDS = {
+    errno.ENOSPC: "free some space or give another folder",
+    errno.EDQUOT: "free some space or give another folder",
+    errno.EFBIG: "raise the limit on the size of files (ulimit -f) or give another folder",
+    errno.EROFS: PLACE,
+    errno.EACCES: PLACE,
+    errno.EPERM: PLACE,
+    errno.ENAMETOOLONG: "give a shorter name",
+    errno.ENOTDIR: "a part of the path is a file: give another folder",
+    errno.EISDIR: "move the folder of this name away",
+}
 
 
 class KeyFiltersError(ValueError):
@@ -42,6 +60,23 @@ class MissingExtraError(KeyFiltersError):
 
 
 @contextmanager
+def needing(extra: str, purpose: str) -> Iterator[None]:
+    """Turn a missing package into an error that says what to install.
+
+    Args:
+        extra: the extra of keyfilters that installs it.
+        purpose: what needs it, the start of the sentence.
+
+    Raises:
+        MissingExtraError: something imported in the block is not installed.
+    """
+    try:
+        yield
+    except ImportError as error:
+        raise MissingExtraError(purpose, extra) from error
+
+
+@contextmanager
 def refuse_damage(path: str | os.PathLike[str], kind: str) -> Iterator[None]:
     """Turn whatever goes wrong while the content of a file is read into one error that names it.
 
@@ -59,6 +94,72 @@ def refuse_damage(path: str | os.PathLike[str], kind: str) -> Iterator[None]:
     except Exception as error:  # damaged files make libraries raise nearly anything
         reason = f"{type(error).__name__}: {str(error)[:200]}"
         raise SourceError(f"{path} cannot be read as {kind} ({reason})") from error
+
+
+def shown(path: str | os.PathLike[str]) -> str:
+    """Return a path for a message: without unfinished folders, a long one without its middle.
+
+    >>> shown("out/.unfinished-12-0123abcd/bank.safetensors")
+    'out/bank.safetensors'
+    """
+    text = os.fspath(path)
+    parts = Path(text).parts
+    if kept := [x for x in parts if not UNFINISHED.fullmatch(x)]:
+        text = str(Path(*kept)) if len(kept) < len(parts) else text
+    half = LONGEST_PATH // 2
+    return text if len(text) <= LONGEST_PATH else f"{text[:half]}…{text[-half:]}"
+
+
+def mend_of(error: BaseException) -> str:
+    """Return what to do about something that could not be written.
+
+    >>> mend_of(OSError(errno.ENOSPC, "No space left on device"))
+    'free some space or give another folder, and run the same command again'
+    """
+    number, text = getattr(error, "errno", None), str(error)  # libraries quote the system's words
+    known = [mend for x, mend in MENDS.items() if x == number or os.strerror(x) in text]
+    return (
+        f"{known[0]}, and run the same command again"
+        if known
+        else ("fix this and run the same command again")
+    )
+
+
+@contextmanager
+def refuse_unwritten(path: str | os.PathLike[str], stays: str = "") -> Iterator[None]:
+    """Turn what goes wrong while something is written into one error that names it.
+
+    Args:
+        path: the file or folder that is written.
+        stays: what is unchanged, such as "the last good file stays".
+
+    Raises:
+        KeyFiltersError: the system refused to write.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, KeyFiltersError) or not (reason := _why_unwritten(error)):
+            raise
+        kept = f"; {stays}" if stays else ""
+        raise KeyFiltersError(
+            f"cannot write {shown(path)}: {reason}{kept}; {mend_of(error)}"
+        ) from error
+
+
+def _why_unwritten(error: BaseException) -> str:
+    """Return why something could not be written; nothing where the error is of another kind.
+
+    PyTorch and safetensors have errors of their own for what the system refuses.
+    """
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    kind, text = type(error).__name__, str(error)
+    if kind == "SafetensorError" or (
+        isinstance(error, RuntimeError) and ("inline_container" in text or "StreamWriter" in text)
+    ):
+        return " ".join(text.split())[:200]
+    return ""
 
 
 def _one_line(text: str) -> str:

@@ -1,25 +1,27 @@
 """Writing files so that each is at any moment the old or the new one, never a part.
 
 What is not finished is called ``.unfinished-PROCESS-NUMBER``. A process that is killed leaves it
-behind; `hold_folder` takes it away.
+behind; `hold_folder` takes it away. What cannot be written is one error, see `refuse_unwritten`.
 """
 
 from __future__ import annotations
 
+import errno
 import os
-import re
 import secrets
 import shutil
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from keyfilters.errors import KeyFiltersError
+from keyfilters.errors import UNFINISHED, KeyFiltersError, refuse_unwritten
 
 __all__ = [
-    "MEND",
     "hold_folder",
+    "move_whole",
     "sweep",
+    "temporary_folder",
     "typed_path",
     "unfinished_folder",
     "unfinished_in",
@@ -27,9 +29,7 @@ __all__ = [
     "write_whole",
 ]
 
-UNFINISHED = re.compile(r"\.unfinished-(\d+)-[0-9a-f]{8}")
-LONGEST = 80  # characters of a name in a message
-MEND = "fix this and run the same command again"
+LONGEST = 80  # characters of a typed name in a message
 
 
 def typed_path(text: str | os.PathLike[str]) -> Path:
@@ -93,24 +93,82 @@ def whole_file(path: Path) -> Iterator[Path]:
     Raises:
         KeyFiltersError: it cannot be written; the last good file stays.
     """
-    unfinished = unfinished_in(path.parent)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished.touch(exist_ok=False)
-        yield unfinished
-        with unfinished.open("rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(unfinished, path)  # noqa: PTH105
-    except BaseException as error:  # an interrupt as well
-        with suppress(OSError):
-            unfinished.unlink()
-        if not isinstance(error, OSError):
+    unfinished, made = unfinished_in(path.parent), list[Path]()
+    stays = ""
+    with suppress(OSError):  # a name that is too long
+        stays = "the last good file stays" * path.is_file()
+    with refuse_unwritten(path, stays):
+        try:
+            made += _missing(path.parent)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            unfinished.touch(exist_ok=False)
+            yield unfinished
+            with unfinished.open("rb+") as file:
+                os.fsync(file.fileno())
+            os.replace(unfinished, path)  # noqa: PTH105
+        except BaseException:  # an interrupt as well
+            with suppress(OSError):
+                unfinished.unlink()
+            _remove_empty(made)
             raise
-        stays = ""
-        with suppress(OSError):  # a name that is too long
-            stays = "; the last good file stays" * path.is_file()
-        message = f"cannot write {path}: {error.strerror or error}{stays}"
-        raise KeyFiltersError(f"{message}; {MEND}") from error
+
+
+def move_whole(files: Sequence[Path], folder: Path) -> None:
+    """Move files into a folder, all of them or none; what they replace is put back if one fails.
+
+    Args:
+        files: of the same file system as the folder; the last one comes last.
+        folder: where they go.
+
+    Raises:
+        OSError: one cannot be moved.
+    """
+    moved: list[tuple[Path, Path]] = []
+    with ExitStack() as stack:
+        aside: Path | None = None
+        try:
+            for number, file in enumerate(files):
+                place = folder / file.name
+                before = Path()
+                if place.exists():
+                    aside = aside or stack.enter_context(unfinished_folder(folder))
+                    before = aside / str(number)  # a longer name might be too long
+                    _keep(place, before)
+                moved.append((place, before))
+                file.replace(place)
+        except BaseException:
+            for place, before in moved:
+                if before != Path():
+                    before.replace(place)
+                else:
+                    place.unlink(missing_ok=True)
+            raise
+
+
+def _keep(file: Path, aside: Path) -> None:
+    """Keep a file under a second name: as a link, or a copy where there are no links."""
+    try:
+        os.link(file, aside, follow_symlinks=False)
+    except (OSError, NotImplementedError):
+        shutil.copy2(file, aside, follow_symlinks=False)
+
+
+@contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """Yield an empty folder for what is unpacked or built, which is removed at the end.
+
+    Raises:
+        KeyFiltersError: there is no place for it, or it is full.
+    """
+    try:
+        place = tempfile.TemporaryDirectory(prefix="keyfilters-")
+    except OSError as error:
+        reason = error.strerror or error
+        raise KeyFiltersError(
+            f"cannot make a temporary folder: {reason}; set TMPDIR to a folder that can be written"
+        ) from error
+    with place as name:
+        yield Path(name)
 
 
 def sweep(folder: Path) -> None:
@@ -134,20 +192,14 @@ def hold_folder(folder: Path) -> Iterator[None]:
     Raises:
         KeyFiltersError: another process holds the folder, or it cannot be written to.
     """
-    made = [x for x in (folder, *folder.parents) if not x.exists()]
     with ExitStack() as stack:
-        try:
+        with refuse_unwritten(folder):
+            stack.callback(_remove_empty, _missing(folder))
             folder.mkdir(parents=True, exist_ok=True)
-            stack.callback(_remove_empty, made)
             if not os.access(folder, os.W_OK | os.X_OK):
-                raise PermissionError(None, "it is read-only")
+                raise PermissionError(errno.EACCES, "it is read-only")
             if _locked(folder, stack):
                 sweep(folder)
-        except OSError as error:
-            reason = error.strerror or error
-            raise KeyFiltersError(
-                f"cannot write to {folder}: {reason}; give another folder, or make it writable"
-            ) from error
         yield
 
 
@@ -172,6 +224,11 @@ def _locked(folder: Path, stack: ExitStack) -> bool:
             f"{folder} was removed by another command that ended just now; run this one again"
         )
     return True
+
+
+def _missing(folder: Path) -> list[Path]:
+    """Return a folder and those above it that are not there yet, the innermost first."""
+    return [x for x in (folder, *folder.parents) if not x.exists()]
 
 
 def _remove_empty(folders: list[Path]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import io
 import os
 import sys
 from typing import Annotated
@@ -22,8 +23,7 @@ from keyfilters.cli.replace import replace
 from keyfilters.cli.reproduce import reproduce
 from keyfilters.cli.sources import sources
 from keyfilters.cli.train import train
-from keyfilters.errors import KeyFiltersError
-from keyfilters.files import MEND
+from keyfilters.errors import KeyFiltersError, mend_of, shown
 from keyfilters.texts import printable
 
 __all__ = ["app", "main"]
@@ -65,14 +65,16 @@ def main() -> None:
     """Run the command line; what the user can mend ends with one sentence and exit code 2."""
     # Threads that spin while they wait make a busy machine crawl. Read when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    if isinstance(sys.stdout, io.TextIOWrapper):  # of a terminal without the letters of a name
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         with one_command():
             app()
     except KeyFiltersError as error:
         message = str(error)
     except OSError as error:  # a full disk, a folder that is gone: nothing that is ours to mend
-        named = f" ({error.filename})" if error.filename else ""
-        message = f"{error.strerror or error}{named}; {MEND}"
+        named = f" ({shown(error.filename)})" if isinstance(error.filename, str) else ""
+        message = f"{error.strerror or error}{named}; {mend_of(error)}"
     else:
         return
     print(f"keyfilters: {printable(message)}", file=sys.stderr)

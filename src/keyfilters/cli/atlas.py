@@ -22,7 +22,7 @@ from keyfilters.cli.common import (
     progress_bar,
     read_bank,
 )
-from keyfilters.cli.tables import cell, say
+from keyfilters.cli.tables import cell, say, write_parquet
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -125,7 +125,7 @@ def _name_like(source: list[str], like: str, out: Path, seed: int) -> None:
         step("naming")
         found, shares = named_beside_nulls(book, bank, seed)
     with folder_at_once(out) as unfinished:
-        found.to_parquet(unfinished / "filters.parquet", index=False)
+        write_parquet(found, unfinished / "filters.parquet")
     names = found["name"][found["classified"]].value_counts() / len(found)
     say(", ".join(f"{name} {share:.0%}" for name, share in names.head(8).items()))
     nulls = ", ".join(f"{kind} {share:.1%}" for kind, share in shares.items() if kind != "filters")

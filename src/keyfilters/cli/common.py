@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from keyfilters.cli.tables import cell
-from keyfilters.errors import KeyFiltersError
-from keyfilters.files import MEND, hold_folder, unfinished_folder
+from keyfilters.errors import KeyFiltersError, refuse_unwritten
+from keyfilters.files import hold_folder, move_whole, unfinished_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -241,17 +241,13 @@ def one_command() -> Iterator[None]:
 def folder_at_once(out: Path) -> Iterator[Path]:
     """Yield an empty folder whose files move to `out` only if nothing fails.
 
-    The unfinished folder is there until the last file has moved: where a process is killed, it
-    marks that files of two commands may lie beside each other.
+    Files that cannot be moved leave those that were there. The unfinished folder is there until the
+    last file has moved: where a process is killed, it marks that files of two commands may lie
+    beside each other.
 
     Raises:
         KeyFiltersError: `out` cannot be written to.
     """
-    try:
-        with unfinished_folder(out) as unfinished:
-            yield unfinished
-            for file in sorted(unfinished.iterdir()):
-                file.replace(out / file.name)
-    except OSError as error:
-        reason = error.strerror or error
-        raise KeyFiltersError(f"cannot write to {out}: {reason}; {MEND}") from error
+    with refuse_unwritten(out), unfinished_folder(out) as unfinished:
+        yield unfinished
+        move_whole(sorted(unfinished.iterdir()), out)

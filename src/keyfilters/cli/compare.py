@@ -14,7 +14,7 @@ from keyfilters.cli.common import (
     folder_at_once,
     progress_bar,
 )
-from keyfilters.cli.tables import say, show
+from keyfilters.cli.tables import say, show, write_parquet
 from keyfilters.errors import KeyFiltersError
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def compare(
             found.layers.to_csv(unfinished / "layers.csv", index=False)
             found.totals.to_csv(unfinished / "totals.csv", index=False)
             found.flow.to_csv(unfinished / "flow.csv", index=False)
-            found.filters.to_parquet(unfinished / "filters.parquet", index=False)
+            write_parquet(found.filters, unfinished / "filters.parquet")
             if found.steps is not None:
                 found.steps.to_csv(unfinished / "steps.csv", index=False)
         say(f"The page: {(out / 'report.html').resolve()}")

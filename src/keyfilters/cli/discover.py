@@ -25,7 +25,7 @@ from keyfilters.cli.common import (
     read_bank,
 )
 from keyfilters.cli.images import halves, labelled
-from keyfilters.cli.tables import say, show
+from keyfilters.cli.tables import say, show, write_parquet
 from keyfilters.errors import KeyFiltersError
 
 if TYPE_CHECKING:
@@ -142,7 +142,7 @@ def discover(
                 one.keys.save(unfinished / f"keys_{k}.txt")
                 one.curve.to_csv(unfinished / f"curve_{k}.csv", index=False)
                 one.models.to_csv(unfinished / f"models_{k}.csv", index=False)
-                one.served.to_parquet(unfinished / f"served_{k}.parquet", index=False)
+                write_parquet(one.served, unfinished / f"served_{k}.parquet")
             named = {extent(window): one for window, one in found.items()}
             write_discovery_report(named, unfinished / "report.html", command=command_line())
             figure = discovery_figure(named)

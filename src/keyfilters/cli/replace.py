@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -24,6 +22,7 @@ from keyfilters.cli.images import Images, halves
 from keyfilters.cli.keys import KeysOption, keys_of
 from keyfilters.cli.tables import say, show
 from keyfilters.errors import KeyFiltersError
+from keyfilters.files import temporary_folder
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -122,16 +121,14 @@ def _replace_file(
     from keyfilters.surgery.files import replace_in_file
 
     bank = kf.read(source)
-    with tempfile.TemporaryDirectory(prefix="keyfilters-") as folder:
-        target = Path(folder, source.name)
-        report = replace_in_file(source, target, keys_of(keys, bank, seed), layers=layers)
+    named = keys_of(keys, bank, seed)
+    with temporary_folder() if out is None else folder_at_once(out) as folder:
+        report = replace_in_file(source, folder / source.name, named, layers=layers)
         show(report, f"{source.name}, keys {keys}", SHOWN)
         if out is not None:
-            with folder_at_once(out) as unfinished:
-                for file in Path(folder).iterdir():  # a model's external data is beside it
-                    shutil.copyfile(file, unfinished / file.name)
-                report.to_csv(unfinished / "replace.csv", index=False)
-            say(f"The model: {(out / source.name).resolve()}")
+            report.to_csv(folder / "replace.csv", index=False)
+    if out is not None:
+        say(f"The model: {(out / source.name).resolve()}")
 
 
 def _replace_network(

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any
 from keyfilters.texts import printable
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import pandas as pd
     from rich.text import Text
 
-__all__ = ["cell", "say", "show"]
+__all__ = ["cell", "say", "show", "write_parquet"]
 
 LONGEST = 300  # characters of a name in a table
 
@@ -60,6 +62,12 @@ def show(
     for row in frame[shown].itertuples(index=False):
         table.add_row(*map(_word, row))
     Console().print(table)
+
+
+def write_parquet(frame: pd.DataFrame, path: Path) -> None:
+    """Write a frame into a file of any name; pandas itself takes no name that is not UTF-8."""
+    with path.open("wb") as file:
+        frame.to_parquet(file, index=False)
 
 
 def _word(value: Any) -> Text:

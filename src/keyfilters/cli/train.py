@@ -151,7 +151,8 @@ def _write(out: Path, trained: Trained, treated: Treated, name: str) -> None:
         write_results(out, trained)  # anew, under the names that plain filters have
     if treated.table is not None:
         write_whole(out / "filters.csv", treated.table.to_csv(index=False))
-    watched = pd.read_parquet(out / MONITOR) if (out / MONITOR).exists() else None
+    held = out / MONITOR
+    watched = pd.read_parquet(BytesIO(held.read_bytes())) if held.exists() else None
     curves = BytesIO()
     training_figure(trained.history, name, watched).savefig(curves, dpi=150)
     write_whole(out / "curves.png", curves.getvalue())

@@ -120,10 +120,11 @@ def write_table(path: Path, bank: FilterBank, sizes: Sizes) -> None:
         table = filter_table(bank, sizes, np.arange(rows.start, rows.stop))
         return pa.Table.from_pandas(table, preserve_index=False)
 
-    with whole_file(path) as unfinished:
+    # A file of Python's: the library takes no name that is not UTF-8.
+    with whole_file(path) as unfinished, unfinished.open("wb") as file:
         groups = (made for _, made in piece_by_piece(group, len(bank), ROW_GROUP))
         first = next(groups)
-        with pq.ParquetWriter(unfinished, first.schema) as writer:
+        with pq.ParquetWriter(file, first.schema) as writer:
             for made in chain([first], groups):
                 writer.write_table(made, row_group_size=ROW_GROUP)
 

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from keyfilters.errors import KeyFiltersError
-from keyfilters.files import MEND, write_whole
+from keyfilters.errors import KeyFiltersError, refuse_unwritten
+from keyfilters.files import write_whole
 
 __all__ = ["ProgressFile", "digest_of"]
 
@@ -54,12 +54,8 @@ class ProgressFile:
         """
         if self._path is None:
             return
-        try:
-            with self._path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(step) + "\n")
-        except OSError as error:
-            reason = error.strerror or error
-            raise KeyFiltersError(f"cannot write to {self._path}: {reason}; {MEND}") from error
+        with refuse_unwritten(self._path), self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(step) + "\n")
 
 
 def _read(path: Path) -> tuple[str, list[dict[str, Any]]]:

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from keyfilters.errors import KeyFiltersError, MissingExtraError, nearest
+from keyfilters.errors import KeyFiltersError, nearest, needing
 from keyfilters.experiments.questions import Association, Contrast, Question, Trend
 
 __all__ = ["CLAIM", "CONDITIONS", "LEVEL", "TREND", "compare", "epochs_to_reach", "summarise"]
@@ -53,10 +53,8 @@ def compare(
         KeyFiltersError: a column is missing, a condition has a seed twice, or nothing compares.
         MissingExtraError: statsmodels is not installed.
     """
-    try:
+    with needing("train", "comparing runs"):
         from statsmodels.stats.multitest import multipletests
-    except ModuleNotFoundError as error:
-        raise MissingExtraError("comparing runs", "train") from error
     runs = _Runs(table, factors)
     answers: dict[Any, Any] = {Contrast: _contrasts, Trend: _slopes, Association: _association}
     rows = [row for question in questions for row in answers[type(question)](runs, question)]

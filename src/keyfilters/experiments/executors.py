@@ -21,7 +21,7 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any, Protocol, Self, TypeVar
 
-from keyfilters.errors import KeyFiltersError, MissingExtraError
+from keyfilters.errors import KeyFiltersError, needing
 from keyfilters.files import write_whole
 from keyfilters.threads import by_threads, pieces_done_by
 
@@ -159,10 +159,8 @@ class LocalProcesses:
 
     def submit(self, task: Task) -> Future[str | None]:
         """Perform a task in a process of its own."""
-        try:
+        with needing("train", "running experiments"):
             from pebble import concurrent
-        except ModuleNotFoundError as error:
-            raise MissingExtraError("running experiments", "train") from error
         kind = "forkserver" if sys.platform != "win32" else "spawn"
         context, threads = multiprocessing.get_context(kind), self.threads or 1
         if kind == "forkserver":

@@ -18,7 +18,7 @@ from typing import Any
 
 import pandas as pd
 
-from keyfilters.errors import KeyFiltersError
+from keyfilters.errors import KeyFiltersError, refuse_unwritten
 from keyfilters.experiments.executors import Executor, LocalProcesses, Task, outcome
 from keyfilters.experiments.results import failures, read_record, table_of
 from keyfilters.experiments.run import Run
@@ -139,7 +139,8 @@ class _Grid:
             record = {"factors": run.factors, "seed": run.seed, "identity": run.identity}
             write_whole(folder / "run.json", json.dumps(record, indent=1))
             for name in ("error.txt", "result.json"):
-                (folder / name).unlink(missing_ok=True)
+                with refuse_unwritten(folder / name):
+                    (folder / name).unlink(missing_ok=True)
         sources = {role: str((self.out / x.folder).absolute()) for role, x in run.sources.items()}
         options = {**run.options, "sources": sources} if sources else dict(run.options)
         return Task(run.function, options, run.seed, folder, attempt, run.identity)
@@ -149,7 +150,8 @@ class _Grid:
         if error is None:
             self.tell(f"{run} is done")
             return True
-        with (self.out / run.folder / "error.txt").open("a", encoding="utf-8") as file:
+        path = self.out / run.folder / "error.txt"
+        with refuse_unwritten(path), path.open("a", encoding="utf-8") as file:
             file.write(f"attempt {attempt} of {self.attempts}: {error.rstrip()}\n\n")
         if attempt == self.attempts:
             self.errors[run.key] = (error.splitlines()[0], attempt)

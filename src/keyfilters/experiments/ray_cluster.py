@@ -13,7 +13,7 @@ from math import inf
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-from keyfilters.errors import KeyFiltersError, MissingExtraError
+from keyfilters.errors import KeyFiltersError, needing
 from keyfilters.experiments.executors import (
     Executor,
     LocalProcesses,
@@ -28,7 +28,7 @@ __all__ = ["RayCluster", "executor_from"]
 
 Result = TypeVar("Result")
 
-CONNECT = 10.0  # seconds for an address to answer
+CONNECT = 5.0  # seconds for an address to answer
 RETRIES = 3  # of a run whose process or machine is lost, by Ray; it goes on in its folder
 
 
@@ -65,10 +65,8 @@ class RayCluster:
 
     def __enter__(self) -> Self:
         """Connect, unless the caller has."""
-        try:
+        with needing("ray", "running on a cluster"):
             import ray
-        except ModuleNotFoundError as error:
-            raise MissingExtraError("running on a cluster", "ray") from error
         self.own = not ray.is_initialized()
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
         if not self.address:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -118,7 +119,7 @@ class Monitor:
     def _go_on(self, path: Path, start: int) -> None:
         """Take over the measurements of the steps before, of a loop that was interrupted."""
         try:
-            table = pd.read_parquet(path)
+            table = pd.read_parquet(BytesIO(path.read_bytes()))
         except (OSError, ValueError) as error:
             raise KeyFiltersError(
                 f"{path} holds no measurements ({error}); move it away, or give another path"

@@ -8,6 +8,8 @@ import lzma
 import tarfile
 import zipfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from errno import EDQUOT, ENOSPC, EROFS
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
@@ -74,8 +76,7 @@ def unpack(path: Path, folder: Path) -> list[tuple[str, str]]:
         if count >= MOST_FILES:
             raise SourceError(f"{path} holds more than {MOST_FILES} files; unpack it yourself")
         target = folder / parts
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with file, target.open("wb") as out:
+        with file, _unpacked(path, target) as write:
             while chunk := file.read(CHUNK):
                 left[0] -= len(chunk)
                 if left[0] < 0:
@@ -83,8 +84,33 @@ def unpack(path: Path, folder: Path) -> list[tuple[str, str]]:
                         f"{path} unpacks to more than {RATIO} times its size; unpack it yourself "
                         "if you trust it, and give the folder"
                     )
-                out.write(chunk)
+                write(chunk)
     return skipped
+
+
+@contextmanager
+def _unpacked(path: Path, target: Path) -> Iterator[Callable[[bytes], None]]:
+    """Yield what writes to a file; what the system refuses is no fault of the archive."""
+    refused: list[OSError] = []
+
+    def write(chunk: bytes) -> None:
+        try:
+            out.write(chunk)
+        except OSError as error:
+            refused.append(error)
+            raise
+
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with target.open("wb", buffering=0) as out:
+            yield write
+    except OSError as error:
+        if refused or error.errno in (ENOSPC, EROFS, EDQUOT):
+            raise SourceError(
+                f"{path} cannot be unpacked into a temporary folder: {error.strerror}; set TMPDIR "
+                "to a folder with enough room"
+            ) from error
+        raise
 
 
 def _members(path: Path) -> Iterator[tuple[str, IO[bytes]]]:

@@ -11,6 +11,7 @@ import torch
 
 from keyfilters.bank import FilterBank
 from keyfilters.errors import SourceError, nearest
+from keyfilters.network import OFFLINE, ask_first
 from keyfilters.sources.collect import Collector
 from keyfilters.sources.keras_layers import offer_layers
 from keyfilters.sources.modules import read_module
@@ -47,11 +48,12 @@ def read_torchvision(spec: str, seed: int = 0, *, fused: bool = False) -> Filter
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
-            module = models.get_model(name, weights="DEFAULT" if pretrained else None)
+            with ask_first():
+                module = models.get_model(name, weights="DEFAULT" if pretrained else None)
         except (OSError, RuntimeError, ValueError) as error:
             raise SourceError(
-                f"the weights of torchvision:{name} cannot be had ({_line(error)}); for an "
-                f"untrained model type: torchvision:{name}?pretrained=false"
+                f"the weights of torchvision:{name} cannot be had ({_line(error)}); {OFFLINE}; "
+                f"for an untrained model type: torchvision:{name}?pretrained=false"
             ) from error
     label = name if pretrained else f"{name} (untrained, seed {seed})"
     return read_module(module.eval(), label, fused=fused)
@@ -81,11 +83,12 @@ def read_keras_model(spec: str, seed: int = 0) -> FilterBank:
     keras.utils.set_random_seed(seed)
     try:
         build = getattr(keras.applications, known[name.lower()])
-        model = build(weights="imagenet" if pretrained else None)
+        with ask_first():
+            model = build(weights="imagenet" if pretrained else None)
     except Exception as error:
         raise SourceError(
-            f"keras:{name} cannot be built ({_line(error)}); for an untrained model type: "
-            f"keras:{name}?pretrained=false"
+            f"keras:{name} cannot be built ({_line(error)}); {OFFLINE}; for an untrained model "
+            f"type: keras:{name}?pretrained=false"
         ) from error
     label = name if pretrained else f"{name} (untrained, seed {seed})"
     collector = Collector(label)

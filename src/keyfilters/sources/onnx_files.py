@@ -8,7 +8,7 @@ import numpy as np
 
 from keyfilters.bank import FilterBank
 from keyfilters.depthwise import ConvShape
-from keyfilters.errors import MissingExtraError
+from keyfilters.errors import needing
 from keyfilters.sources.collect import Collector, symmetric
 from keyfilters.sources.onnx_constants import (
     Array,
@@ -50,10 +50,8 @@ def read_onnx(path: Path, model: str) -> FilterBank:
         MissingExtraError: the package onnx is not installed.
         SourceError: the file is damaged, or its external data is missing, damaged or elsewhere.
     """
-    try:
+    with needing("onnx", "reading .onnx files"):
         import onnx  # noqa: F401
-    except ImportError as error:
-        raise MissingExtraError("reading .onnx files", "onnx") from error
     proto = _parse(path)
     collector = Collector(model)
     opsets = {"" if x.domain == "ai.onnx" else x.domain: x.version for x in proto.opset_import}

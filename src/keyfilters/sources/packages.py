@@ -14,6 +14,7 @@ from keyfilters.sources.formats import recognise
 __all__ = ["find_distribution", "installed_model_files", "model_files"]
 
 # Endings that other files bear too, so that the bytes decide.
+DEVELOPERS = ("bench", "dev", "docs")  # extras that are not for users
 CONTENT = (".pb", ".weights", ".param", ".xml", ".bin")
 
 
@@ -31,11 +32,26 @@ def find_distribution(name: str) -> metadata.Distribution:
     for import_name, owners in metadata.packages_distributions().items():
         if _normal(import_name) == wanted:
             return metadata.distribution(owners[0])
+    extra = _extra_with(wanted)
+    command = f"pip install 'keyfilters[{extra}]'" if extra else f"pip install {name}"
     installed = [d.metadata["Name"] for d in metadata.distributions() if d.metadata["Name"]]
     raise SourceError(
         f"no installed distribution is called {name!r}{nearest(name, installed)}; "
-        f"to install it type: pip install {name}"
+        f"to install it type: {command}"
     )
+
+
+def _extra_with(name: str) -> str:
+    """Return the extra of keyfilters that installs a distribution, or nothing."""
+    try:
+        listed = metadata.requires("keyfilters") or []
+    except metadata.PackageNotFoundError:  # run from its source
+        return ""
+    for line in listed:
+        found = re.fullmatch(r"([\w.-]+)[^;]*;.*extra == ['\"]([\w-]+)['\"].*", line)
+        if found and _normal(found[1]) == name and found[2] not in DEVELOPERS:
+            return found[2]
+    return ""
 
 
 def model_files(distribution: metadata.Distribution) -> list[Path]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Sequence
 from glob import glob, has_magic
 from pathlib import Path
@@ -11,7 +10,7 @@ import torch
 
 from keyfilters.bank import FilterBank
 from keyfilters.errors import KeyFiltersError, MissingExtraError, SourceError, nearest
-from keyfilters.files import typed_path
+from keyfilters.files import temporary_folder, typed_path
 from keyfilters.sources.archives import is_archive, unpack
 from keyfilters.sources.checkpoints import read_shards
 from keyfilters.sources.content import what_it_is
@@ -194,11 +193,11 @@ def _read_unknown(
 def _read_archive(path: Path, progress: Progress, chosen: str, level: int) -> FilterBank:
     if level >= DEEPEST:
         raise SourceError(f"{path}: archives lie in each other more than {DEEPEST} deep")
-    with tempfile.TemporaryDirectory(prefix="keyfilters-") as place:
+    with temporary_folder() as place:
         name = path.name
         while "." in name.strip("."):
             name = name.rpartition(".")[0]
-        folder = Path(place) / (name or "archive")
+        folder = place / (name or "archive")
         folder.mkdir()
         try:
             skipped = unpack(path, folder)

@@ -14,7 +14,7 @@ import numpy as np
 
 from keyfilters.bank import FilterBank
 from keyfilters.depthwise import ConvShape
-from keyfilters.errors import MissingExtraError, SourceError
+from keyfilters.errors import SourceError, needing
 from keyfilters.sources.collect import Collector
 from keyfilters.sources.tflite_tables import File, Graph, SkipError, Table, text_of
 
@@ -66,10 +66,8 @@ def read_tflite(path: Path, model: str) -> FilterBank:
         MissingExtraError: the package tflite is not installed.
         SourceError: the file is missing, truncated or damaged.
     """
-    try:
+    with needing("tflite", "reading .tflite files"):
         import tflite  # noqa: F401
-    except ImportError as error:
-        raise MissingExtraError("reading .tflite files", "tflite") from error
     collector = Collector(model)
     try:
         collect_tflite(path.read_bytes(), collector)

@@ -13,6 +13,8 @@ from torch import nn
 
 from keyfilters.bank import FilterBank
 from keyfilters.errors import SourceError, nearest
+from keyfilters.network import OFFLINE
+from keyfilters.pretrained import create_timm
 from keyfilters.sources.modules import read_module
 
 __all__ = ["is_timm_folder", "load_timm", "read_timm", "read_timm_folder"]
@@ -57,11 +59,11 @@ def load_timm(spec: str, seed: int = 0) -> tuple[nn.Module, str]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
-            module = timm.create_model(name, pretrained=pretrained)
+            module = create_timm(name, pretrained=pretrained)
         except _download_errors() as error:
             raise SourceError(
-                f"the weights of timm:{name} cannot be downloaded ({_first_line(error)}); for an "
-                f"untrained model type: timm:{architecture}?pretrained=false"
+                f"the weights of timm:{name} cannot be downloaded ({_first_line(error)}); "
+                f"{_mend(error)}; for an untrained model type: timm:{architecture}?pretrained=false"
             ) from error
     return module, name if pretrained else f"{name} (untrained, seed {seed})"
 
@@ -118,6 +120,12 @@ def _download_errors() -> tuple[type[BaseException], ...]:
     from huggingface_hub import errors
 
     return (OSError, RuntimeError, errors.HFValidationError, *errors.HfHubHTTPError.__bases__)
+
+
+def _mend(error: BaseException) -> str:
+    """Return what to do: about a cache that cannot be written, or about the network."""
+    kept = isinstance(error, OSError) and error.filename and not isinstance(error, ConnectionError)
+    return "set HF_HOME to a folder that can be written" if kept else OFFLINE
 
 
 def _first_line(error: BaseException) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import os
-import shutil
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -15,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from keyfilters.bank import FORMAT
-from keyfilters.errors import KeyFiltersError, SourceError
-from keyfilters.files import unfinished_folder
+from keyfilters.errors import KeyFiltersError, SourceError, mend_of, shown
+from keyfilters.files import move_whole, unfinished_folder
 from keyfilters.passes import first_line
 from keyfilters.sources.checkpoints import load_pickle, read_safetensors
 from keyfilters.sources.folders import format_of
@@ -121,16 +120,15 @@ def _write(
     target: Path, save: Callable[[Path, Collection[str]], None], written: Collection[str]
 ) -> None:
     """Write a model and what lies beside it, or leave files and folders as they were."""
-    made = [folder for folder in (target.parent, *target.parent.parents) if not folder.exists()]
+    made: list[Path] = []
     try:
+        made += [x for x in (target.parent, *target.parent.parents) if not x.exists()]
         target.parent.mkdir(parents=True, exist_ok=True)
-        with unfinished_folder(target.parent) as folder:
-            new = folder / "new"
-            new.mkdir()
+        with unfinished_folder(target.parent) as new:
             save(new / target.name, written)
             # The model comes last: it must never stand beside data that is not its own.
             files = sorted(new.iterdir(), key=lambda file: file.name == target.name)
-            _move(files, target.parent, folder)
+            move_whole(files, target.parent)
     except BaseException as error:
         for empty in made:
             with suppress(OSError):  # another process may have written to it
@@ -139,25 +137,8 @@ def _write(
             raise
         reason = getattr(error, "strerror", None) or first_line(error)
         raise KeyFiltersError(
-            f"cannot write {target}: {reason}; what was there is unchanged"
+            f"cannot write {shown(target)}: {reason}; what was there is unchanged; {mend_of(error)}"
         ) from error
-
-
-def _move(files: Sequence[Path], folder: Path, aside: Path) -> None:
-    """Move files into a folder, all or none; what they replace is kept in `aside` until then."""
-    moved: list[Path] = []
-    try:
-        for file in files:
-            place = folder / file.name
-            if place.exists():
-                shutil.copy2(place, aside / f"{file.name}.before")
-            file.replace(place)
-            moved.append(place)
-    except BaseException:
-        for place in moved:
-            before = aside / f"{place.name}.before"
-            before.replace(place) if before.exists() else place.unlink()
-        raise
 
 
 def _opener(source: Path, target: Path, overwrite: bool) -> Callable[[Path], Opened]:

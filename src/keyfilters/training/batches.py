@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
-from keyfilters.errors import KeyFiltersError, UnreadableError
+from keyfilters.errors import KeyFiltersError, UnreadableError, needing
 from keyfilters.training.data import Data
 from keyfilters.training.processes import order_seed
 from keyfilters.training.recipe import Recipe
@@ -64,10 +64,9 @@ class Batches:
         sampler = SeedableRandomSampler(images, num_samples=count, data_seed=order_seed(recipe))
         size = recipe.batch.size // recipe.batch.accumulation  # accelerate splits it
         plain = self._loader(images, size, sampler=sampler)
-        with warnings.catch_warnings():
-            warnings.filterwarnings(
-                "ignore", ".*set_vital"
-            )  # torchdata calls what torch deprecates
+        with warnings.catch_warnings(), needing("train", "training"):
+            # torchdata calls what torch deprecates.
+            warnings.filterwarnings("ignore", ".*set_vital")
             self._training = accelerator.prepare_data_loader(plain)
         mean, std = (torch.tensor(x).view(-1, 1, 1).to(self._device) for x in (data.mean, data.std))
         self._shift, self._scale = 255 * mean, 1 / (255 * std)

@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from platform import python_version
@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from keyfilters.errors import KeyFiltersError
+from keyfilters.errors import KeyFiltersError, refuse_unwritten
 from keyfilters.options import differing
 from keyfilters.training.data import Data
 from keyfilters.training.recipe import Recipe
@@ -143,7 +143,10 @@ def save(
 
     name, rank = f"checkpoint-{progress['step']}", accelerator.process_index
     part = out / UNFINISHED
-    try:
+    with (
+        refuse_unwritten(out / name, "the last good checkpoint stays"),
+        _removed(part, accelerator),
+    ):
         if accelerator.is_main_process:
             shutil.rmtree(part, ignore_errors=True)
             part.mkdir(parents=True)
@@ -167,10 +170,17 @@ def save(
                     old.rename(part)  # killed here, no half of it is called a checkpoint
                     shutil.rmtree(part, ignore_errors=True)
         accelerator.wait_for_everyone()
-    except (OSError, RuntimeError) as error:
-        message = f"cannot write {out / name}: {getattr(error, 'strerror', None) or error}"
-        mend = "the last good checkpoint stays; fix this and run the same command again"
-        raise KeyFiltersError(f"{message}; {mend}") from error
+
+
+@contextmanager
+def _removed(part: Path, accelerator: Any) -> Iterator[None]:
+    """Remove what is not finished if it cannot be, or is interrupted."""
+    try:
+        yield
+    except BaseException:
+        if accelerator.is_main_process:
+            shutil.rmtree(part, ignore_errors=True)
+        raise
 
 
 def load(accelerator: Any, folder: Path, model: nn.Module) -> None:

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from keyfilters.errors import KeyFiltersError, nearest
+from keyfilters.network import OFFLINE
 from keyfilters.passes import evaluating
+from keyfilters.pretrained import create_timm
 from keyfilters.training.data import Data
 from keyfilters.training.recipe import Recipe
 
@@ -41,14 +43,14 @@ def make_model(recipe: Recipe, data: Data) -> nn.Module:
     def create(**changes: Any) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(recipe.seed)
-            made: nn.Module = timm.create_model(name, **{**sizes, **options, **changes})
-        return made
+            return create_timm(name, **{**sizes, **options, **changes})
 
     try:
         model = create()
     except OSError as error:  # of a file, or of the hub
         reason = str(error) or "there is no such file"
-        mend = 'name a file by model.options.pretrained_cfg_overlay={file = "PATH"}'
+        named = 'name a file by model.options.pretrained_cfg_overlay={file = "PATH"}'
+        mend = f"{OFFLINE}: {named}" if isinstance(error, ConnectionError) else named
         message = f"the pretrained weights of {name} cannot be had: {reason}"
         raise KeyFiltersError(f"{message}; {mend}") from error
     except (TypeError, RuntimeError, ValueError) as error:

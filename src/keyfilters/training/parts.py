@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from keyfilters.errors import KeyFiltersError, nearest
+from keyfilters.errors import KeyFiltersError, nearest, needing
 from keyfilters.training.images import Failed, pixels, refusal, square, why
 from keyfilters.training.readers import READERS, Items, Part
 from keyfilters.training.recipe import DataSource
@@ -152,7 +152,8 @@ def _decode(part: Part, side: int, skipped: Failed, shapes: list[tuple[int, ...]
 
 
 def _require_memory(count: int, shape: tuple[int, ...]) -> None:
-    from psutil import virtual_memory
+    with needing("train", "reading images"):
+        from psutil import virtual_memory
 
     need, free = count * np.prod(shape) / 1e9, virtual_memory().available / 1e9
     if need > 0.8 * free:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from keyfilters.errors import KeyFiltersError, MissingExtraError
+from keyfilters.errors import KeyFiltersError, needing
 from keyfilters.options import flat
 from keyfilters.seeds import child_integer
 from keyfilters.training.recipe import Recipe
@@ -67,10 +67,8 @@ def own_accelerate() -> Iterator[None]:
     Raises:
         MissingExtraError: accelerate is not installed.
     """
-    try:
+    with needing("train", "training"):
         from accelerate import state
-    except ImportError as error:
-        raise MissingExtraError("training", "train") from error
     kinds = (state.AcceleratorState, state.GradientState, state.PartialState)
     before = [dict(kind._shared_state) for kind in kinds]
     for kind in kinds:

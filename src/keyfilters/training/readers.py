@@ -7,6 +7,7 @@ import inspect
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from math import ceil
 from operator import itemgetter
@@ -19,8 +20,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from keyfilters.errors import KeyFiltersError, MissingExtraError, nearest
+from keyfilters.errors import KeyFiltersError, nearest, needing
 from keyfilters.files import typed_path
+from keyfilters.network import hub_answers, hub_offline
 from keyfilters.training.images import open_image, photographs, random_crops
 from keyfilters.training.parquet import parquet_splits
 from keyfilters.training.recipe import DataSource
@@ -254,15 +256,24 @@ def _hugging_face(argument: str, asked: DataSource) -> Found:
 
 def _loaded(name: str) -> Any:
     """Load a data set with the package of the hub."""
-    try:
+    with needing("hf", "reading data sets of the Hugging Face hub"):
         import datasets
-    except ImportError as error:
-        raise MissingExtraError("reading data sets of the Hugging Face hub", "hf") from error
+    silent = ""
     try:
-        return datasets.load_dataset(name)
+        hub_answers()
+    except ConnectionError as error:
+        silent = str(error)
+    try:
+        with ExitStack() as stack:
+            if silent:  # its cache may hold the set
+                stack.enter_context(hub_offline(*[datasets.config] * hasattr(datasets, "config")))
+            return datasets.load_dataset(name)
     except Exception as error:  # the hub, the network and file formats raise nearly anything
-        message = f"hf:{name} cannot be loaded ({type(error).__name__}: {error})"
-        raise KeyFiltersError(message) from error
+        reason = silent or f"{type(error).__name__}: {error}"
+        mend = "; connect this machine, or give a folder of its parquet files: hf:FOLDER"
+        raise KeyFiltersError(
+            f"hf:{name} cannot be loaded ({reason}){mend if silent else ''}"
+        ) from error
 
 
 def _column(name: str, kinds: Mapping[str, str], kind: str, asked: Sequence[str]) -> str:

@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar, dataclass_transform, 
 from pydantic import ConfigDict, Field, Strict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from keyfilters.errors import KeyFiltersError, nearest
+from keyfilters.errors import KeyFiltersError, nearest, needing
 
 __all__ = ["Augmentation", "DataSource", "Recipe", "section"]
 
@@ -239,7 +239,8 @@ class Recipe:
 
     def to_toml(self) -> str:
         """Return the text of a file that `load` reads as an equal recipe."""
-        import tomli_w
+        with needing("train", "writing a recipe"):
+            import tomli_w
 
         return tomli_w.dumps(self.to_dict())
 
