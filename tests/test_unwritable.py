@@ -46,10 +46,10 @@ from tests.cli.test_hostile_places import PLACES, at_most, refusing
 from tests.experiments.in_process import InProcess
 from tests.report.test_experiment_page import example
 
-WEIGHT = np.random.default_rng(0).normal(size=(40, 5, 5)).astype(np.float32)
+WEIGHT = np.random.default_rng(0).normal(size=(80, 5, 5)).astype(np.float32)
 BANK = kf.FilterBank([Layer("net", "conv", WEIGHT, None, None, 0.0)])
 KEYS = kf.KeySet.from_filters(WEIGHT[:3])
-NET = nn.Conv2d(40, 40, 5, groups=40)
+NET = nn.Conv2d(80, 80, 5, groups=80)
 TRAINED = Trained(NET, None, pd.DataFrame(), {"best_epoch": 1})
 Write = Callable[[Path], Any]
 
@@ -62,8 +62,8 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_file(state, folder / "net.safetensors")
     onnx = pytest.importorskip("onnx")
     tensor = onnx.numpy_helper.from_array(WEIGHT[:, None], "w")
-    node = onnx.helper.make_node("Conv", ["x", "w"], ["y"], name="conv", group=40)
-    made = [onnx.helper.make_tensor_value_info(x, 1, [1, 40, 9, 9]) for x in "xy"]
+    node = onnx.helper.make_node("Conv", ["x", "w"], ["y"], name="conv", group=80)
+    made = [onnx.helper.make_tensor_value_info(x, 1, [1, 80, 9, 9]) for x in "xy"]
     graph = onnx.helper.make_graph([node], "g", made[:1], made[1:], [tensor])
     opset = onnx.helper.make_opsetid("", 17)
     onnx.save(onnx.helper.make_model(graph, opset_imports=[opset]), folder / "net.onnx")

@@ -171,7 +171,7 @@ def ask_first() -> Iterator[None]:
     try:
         yield
     finally:
-        urllib.request.install_opener(None)  # type: ignore[arg-type]
+        urllib.request.install_opener(None)
 
 
 class _AskFirst(urllib.request.BaseHandler):
