@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from keyfilters.bank import FORMAT
 from keyfilters.errors import KeyFiltersError, SourceError, mend_of, shown, why_unwritten
-from keyfilters.files import move_whole, unfinished_folder
+from keyfilters.files import move_whole, typed_path, unfinished_folder
 from keyfilters.passes import first_line
 from keyfilters.sources.checkpoints import load_pickle, read_safetensors
 from keyfilters.sources.folders import format_of
@@ -83,7 +83,7 @@ def replace_in_file(
     ...     torch.load(folder + "/b.pth")["epoch"]
     3
     """
-    source, target = Path(source), Path(target)
+    source, target = typed_path(source), typed_path(target)
     found, save = _opener(source, target, overwrite)(source)
     targets, left = choose_targets(found, layers)
     report = replace_targets_(targets, left, keys)
