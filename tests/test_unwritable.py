@@ -46,10 +46,10 @@ from tests.cli.test_hostile_places import PLACES, at_most, refusing
 from tests.experiments.in_process import InProcess
 from tests.report.test_experiment_page import example
 
-WEIGHT = np.random.default_rng(0).normal(size=(40, 5, 5)).astype(np.float32)
+WEIGHT = np.random.default_rng(0).normal(size=(80, 5, 5)).astype(np.float32)
 BANK = kf.FilterBank([Layer("net", "conv", WEIGHT, None, None, 0.0)])
 KEYS = kf.KeySet.from_filters(WEIGHT[:3])
-NET = nn.Conv2d(40, 40, 5, groups=40)
+NET = nn.Conv2d(80, 80, 5, groups=80)
 TRAINED = Trained(NET, None, pd.DataFrame(), {"best_epoch": 1})
 Write = Callable[[Path], Any]
 
@@ -57,13 +57,13 @@ Write = Callable[[Path], Any]
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("source")
-    state = {"conv.weight": torch.tensor(WEIGHT)[:, None]}
+    state = {"stem.weight": torch.ones(80, 3, 3, 3), "conv.weight": torch.tensor(WEIGHT)[:, None]}
     torch.save(state, folder / "net.pth")
     save_file(state, folder / "net.safetensors")
     onnx = pytest.importorskip("onnx")
     tensor = onnx.numpy_helper.from_array(WEIGHT[:, None], "w")
-    node = onnx.helper.make_node("Conv", ["x", "w"], ["y"], name="conv", group=40)
-    made = [onnx.helper.make_tensor_value_info(x, 1, [1, 40, 9, 9]) for x in "xy"]
+    node = onnx.helper.make_node("Conv", ["x", "w"], ["y"], name="conv", group=80)
+    made = [onnx.helper.make_tensor_value_info(x, 1, [1, 80, 9, 9]) for x in "xy"]
     graph = onnx.helper.make_graph([node], "g", made[:1], made[1:], [tensor])
     opset = onnx.helper.make_opsetid("", 17)
     onnx.save(onnx.helper.make_model(graph, opset_imports=[opset]), folder / "net.onnx")
@@ -75,6 +75,7 @@ def atlas() -> kf.Atlas:
     return kf.Atlas(seed=0, seeds=1).fit(BANK)
 
 
+@pytest.fixture(scope="module")
 def functions(source: Path, atlas: kf.Atlas) -> dict[str, tuple[str, Write]]:
     """Return every function that saves, with the ending of what it writes."""
     unit = atlas.bank_.stack(5)[0].reshape(-1, 25)
@@ -125,11 +126,11 @@ def functions(source: Path, atlas: kf.Atlas) -> dict[str, tuple[str, Write]]:
 
 # Parts of those above, or nothing that makes a file.
 INNER = {"save_estimator", "write_table", "write_value", "write_keys", "write_", "write_all_"}
-INNER |= {"FeedForwardAutoencoder.save", "save", "write"}
+INNER |= {"FeedForwardAutoencoder.save", "save", "write", "write_parquet"}
 
 
-def test_every_function_that_saves_is_tried(source: Path, atlas: kf.Atlas) -> None:
-    known = {x.split()[0] for x in functions(source, atlas)}
+def test_every_function_that_saves_is_tried(functions: dict[str, tuple[str, Write]]) -> None:
+    known = {x.split()[0] for x in functions}
     named: set[str] = set()
     for path in Path(kf.__file__).parent.rglob("*.py"):
         tree = ast.parse(path.read_text(encoding="utf-8"))
@@ -153,10 +154,13 @@ def problems(error: BaseException, path: Path, folder: Path) -> str:
 
 @pytest.mark.parametrize("place", [*PLACES, "limited", "limited, old files"])
 def test_what_cannot_be_saved_is_one_error(
-    source: Path, atlas: kf.Atlas, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+    functions: dict[str, tuple[str, Write]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    place: str,
 ) -> None:
     wrong = {}
-    for number, (name, (suffix, save)) in enumerate(functions(source, atlas).items()):
+    for number, (name, (suffix, save)) in enumerate(functions.items()):
         folder = tmp_path / str(number)
         folder.mkdir()
         limited = place.startswith("limited")

@@ -22,6 +22,7 @@ MENDS = {
     errno.EPERM: PLACE,
     errno.ENAMETOOLONG: "give a shorter name",
     errno.ENOTDIR: "a part of the path is a file: give another folder",
+    errno.EEXIST: "a part of the path is a file: give another folder",
     errno.EISDIR: "move the folder of this name away",
 }
 
@@ -116,13 +117,10 @@ def mend_of(error: BaseException) -> str:
     >>> mend_of(OSError(errno.ENOSPC, "No space left on device"))
     'free some space or give another folder, and run the same command again'
     """
-    number, text = getattr(error, "errno", None), str(error)  # libraries quote the system's words
+    system = _system_error(error) or error
+    number, text = getattr(system, "errno", None), str(error)  # libraries quote the system's words
     known = [mend for x, mend in MENDS.items() if x == number or os.strerror(x) in text]
-    return (
-        f"{known[0]}, and run the same command again"
-        if known
-        else ("fix this and run the same command again")
-    )
+    return f"{known[0] if known else 'fix this'}{',' * bool(known)} and run the same command again"
 
 
 @contextmanager
@@ -139,7 +137,7 @@ def refuse_unwritten(path: str | os.PathLike[str], stays: str = "") -> Iterator[
     try:
         yield
     except Exception as error:
-        if isinstance(error, KeyFiltersError) or not (reason := _why_unwritten(error)):
+        if isinstance(error, KeyFiltersError) or not (reason := why_unwritten(error)):
             raise
         kept = f"; {stays}" if stays else ""
         raise KeyFiltersError(
@@ -147,7 +145,7 @@ def refuse_unwritten(path: str | os.PathLike[str], stays: str = "") -> Iterator[
         ) from error
 
 
-def _why_unwritten(error: BaseException) -> str:
+def why_unwritten(error: BaseException) -> str:
     """Return why something could not be written; nothing where the error is of another kind.
 
     PyTorch and safetensors have errors of their own for what the system refuses.
@@ -158,8 +156,18 @@ def _why_unwritten(error: BaseException) -> str:
     if kind == "SafetensorError" or (
         isinstance(error, RuntimeError) and ("inline_container" in text or "StreamWriter" in text)
     ):
-        return " ".join(text.split())[:200]
+        system = _system_error(error)
+        return (system and system.strerror) or " ".join(text.split())[:200]
     return ""
+
+
+def _system_error(error: BaseException | None) -> OSError | None:
+    """Return what the system said, where a library raised an error of its own after it."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno:
+            return error
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def _one_line(text: str) -> str:

@@ -46,7 +46,8 @@ def typed_path(text: str | os.PathLike[str]) -> Path:
     except (OSError, ValueError, RuntimeError) as error:  # too long, half a character, no such user
         name = str(text) if len(str(text)) <= LONGEST else f"{str(text)[:LONGEST]}…"
         reason = getattr(error, "strerror", None) or error
-        raise KeyFiltersError(f"{name!r} cannot be a file or a folder: {reason}") from error
+        mend = "; give a shorter name" * (getattr(error, "errno", None) == errno.ENAMETOOLONG)
+        raise KeyFiltersError(f"{name!r} cannot be a file or a folder: {reason}{mend}") from error
     return path
 
 

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import click
+import joblib  # noqa: F401  # it tries to write when it is imported
 import numpy as np
 import torch
 from typer.main import get_command
@@ -55,6 +56,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "sources": (),
     "train": ("FILES/recipe.toml", "--device", "cpu"),
 }
+FULL = ("read", "replace", "init", "fit", "check", "atlas --like", "train")  # by library
 TRAINED = {"train": {"recipe.toml", "metrics.jsonl", "monitor.parquet", "step-0.safetensors"}}
 
 
@@ -79,9 +81,9 @@ def verb_of(name: str) -> str:
 def prepare(folder: Path) -> None:
     """Write the files that the commands read."""
     rng = np.random.default_rng(0)
-    weight = rng.normal(size=(40, 5, 5)).astype(np.float32)
+    weight = rng.normal(size=(80, 5, 5)).astype(np.float32)
     kf.FilterBank([Layer("net", "conv", weight, None, None, 0.0)]).save(folder / "bank.safetensors")
-    state = {"conv.weight": torch.tensor(weight)[:, None], "head": torch.ones(3000)}
+    state = {"stem.weight": torch.ones(80, 3, 3, 3), "conv.weight": torch.tensor(weight)[:, None]}
     torch.save(state, folder / "net.pth")
     kf.FilterBank([Layer("net", "conv", weight + 0.1, None, None, 0.0)]).save(
         folder / "net.safetensors"
@@ -148,8 +150,11 @@ def _mounted(folder: Path) -> dict[str, str]:
     packages.installed_model_files = dict  # looking through them takes seconds
     files.mkdir()
     prepare(files)
-    for kind, options in (("full", "size=4k"), ("no inodes", "size=8m,nr_inodes=3")):
-        for name in COMMANDS:
+    for kind, options, names in (
+        ("full", "size=4k", FULL),
+        ("no inodes", "size=8m,nr_inodes=3", ["read", "train"]),
+    ):
+        for name in names:
             place = folder / f"{kind} {name}"
             place.mkdir()
             subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", place], check=True)
@@ -162,10 +167,9 @@ def _mounted(folder: Path) -> dict[str, str]:
     place.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", place], check=True)
     for name in {*COMMANDS, *verbs()}:
-        for out in (place, place / "new" / "out"):
-            code, error = call(words(name, files, out))
-            if said := fault(code, error, place):
-                wrong[f"read-only: {name} {out.name}"] = said
+        code, error = call(words(name, files, place / "new" / "out"))
+        if said := fault(code, error, place):
+            wrong[f"read-only: {name}"] = said
     return wrong
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from keyfilters.errors import KeyFiltersError, refuse_unwritten
-from keyfilters.files import write_whole
+from keyfilters.files import typed_path, write_whole
 
 __all__ = ["ProgressFile", "digest_of"]
 
@@ -38,7 +38,7 @@ class ProgressFile:
 
     def __init__(self, folder: str | os.PathLike[str] | None, identity: str) -> None:
         self.steps: list[dict[str, Any]] = []
-        self._path = None if folder is None else Path(folder) / f"{identity[:16]}.jsonl"
+        self._path = None if folder is None else typed_path(folder) / f"{identity[:16]}.jsonl"
         if self._path is None:
             return
         whole = ""

@@ -22,7 +22,7 @@ from keyfilters.errors import KeyFiltersError, refuse_unwritten
 from keyfilters.experiments.executors import Executor, LocalProcesses, Task, outcome
 from keyfilters.experiments.results import failures, read_record, table_of
 from keyfilters.experiments.run import Run
-from keyfilters.files import sweep, write_whole
+from keyfilters.files import sweep, typed_path, write_whole
 
 __all__ = ["run_grid"]
 
@@ -64,7 +64,7 @@ def run_grid(
         twice = next((str(r) for r, row in zip(runs, rows, strict=True) if rows.count(row) > 1), "")
         got = f"{twice} twice" if twice else f"{len(runs)} runs and {attempts} attempts"
         raise KeyFiltersError(f"got {got}; runs of different factors or seeds are expected")
-    grid = _Grid(runs, Path(out), attempts, progress)
+    grid = _Grid(runs, typed_path(out), attempts, progress)
     grid.perform(executor or LocalProcesses())
     table = table_of(runs, Path(out), grid.errors)
     write_whole(Path(out) / "table.csv", table.to_csv(index=False))

@@ -96,13 +96,14 @@ def _unpacked(path: Path, target: Path) -> Iterator[Callable[[bytes], None]]:
     def write(chunk: bytes) -> None:
         try:
             out.write(chunk)
+            out.flush()
         except OSError as error:
             refused.append(error)
             raise
 
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with target.open("wb", buffering=0) as out:
+        with target.open("wb") as out:
             yield write
     except OSError as error:
         if refused or error.errno in (ENOSPC, EROFS, EDQUOT):

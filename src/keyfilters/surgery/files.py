@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from keyfilters.bank import FORMAT
-from keyfilters.errors import KeyFiltersError, SourceError, mend_of, shown
-from keyfilters.files import move_whole, unfinished_folder
+from keyfilters.errors import KeyFiltersError, SourceError, mend_of, shown, why_unwritten
+from keyfilters.files import move_whole, typed_path, unfinished_folder
 from keyfilters.passes import first_line
 from keyfilters.sources.checkpoints import load_pickle, read_safetensors
 from keyfilters.sources.folders import format_of
@@ -83,7 +83,7 @@ def replace_in_file(
     ...     torch.load(folder + "/b.pth")["epoch"]
     3
     """
-    source, target = Path(source), Path(target)
+    source, target = typed_path(source), typed_path(target)
     found, save = _opener(source, target, overwrite)(source)
     targets, left = choose_targets(found, layers)
     report = replace_targets_(targets, left, keys)
@@ -135,7 +135,7 @@ def _write(
                 empty.rmdir()
         if isinstance(error, KeyFiltersError) or not isinstance(error, Exception):
             raise
-        reason = getattr(error, "strerror", None) or first_line(error)
+        reason = why_unwritten(error) or first_line(error)
         raise KeyFiltersError(
             f"cannot write {shown(target)}: {reason}; what was there is unchanged; {mend_of(error)}"
         ) from error
@@ -203,7 +203,8 @@ def _open_pickle(path: Path) -> Opened:
         targets += [left_alone(name, f"not touched: {reason}") for name, reason in others]
 
     def save(target: Path, written: Collection[str]) -> None:
-        torch.save(checkpoint, target)
+        with target.open("wb") as file:  # PyTorch leaves a file open that it cannot write
+            torch.save(checkpoint, file)
 
     return targets, save
 

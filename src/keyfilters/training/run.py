@@ -277,13 +277,14 @@ class Run:
             checkpoints.save(self.accelerator, self.out, self.model, states, progress)
 
     def _load(self, folder: Path, progress: dict[str, Any]) -> None:
-        from safetensors.torch import load_file
+        from safetensors.torch import load  # a path must be UTF-8
 
         for name in PROGRESS:
             setattr(self, name, progress[name])
         self.batches.skipped.update(progress["skipped"])
         self.best = {
-            name: load_file(folder / f"best_{name}.safetensors") for name in self.best_epoch
+            name: load((folder / f"best_{name}.safetensors").read_bytes())
+            for name in self.best_epoch
         }
         if progress["finished"]:
             for name, net in self.nets.items():
@@ -291,7 +292,7 @@ class Run:
             return
         checkpoints.load(self.accelerator, folder, self.model)
         if self.ema is not None:
-            self.ema.module.load_state_dict(load_file(folder / "ema.safetensors"))
+            self.ema.module.load_state_dict(load((folder / "ema.safetensors").read_bytes()))
         self.scheduler.step_update(self.step)
 
     def _trained(self, summary: dict[str, Any]) -> Trained:
