@@ -3,7 +3,8 @@
     pip install mutmut; python benchmarks/mutation.py [ROOM…] [--count 100]
 
 A seeded sample of the mutants of each room is run against the tests of that room only, in a copy of
-the checkout. Survivors stand in results/hardening/mutation.json with their changed lines.
+the checkout. Survivors stand in results/hardening/mutation.json with their changed lines, and with
+the reason why they change no number, where a person has found one (equivalent_mutants.toml).
 """
 
 from __future__ import annotations
@@ -17,10 +18,13 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
+import tomllib
 from pathlib import Path
 from typing import Any
 
 from common import RESULTS, environment
+from hardening import write_page
 
 ROOT = Path(__file__).parents[1]
 PATH = RESULTS / "hardening" / "mutation.json"
@@ -41,6 +45,25 @@ ROOMS: dict[str, tuple[list[str], list[str]]] = {
         ["tests/surgery"],
     ),
 }
+REMARKS = [
+    "A seeded sample of mutants a room, with the tests of that room only; torch.compile tests are "
+    "left out, since it cannot look into functions that mutmut wraps.",
+    "'no tests': mutants of functions that no test of the room's own folder calls. 'equivalent': "
+    "survivors that change no number and no layer, with the reason beside each; they count as not "
+    "noticed.",
+]
+# Every test computes for itself: what an earlier one has put into a cache, or the unchanged tests
+# after which mutmut forks, would hide that a mutant computes something else.
+FORGET = """
+
+def pytest_runtest_setup() -> None:
+    import functools, sys
+
+    for name, module in list(sys.modules.items()):
+        for kept in vars(module).values() if name.startswith("keyfilters") else ():
+            if isinstance(kept, functools._lru_cache_wrapper):
+                kept.cache_clear()
+"""
 STATES = {0: "survived", 1: "killed", 3: "killed", 33: "no tests", 34: "skipped"}  # of mutmut
 # torch.compile cannot look into functions that mutmut has wrapped.
 OPTIONS = ["-q", "-x", "-p", "no:cacheprovider", "-m", "not long and not slow",
@@ -52,6 +75,8 @@ def copy_of_checkout(folder: Path, modules: list[str], tests: list[str]) -> None
     for name in ("src", "tests", "recipes", "pyproject.toml", "README.md"):
         source = ROOT / name
         (shutil.copytree if source.is_dir() else shutil.copyfile)(source, folder / name)
+    with (folder / "tests" / "conftest.py").open("a", encoding="utf-8") as file:
+        file.write(FORGET)
     parts = {
         "source_paths": ["src"],
         "only_mutate": [f"src/keyfilters/{name}" for name in modules],
@@ -89,6 +114,12 @@ def changed(folder: Path, mutant: str) -> str:
     return " → ".join(x[1:].strip() for x in lines)[:300]
 
 
+def reasons() -> dict[str, str]:
+    """Why mutants are equivalent, by their changed lines."""
+    listed = tomllib.loads(Path(__file__).with_name("equivalent_mutants.toml").read_text("utf-8"))
+    return {x["change"]: x["reason"] for x in listed["mutant"]}
+
+
 def measure(room: str, count: int, seed: int) -> tuple[dict[str, Any], list[dict[str, str]]]:
     """Run a sample of the mutants of a room; a row of counts, and the survivors."""
     modules, tests = ROOMS[room]
@@ -106,12 +137,19 @@ def measure(room: str, count: int, seed: int) -> tuple[dict[str, Any], list[dict
             raise SystemExit(log[-4000:])
         states = {x: STATES.get(found[x] or 0, "timeout or crash") for x in chosen}
         alive = [x for x in chosen if states[x] in ("survived", "no tests")]
-        survivors = [{"mutant": x, "change": changed(folder, x), "state": states[x]} for x in alive]
+        changes = [changed(folder, x) for x in alive]
+    known = reasons()
+    survivors = [
+        {"mutant": x, "change": change, "state": states[x], "equivalent": known.get(change, "")}
+        for x, change in zip(alive, changes, strict=True)
+    ]
     of = [*states.values()]
-    row = {"room": room, "tests": " ".join(tests), "mutants": len(mutants), "tried": len(chosen)}
+    row = {"room": room, "tests": " ".join(tests), "date": time.strftime("%Y-%m-%d"), "seed": seed}
+    row |= {"mutants": len(mutants), "tried": len(chosen)}
     row |= {
         state: of.count(state) for state in dict.fromkeys([*STATES.values(), "timeout or crash"])
     }
+    row["equivalent"] = sum(bool(x["equivalent"]) for x in survivors)
     return row | {"noticed": round(1 - len(alive) / len(chosen), 3)}, survivors
 
 
@@ -129,11 +167,11 @@ def main() -> None:
         rows = [*(x for x in held.get("rows", []) if x["room"] != room), row]
         alive = [x for x in held.get("survivors", []) if x["room"] != room]
         alive += [{"room": room, **x} for x in survivors]
-        about = environment() | {"command": f"python benchmarks/mutation.py --count {given.count}"}
-        held = {"part": "Mutation testing", **about, "rows": rows, "survivors": alive,
-                "faults": held.get("faults", []), "remarks": held.get("remarks", [])}  # fmt: skip
+        held = {"part": "Mutation testing", **environment(), "rows": rows, "survivors": alive,
+                "faults": held.get("faults", []), "remarks": REMARKS}  # fmt: skip
         PATH.parent.mkdir(exist_ok=True)
         PATH.write_text(json.dumps(held, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_page()
 
 
 if __name__ == "__main__":

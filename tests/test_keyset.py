@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 from numpy.typing import NDArray
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from keyfilters.assignment import Assignment
 from keyfilters.bank import FilterBank, Layer
@@ -239,6 +239,10 @@ def test_keys_are_centred_units_that_nobody_changes() -> None:
         np.testing.assert_array_equal(again.filters, keys.filters)
     tensor = torch.tensor(given, requires_grad=True)
     np.testing.assert_array_equal(KeySet.from_filters(tensor).filters, keys.filters)
+    short = torch.tensor(centred).bfloat16()  # which NumPy does not know
+    np.testing.assert_array_equal(
+        KeySet.from_filters(short).filters, KeySet.from_filters(short.double()).filters
+    )
     huge = KeySet.from_filters(np.array([[[1e300, -1e300], [1e-300, 0]]])).filters
     np.testing.assert_allclose(huge, [[[0.5**0.5, -(0.5**0.5)], [0, 0]]], atol=1e-15)
 
@@ -311,6 +315,7 @@ def test_round_trip(tmp_path: Path, ending: str) -> None:
     odd = ('a "name"', "with: a colon # and more", "line\nbreak\u2028σ")
     told = 'from "here": a\n# line'
     named = KeySet.from_filters(KeySet.random(3, 4).filters, odd, told, "CC BY 4.0")
+    assert (named.names, named.provenance, named.licence) == (odd, told, "CC BY 4.0")
     for keys in (KeySet.published("lindeberg2026-B"), KeySet.random(9, 31), named):
         file = tmp_path / "new" / "folders" / f"keys{ending}"
         keys.save(file)
@@ -326,6 +331,8 @@ def test_round_trip(tmp_path: Path, ending: str) -> None:
             assert back.models is None
         else:
             pd.testing.assert_frame_equal(back.models, keys.models)
+        if ending == ".safetensors":  # what other programs read
+            np.testing.assert_array_equal(load_file(file)["filters"], keys.filters)
         if ending.lower() != ".npz":
             np.testing.assert_array_equal(read_filters(file)[0], keys.filters)
 

@@ -1,12 +1,14 @@
-"""What the code says of itself: command line, floors of the house, rules, families, columns."""
+"""What the code says of itself: command line, floors of the house, rules, families, recipes."""
 
 from __future__ import annotations
 
+import json
 import re
 import tomllib
 from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
 
-__all__ = ["command_line", "families", "floors", "rules"]
+__all__ = ["command_line", "families", "floors", "recipe", "rules"]
 
 ROOT = Path(__file__).parents[2]
 
@@ -76,3 +78,38 @@ def families() -> str:
         ["family", "kind", "formula", "parameters"],
         [[f.name, f.kind, f.formula, ", ".join(f.parameters)] for f in MATCHED],
     )
+
+
+def recipe() -> str:
+    """Return the keys of a recipe, a table a section: default, bounds, meaning."""
+    from recorded import table
+
+    from keyfilters.training import Recipe
+
+    fields = Recipe.__pydantic_fields__
+    sections = {name: x.default_factory for name, x in fields.items() if not x.description}
+    parts = {"At the top": {name: x for name, x in fields.items() if name not in sections}}
+    parts |= {f"`[{name}]`": kind.__pydantic_fields__ for name, kind in sections.items()}
+    header = ["key", "default", "may be", "what it is"]
+    return "\n".join(
+        f"## {title}\n\n" + table(header, [_key(name, x) for name, x in keys.items()])
+        for title, keys in parts.items()
+    )
+
+
+def _key(name: str, field: Any) -> list[str]:
+    """One row: a key of a recipe, from what pydantic knows of it."""
+    kinds = {str: "text", bool: "true or false", int: "integer", float: "number"}
+    origin, choices = get_origin(field.annotation), get_args(field.annotation)
+    default = field.get_default(call_default_factory=True)
+    if origin is Literal:
+        may = ", ".join(f"`{x}`" for x in choices)
+    else:
+        may = kinds.get(field.annotation, "table" if origin is dict else "list")
+    signs = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
+    bounds = {key: getattr(x, key) for x in field.metadata for key in signs if hasattr(x, key)}
+    for loose, strict in (("ge", "gt"), ("le", "lt")):
+        if strict in bounds:
+            bounds.pop(loose, None)
+    said = ", ".join(f"{sign} {bounds[key]}" for key, sign in signs.items() if key in bounds)
+    return [f"`{name}`", f"`{json.dumps(default)}`", f"{may} {said}".strip(), field.description]

@@ -100,12 +100,12 @@ def center_surround_(
 
     ``round(share * C)`` channels, picked at random, get `difference_of_gaussians`; of these
     ``round(on * that)`` are on-centre (halves round up). Among the on-centre and among the
-    off-centre filters every γ occurs equally often, up to one.
+    off-centre filters, the numbers of filters of each γ differ by at most one.
 
     Args:
         weight: filters of at least 3 taps a side, or of a single row or column.
-        gammas: ratios γ; of the default, (1/3, 1/2, 2/3), those for which centre and surround both
-            have taps: all from 5 taps on and in square windows.
+        gammas: ratios γ; by default those of (1/3, 1/2, 2/3) for which centre and surround both
+            have taps: all three in windows of at least 5 taps a side, and in square ones.
         share: share of the channels, 0 to 1; the other channels keep what they have.
         on: on-centre share of these, 0 to 1.
         std: root mean square over the taps of every single filter, which is also their standard

@@ -40,10 +40,10 @@ class KeySet:
 
     Args:
         filters: ``(K, k_y, k_x)``, row 0 on top; kept read-only in float64, centred and normalised.
-            What is so already, to rounding, stays bit for bit.
+            Filters that are so already, to rounding, keep every bit.
         names: K different names.
-        provenance: one sentence, where the keys come from; a colon ends its short form.
-        licence: terms of use, where they need saying.
+        provenance: one sentence, where the keys come from; the part before a colon is shown.
+        licence: terms of use, if there are any.
         models: of idealised keys, one row a key: operator, sigma_x, sigma_y (in taps), alpha.
 
     Raises:

@@ -8,12 +8,12 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from timm.layers import CondConv2d, Conv2dSame, MixedConv2d, ScaledStdConv2d
+from timm.layers import CondConv2d, Conv2dSame, MixedConv2d, ScaledStdConv2d, StdConv2d
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 
 import keyfilters as kf
-from keyfilters.depthwise import kernels
+from keyfilters.depthwise import Kernel, kernels
 from keyfilters.surgery import freeze_filters_
 
 KEYS = kf.KeySet.random(4, size=5)
@@ -55,6 +55,7 @@ WAYS: dict[str, Make] = {
     "hooked spectral_norm": lambda: hooked("spectral_norm"),
     "pruned": lambda: prune.random_unstructured(plain(), "weight", amount=0.3),
     "standardised": lambda: plain(ScaledStdConv2d),
+    "standardised without gain": lambda: plain(StdConv2d),
     "own class": lambda: plain(Masked),
 }
 TAKES_ANY = ("plain", "same", "weight_norm", "hooked weight_norm")
@@ -80,6 +81,7 @@ def test_what_is_read_is_what_is_convolved_with(way: str) -> None:
     assert net.training and all(torch.equal(x, before[n]) for n, x in net.state_dict().items())
     np.testing.assert_allclose(layer.weight, convolved_with(conv), atol=1e-6)
     assert ("convolved with" in layer.note) == (way not in ("plain", "same"))
+    assert way != "own class" or "Masked" in layer.note
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -91,10 +93,15 @@ def test_what_is_written_is_convolved_with_or_refused_unchanged(way: str) -> Non
     [kernel] = kernels(net)
     if way in TAKES_ANY:
         kernel.plan(wanted)()
+        # At once, also where the stored tensors make it: not only after the next pass.
+        torch.testing.assert_close(conv.weight.detach(), wanted, atol=1e-5, rtol=0)
+        torch.testing.assert_close(kernel.read(), wanted, atol=1e-5, rtol=0)
         np.testing.assert_allclose(convolved_with(conv), wanted[:, 0], atol=1e-5)
         return
-    with pytest.raises(kf.KeyFiltersError, match=r"type |cannot make"):
+    assert kernel.form is not None
+    with pytest.raises(kf.KeyFiltersError, match=r"type |cannot make") as refused:
         kernel.plan(wanted)()
+    assert kernel.form.undo in str(refused.value) and kernel.name in str(refused.value)
     assert all(torch.equal(x, before[n]) for n, x in net.state_dict().items())
 
 
@@ -210,8 +217,13 @@ def test_no_data_yet() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         lazy = nn.Sequential(nn.LazyConv2d(6, 5, groups=6))
+        dense = nn.Sequential(nn.LazyConv2d(6, 5), plain())
     with pytest.raises(kf.KeyFiltersError, match="before its first forward pass"):
         kf.replace_filters_(lazy, KEYS)
+    # One group can never become depthwise, so nothing is left alone.
+    assert kf.replace_filters_(dense, KEYS)["layer"].tolist() == ["1"]
+    with pytest.raises(kf.KeyFiltersError, match="0: lazy"):
+        kernels(lazy)[0].read()
 
 
 @pytest.mark.parametrize(
@@ -294,6 +306,87 @@ def test_programs_are_read_with_their_geometry() -> None:
         index, a, b, _ = KEYS.assign(programs[0].state_dict()["1.weight"][:, 0].numpy())
         new = kf.read(programs[0]).layers[0].weight
         np.testing.assert_allclose(new, KEYS.reconstruct(index, a, b), atol=1e-5)
+
+
+def one_dimensional() -> tuple[nn.Module, Tensor]:
+    conv = nn.Conv1d(6, 12, 5, groups=6, stride=2, dilation=3, padding=4)
+    return nn.Sequential(nn.Conv1d(3, 6, 1), conv).eval(), torch.randn(1, 3, 40)
+
+
+def turned_round() -> tuple[nn.Module, Tensor]:
+    """Upsampling, depthwise in all but that it is transposed; 2 filters a channel."""
+    up = nn.ConvTranspose2d(6, 12, 5, groups=6, stride=2)
+    return nn.Sequential(plain(), up).eval(), torch.randn(1, 6, 9, 9)
+
+
+def of_volumes() -> tuple[nn.Module, Tensor]:
+    return nn.Sequential(nn.Conv3d(6, 6, 3, groups=6)).eval(), torch.randn(1, 6, 5, 5, 5)
+
+
+def program(way: str, net: nn.Module, images: Tensor) -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if way == "scripted":
+            return torch.jit.script(net)
+        if way == "traced":
+            return torch.jit.trace(net, images)
+        if way == "module":
+            return net
+        exported = torch.export.export(net, (images,))
+        # Decomposed, all convolutions are aten.convolution.
+        return (exported.run_decompositions() if way == "decomposed" else exported).module()
+
+
+def geometry(kernel: Kernel) -> tuple[object, ...]:
+    shape = kernel.shape
+    assert shape is not None
+    return shape.kernel, shape.in_channels, shape.out_channels, shape.groups, shape.transposed
+
+
+@pytest.mark.parametrize("way", ["module", "scripted", "traced", "exported", "decomposed"])
+def test_programs_tell_every_kind_of_convolution_as_the_module_does(way: str) -> None:
+    net, signals = one_dimensional()
+    pointwise, row = kernels(program(way, net, signals))
+    assert geometry(row) == ((1, 5), 6, 12, 6, False) and row.depthwise and row.ndim == 1
+    assert (row.stride, row.dilation) == ((1, 2), (1, 3))
+    assert torch.equal(row.read(), net[1].weight[:, :, None])
+    assert geometry(pointwise) == ((1, 1), 3, 6, 1, False) and not pointwise.depthwise
+    net, images = turned_round()
+    upsampling = program(way, net, images)
+    first, up = kernels(upsampling)
+    assert first.depthwise and geometry(first) == ((5, 5), 6, 6, 6, False)
+    assert "transposed" in up.not_depthwise and geometry(up) == ((5, 5), 6, 12, 6, True)
+    assert [x.name for x in kf.read(upsampling).layers] == ["0"]
+    net, images = of_volumes()
+    [volume] = kernels(program(way, net, images))
+    assert "3-D" in volume.not_depthwise and geometry(volume) == ((3, 3, 3), 6, 6, 6, False)
+
+
+def test_a_weight_that_a_program_computes_is_passed_over_with_a_reason() -> None:
+    net = nn.Sequential(plain(), plain(Masked)).eval()
+    bank = kf.read(program("exported", net, torch.randn(1, 6, 9, 9)))
+    assert [x.name for x in bank.layers] == ["0"]
+    [(_, reason)] = bank.skipped
+    assert "computed" in reason
+
+
+def test_blocks_that_fuse_into_a_new_module_are_read_fused() -> None:
+    from timm.models.repvit import RepVggDw
+
+    torch.manual_seed(0)
+    block = RepVggDw(6, 3)
+    net = nn.Sequential(nn.Conv2d(3, 6, 1), block)
+    for _ in range(3):
+        net(torch.randn(4, 3, 9, 9))
+    [one] = kf.read(net, fused=True).layers
+    # The response to an impulse in one channel is the kernel turned round, in that channel only.
+    block.eval()
+    impulse, rest = torch.zeros(1, 6, 5, 5), torch.zeros(1, 6, 5, 5)
+    impulse[:, :, 2, 2] = 1
+    with torch.no_grad():
+        response = (block(impulse) - block(rest))[0, :, 1:4, 1:4].flip(1, 2)
+    np.testing.assert_allclose(one.weight, response, atol=1e-6)
+    assert one.name == "1" and isinstance(net[1], RepVggDw)
 
 
 def test_branches_are_noted_and_read_fused() -> None:

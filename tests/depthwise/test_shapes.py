@@ -35,6 +35,13 @@ def test_weights_alone_do_not_tell_the_input() -> None:
     assert unknown.groups is None and unknown.multiplier is None
 
 
+def test_one_dimension_is_told_as_a_row() -> None:
+    [kernel] = kernels(nn.Conv1d(8, 16, 3, groups=8, stride=2, dilation=5))
+    assert kernel.shape == ConvShape((1, 3), 8, 16, 1) and kernel.shape.multiplier == 2
+    assert (kernel.ndim, kernel.stride, kernel.dilation) == (1, (1, 2), (1, 5))
+    assert kernel.read().shape == (16, 1, 1, 3)
+
+
 def test_names_are_dotted_and_a_layer_under_two_names_appears_once() -> None:
     conv = nn.Conv2d(4, 4, 3, groups=4)
     net = nn.ModuleDict({"a": nn.Sequential(nn.ReLU(), conv), "b": conv})

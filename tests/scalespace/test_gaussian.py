@@ -19,6 +19,13 @@ def test_against_bessel_functions(radius: int, dtype: torch.dtype, tolerance: fl
     assert np.abs(kernel.numpy() - oracle).max() < tolerance
 
 
+def test_a_number_is_taken_in_float64() -> None:
+    for number in (0.7, np.float64(0.7), np.float32(0.75)):
+        kernel = discrete_gaussian(number, 4)
+        oracle = scipy.special.ive(np.abs(np.arange(-4, 5)), float(number))
+        assert kernel.dtype == torch.float64 and np.abs(kernel.numpy() - oracle).max() < 1e-14
+
+
 def test_exact_impulse_unit_sum_variance_and_semigroup() -> None:
     assert discrete_gaussian(0.0, 2).tolist() == [0, 0, 1, 0, 0]
     kernel = discrete_gaussian(torch.tensor([0.7, 2.0, 2.7], dtype=torch.float64), 40)
@@ -67,3 +74,12 @@ def test_vmap_and_compile_see_no_value_and_give_the_same() -> None:
     torch.testing.assert_close(mapped, expected, atol=1e-14, rtol=0)
     compiled = torch.compile(discrete_gaussian, fullgraph=True, backend="eager")
     torch.testing.assert_close(compiled(variances, 3), expected, atol=1e-14, rtol=0)
+
+
+@pytest.mark.parametrize("number", [0.7, torch.tensor([0.0, 0.7])])
+def test_another_default_device_changes_nothing(number: float | torch.Tensor) -> None:
+    radius = 23  # of no other test, so that no table is kept of it
+    with torch.device("meta"):
+        kernel = discrete_gaussian(number, radius)
+    assert kernel.device.type == "cpu"
+    assert torch.equal(kernel, discrete_gaussian(number, radius))

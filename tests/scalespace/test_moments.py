@@ -101,6 +101,35 @@ def test_dc_offset_is_the_global_minimum(size: tuple[int, int]) -> None:
     torch.testing.assert_close(dc_offset(-filters), -dc_offset(filters), atol=1e-6, rtol=0)
 
 
+def test_dc_offset_of_few_taps_by_hand() -> None:
+    spot = torch.tensor([[[2.0, 2, 2], [2, 9, 2], [2, 2, 2]]])
+    assert dc_offset(spot).tolist() == [2.0] and dc_offset(-spot).tolist() == [-2.0]
+    two = torch.tensor([[[0.0, 0, 0], [0, 1, 3], [0, 0, 0]], [[5.0, 5, 5], [5, 5, 4], [1, 5, 5]]])
+    # What stands on a line has no area: the lowest of the levels that leave a line is taken.
+    assert dc_offset(two).tolist() == [0.0, 5.0]
+    row = torch.tensor([[[3.0, 1.0, 2.0]]])
+    assert dc_offset(row).tolist() == [1.0]
+
+
+def test_separability_against_the_formula_and_by_hand() -> None:
+    filters = torch.tensor(np.random.default_rng(4).normal(size=(30, 3, 7)))
+    _, c = spread(filters)
+    expected = c[:, 0, 1].abs() / (c[:, 0, 0] * c[:, 1, 1]).sqrt()
+    torch.testing.assert_close(separability_index(filters), expected)
+    assert ((expected > 0) & (expected < 1)).all()
+    # A separable |f| has no covariance of x and y, whatever the two spreads are.
+    rows, columns = filters[:, :1].abs(), filters[:, :, :1].abs()
+    assert separability_index(rows * columns).abs().max() < 1e-14
+    # Where |f| is a count it is a sample, and the index its correlation.
+    f = torch.zeros(1, 3, 5)
+    f[0, 0, 4], f[0, 1, 3], f[0, 1, 2] = 1, 1, 2  # (2, 1), (1, 0), (0, 0) twice
+    x, y = np.array([2, 1, 0, 0]), np.array([1, 0, 0, 0])
+    assert separability_index(f).item() == pytest.approx(np.corrcoef(x, y)[0, 1], rel=1e-6)
+    line = torch.zeros(2, 3, 3)
+    line[0, 1], line[1, :, 2] = torch.tensor([1.0, 2, 3]), 1.0
+    assert separability_index(line).tolist() == [0.0, 0.0]
+
+
 def test_batches_equal_single_filters() -> None:
     filters = torch.tensor(np.random.default_rng(1).normal(size=(300, 5, 5)))
     chosen = [0, 255, 256, 299]
@@ -132,6 +161,8 @@ def test_bad_input_of_the_measures() -> None:
         dc_offset(torch.ones(1, 3, 3))
     with pytest.raises(KeyFiltersError, match="no DC offset"):
         dc_offset(torch.full((1, 3, 3), float("nan")))
+    with pytest.raises(KeyFiltersError, match="no DC offset"):
+        dc_offset(torch.tensor([[[1.0, float("inf")], [0, 0]]]))
     with pytest.raises(KeyFiltersError, match="not negative"):
         monomial_response(torch.ones(1, 3, 3), (-1, 0))
     for measure in (dc_offset, half_grid_offset, separability_index, spread):

@@ -39,6 +39,11 @@ def test_filters_become_the_nearest_on_the_keys(network: nn.Module) -> None:
     centred = null - null.mean((1, 2), keepdims=True)
     lost = (keys.assign(null).residual ** 2).sum() / (centred**2).sum()
     assert row["chance"] == pytest.approx(1 - lost, rel=1e-4)
+    flat, now = old.reshape(24, 49), new.reshape(24, 49)
+    cosine = [abs(np.corrcoef(x, y)[0, 1]) for x, y in zip(flat, now, strict=True)]
+    assert row["cosine"] == pytest.approx(np.median(cosine), rel=1e-5)
+    nearest = [np.argmax([abs((x * f).sum()) for x in keys.filters]) for f in old]
+    assert row["used"] == len(set(nearest)) > 1
     left = report.set_index("layer")["left"]
     assert left["1"] == "filters of 5×5, the keys are 7×7"
     assert "1×7" in left["4"]
@@ -96,7 +101,9 @@ def test_idealized_models_replace_each_filter() -> None:
     keep = np.arange(16) != 3
     np.testing.assert_allclose(new[keep], expected[keep], atol=2e-4)
     np.testing.assert_allclose(new[3], 0.25, atol=1e-6)
-    assert report["keys"].item() == 16
+    assert report["keys"].item() == report["used"].item() == 16
+    pairs = [np.corrcoef(old[i].ravel(), new[i].ravel())[0, 1] for i in np.flatnonzero(keep)]
+    assert report["cosine"].item() == pytest.approx(np.median(np.abs(pairs)), rel=1e-4)
 
 
 def test_images_lower_the_error_of_the_outputs() -> None:

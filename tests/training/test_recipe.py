@@ -100,6 +100,8 @@ def test_steps() -> None:
             "lr is 0.1 and .*base_lr is 0.0008; give one",
         ),
         ({"optimiser": {"layer_decay": 1.1}}, "layer_decay is 1.1; "),
+        ({"ema": {"decay": 1.0}}, "ema.decay is 1.0; "),
+        ({"augmentation": {"label_smoothing": 1.0}}, "label_smoothing is 1.0; "),
         ({"schedule": {"epochs": "ten"}}, "schedule.epochs is 'ten'; .*number"),
         ({"batch": {"size": 0}}, "batch.size is 0; "),
         ({"batch": {"size": 9, "accumulation": 2}}, "batch.size 9 in 2 parts; a multiple"),

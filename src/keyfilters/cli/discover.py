@@ -49,7 +49,7 @@ def discover(
     ] = None,
     keys: Annotated[
         str,
-        typer.Option(help="How many to keep, or auto for as many as explain more than of noise."),
+        typer.Option(help="How many to keep; auto: the number of keys that the filters ask for."),
     ] = "auto",
     candidates: Annotated[int, typer.Option(help="Candidates of a round.", min=2)] = 50,
     kinds: Annotated[
@@ -64,8 +64,8 @@ def discover(
     criterion: Annotated[
         str,
         typer.Option(
-            help="What may not suffer: variance (of the filters); or of the one timm: model given, "
-            "on --images: outputs (of its layers), agreement (with its answers), accuracy."
+            help="What dropping a candidate must hurt least: variance (of the filters); or of one "
+            "timm: model, on --images: outputs (of layers), agreement (with its answers), accuracy."
         ),
     ] = "variance",
     images: Annotated[

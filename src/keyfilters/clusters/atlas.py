@@ -69,7 +69,7 @@ class Atlas(Estimator):
             published and the consensus key that explain most of it, with the share r2.
         sizes_: a `SizeAtlas` for every kernel size with enough usable filters.
         unusable_: the filters without a shape: model, layer, channel and flaw.
-        unclustered_: kernel sizes without, and why.
+        unclustered_: kernel sizes that were not clustered, and why.
         coverage_: one row a bank, model and layer, and kernel size: level, size, model, layer,
             depth, filters (usable), coverage (share classified), and the same of each null, whose
             filters are classified by a code fitted to them.

@@ -13,7 +13,12 @@ from keyfilters.passes import clean_name
 
 __all__ = ["program_kernels"]
 
-ATEN = ("conv2d", "convolution", "_convolution", "conv1d", "conv3d")
+# Where dilation and groups stand among the arguments; the stride is always the fourth.
+ATEN = {
+    **dict.fromkeys(("conv1d", "conv2d", "conv3d"), (5, 6)),
+    **dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), (7, 6)),
+    **dict.fromkeys(("convolution", "_convolution"), (5, 8)),
+}
 
 
 def program_kernels(root: nn.Module) -> list[dict[str, Any]]:
@@ -79,11 +84,11 @@ def _exported(root: fx.GraphModule) -> list[dict[str, Any]]:
         weight = attrgetter(path)(root)
         full = list(node.args) + [None] * 9
         given = dict(node.kwargs)
-        general = name != "conv2d" and name in ("convolution", "_convolution")
+        at_dilation, at_groups = ATEN[name]
         stride = given.get("stride", full[3]) or [1, 1]
-        dilation = given.get("dilation", full[5]) or [1, 1]
-        groups = given.get("groups", full[8] if general else full[6]) or 1
-        transposed = bool(general and full[6])
+        dilation = given.get("dilation", full[at_dilation]) or [1, 1]
+        groups = given.get("groups", full[at_groups]) or 1
+        transposed = bool(full[6]) if at_groups == 8 else "transpose" in name
         layer = clean_name(path.removesuffix(".weight"))
         found.append(_fields(layer, root, weight, stride, dilation, groups, transposed))
     return found

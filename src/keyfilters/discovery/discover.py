@@ -48,7 +48,7 @@ def discover_keys(
     """Discover the few keys of which most filters of a bank are made (babaiee2025quest).
 
     Candidates are dropped one by one, always the one that is missed least. Further
-    rounds start from candidates around the last survivors. What is missed least, `criterion` says:
+    rounds start from candidates around the last survivors. `criterion` says what is missed least:
 
     - ``"variance"``: what lowers the explained variance of the bank least.
     - ``"outputs"``: what lowers least the share that is kept of the variance of what each filter of
@@ -63,8 +63,8 @@ def discover_keys(
     Args:
         bank: filters of any number of models, which the candidates are made from. Every filter
             counts alike, whatever its norm; those without a shape are left out.
-        size: kernel size of the filters to look at, k or ``(k_y, k_x)``; needed where the bank
-            has several, none of them the only square one.
+        size: kernel size of the filters to look at, k or ``(k_y, k_x)``; needed if the bank has
+            several, unless just one of them is square.
         keys: how many to keep; None takes the number that the filters ask for, see
             `keyfilters.discovery.number.number_of_keys`, at most `count`; or eight, the published
             number, where none stands out, which `Discovery.number` says.

@@ -38,8 +38,8 @@ def universality(
     Returns:
         One row a key set, one column a model: the mean share of a filter's variance over the taps
         that the best key explains. The sets: those discovered on each model, those discovered on
-        all others together, each model counting alike; the published idealised eight, where `keys`
-        is as many as there are of this size; and lines learned from the very model of the column.
+        all others together, each model counting alike; the published idealised keys, if `keys` is
+        their number at this size; and lines learned from the very model of the column.
         Keys of a model are held out where they meet its own filters: discovered on one half of its
         layers, measured on the other. Chance is the same function of the null banks, see
         `keyfilters.null_bank`.

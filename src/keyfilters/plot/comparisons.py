@@ -25,7 +25,7 @@ NEAR = 0.99  # median cosine above which what is missing to 1 is drawn
 def cosines(comparison: Comparison, *, ax: Axes | None = None) -> Axes:
     """Draw the median cosine of every layer over depth, beside its strictest null.
 
-    Where all of them are above 0.99, what is missing to 1 is drawn.
+    If all of them are above 0.99, 1 minus the cosine is drawn.
     """
     ax = make_axes(ax, (6.2, 3.4))
     layers = comparison.layers

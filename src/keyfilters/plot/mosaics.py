@@ -107,7 +107,7 @@ def filters(
         bank: the filters.
         layer: its name; None for the first.
         model: its model, where several have such a layer.
-        most: draw so many of its filters, from the first.
+        most: draw at most so many of its filters, from the first on.
         scale: see `mosaic`.
         columns: see `mosaic`.
         ax: where to draw.
@@ -175,7 +175,7 @@ def keys(found: KeySet, *, twins: bool = True, ax: Axes | None = None) -> Axes:
 
     Args:
         found: the keys.
-        twins: whether to draw the receptive fields; not so for windows of less than 3 taps.
+        twins: whether to draw the receptive fields; never for windows of less than 3 taps.
         ax: where to draw.
     """
     names = list(found.names)

@@ -75,7 +75,7 @@ def match(
             a bank or at least five filters a tap are given, else white; None leaves p and q out.
         bank: whose filters of this size the null is made from; None for the filters given.
         device: where to compute.
-        chunk: filters of one thread between two calls of `progress`, at most about.
+        chunk: about the largest number of filters between two calls of `progress`, in each thread.
         null_draws: number of null filters; 0 leaves p and q out.
         seed: of the null filters.
         progress: called with the number of filters done and in all.

@@ -30,8 +30,8 @@ def write_report(atlas: Atlas, path: str | os.PathLike[str], *, command: str = "
 
     Args:
         atlas: a fitted atlas.
-        path: where to; the folder is made if need be.
-        command: what to type for the same result, if it was a command.
+        path: the file to write; missing folders are created.
+        command: the command that makes this page, to be shown on it.
 
     Returns:
         The path written.

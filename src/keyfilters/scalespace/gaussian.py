@@ -46,7 +46,9 @@ def discrete_gaussian(variance: Tensor | float, radius: int) -> Tensor:
     """
     if radius < 0:
         raise ValueError(f"radius must be at least 0, got {radius}")
-    s = torch.as_tensor(variance, dtype=None if torch.is_tensor(variance) else torch.float64)
+    s = variance
+    if not isinstance(s, Tensor):
+        s = torch.as_tensor(s, dtype=torch.float64, device="cpu")  # whatever the default device
     if not s.is_floating_point():
         s = s.to(torch.float64)
     half = node_count(_largest(s.detach()), radius) // 2

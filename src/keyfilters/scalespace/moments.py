@@ -149,9 +149,10 @@ def monomial_response(filters: Tensor, order: tuple[int, int]) -> Tensor:
 def dc_offset(filters: Tensor) -> Tensor:
     """Return the constant Ĉ that minimises ``√det cov(|f − C|)`` over C (lindeberg2026modelling).
 
-    It is the level on which a compact filter stands. The minimum over [min f, max f] is global:
-    the measure is smooth between neighbouring tap values, so each such interval is looked through
-    before the best is refined.
+    It is the level on which a compact filter stands. The minimum is global, and one of the tap
+    values: while C goes from one tap value to the next, ``|f − C| / Σ|f − C|`` is a mixture of its
+    two ends, the covariance of a mixture is at least the mixture of the covariances, and ``√det``
+    of 2×2 covariances is concave. Of several best levels the lowest is taken.
 
     Args:
         filters: ``(n, k_y, k_x)``, none of them constant.
@@ -167,41 +168,22 @@ def dc_offset(filters: Tensor) -> Tensor:
     """
     _check(filters)
     flat = filters.detach().flatten(1).to(torch.float64)
-    if not bool((flat.amax(1) > flat.amin(1)).all()):
-        raise KeyFiltersError("a filter that is constant (or NaN) has no DC offset")
+    if not bool(((flat.amax(1) > flat.amin(1)) & flat.isfinite().all(1)).all()):
+        raise KeyFiltersError("a filter that is constant or not finite has no DC offset")
     size = (filters.shape[1], filters.shape[2])
     parts = [_dc_offset(block, size) for block in flat.split(BLOCK)]
     return torch.cat(parts).to(filters) if parts else filters.new_zeros(0)
 
 
 def _dc_offset(flat: Tensor, size: tuple[int, int]) -> Tensor:
+    """Return the tap value C ``(n,)`` with the least det cov(|f − C|) of filters ``(n, taps)``."""
     x, y = (axis.flatten() for axis in grid(size, flat))
     basis = torch.stack([torch.ones_like(x), x, y, x * x, y * y, x * y], dim=1)
-
-    def area(level: Tensor) -> Tensor:
-        """√det cov(|f − C|) for levels ``(n, m)``; infinite where nothing is left."""
-        mass, *moments = ((flat[:, None] - level[..., None]).abs() @ basis).unbind(-1)
-        m_x, m_y, m_xx, m_yy, m_xy = (moment / mass.clamp(min=1e-300) for moment in moments)
-        det = (m_xx - m_x * m_x) * (m_yy - m_y * m_y) - (m_xy - m_x * m_y) ** 2
-        return torch.where(mass > 0, det.clamp(min=0).sqrt(), math.inf)
-
-    def around(levels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        best = area(levels).argmin(1, keepdim=True)
-        last = levels.shape[1] - 1
-        below, above = (best - 1).clamp(min=0), (best + 1).clamp(max=last)
-        return levels.gather(1, below), levels.gather(1, best), levels.gather(1, above)
-
-    # Tap values, where |f - C| has its kinks, and eight levels in every interval between them.
-    taps = flat.sort(1).values
-    inside = torch.arange(8, dtype=flat.dtype, device=flat.device) / 8
-    steps = taps[:, :-1, None] + taps.diff(dim=1)[..., None] * inside
-    below, best, above = around(torch.cat([steps.flatten(1), taps[:, -1:]], dim=1))
-    for _ in range(40):
-        # The best level so far stays among the candidates, so that a kink is never lost.
-        quarters = torch.arange(5, dtype=flat.dtype, device=flat.device) / 4
-        left, right = below + (best - below) * quarters, best + (above - best) * quarters
-        below, best, above = around(torch.cat([left, right[:, 1:]], dim=1))
-    return best[:, 0]
+    levels = flat.sort(1).values
+    mass, *moments = ((flat[:, None] - levels[..., None]).abs() @ basis).unbind(-1)
+    m_x, m_y, m_xx, m_yy, m_xy = (moment / mass for moment in moments)
+    det = (m_xx - m_x * m_x) * (m_yy - m_y * m_y) - (m_xy - m_x * m_y) ** 2
+    return levels.gather(1, det.clamp(min=0).argmin(1, keepdim=True))[:, 0]
 
 
 def _check(filters: Tensor) -> None:

@@ -62,8 +62,8 @@ def read(
               in two formats is counted once.
         seed: initialises models that are read without pretrained weights.
         progress: called with the name of every source or file before it is read.
-        fused: whether to read of modules and timm models the kernels that re-parameterised blocks
-            (MobileOne, RepVGG, …) fuse into, in place of their branches.
+        fused: for modules and timm models: whether to read the kernels that re-parameterised
+            blocks (MobileOne, RepVGG, …) fuse into, in place of their branches.
 
     Returns:
         The bank. Weights are bit-identical to the stored ones (dequantised where they are stored as

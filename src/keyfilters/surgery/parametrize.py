@@ -43,11 +43,11 @@ def parametrize_filters_(
     assignment: Assignment = "trained",
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Draw the depthwise filters of a model from keys, in place, so that training keeps them there.
+    """Make the depthwise filters of a model a · key + b, in place; training keeps them so.
 
-    ``w_c = a_c x_index[c] + b_c`` (babaiee2025quest): the key of every channel is fixed, of a, b
-    and the scales of the key those named in `learn` become parameters, the others buffers. Make the
-    optimiser afterwards. A weight is drawn once a forward pass, in float32 or wider.
+    ``w_c = a_c x_index[c] + b_c`` (babaiee2025quest): the key of every channel is fixed. Of
+    a, b and the scales of the key, those named in `learn` become parameters, the others buffers.
+    Make the optimiser afterwards. A weight is computed once a forward pass, in float32 or wider.
 
     Args:
         model: a module; layers of another size than the keys are left alone.
@@ -123,8 +123,8 @@ def learns_scales(size: tuple[int, int]) -> bool:
 def bake_filters_(model: nn.Module) -> list[str]:
     """Turn the layers that `parametrize_filters_` made back into plain convolutions, in place.
 
-    Each weight is what was drawn last, bit for bit, and is trainable again; the state dict has its
-    original keys in their original order.
+    Each weight is what was computed last, bit for bit, and is trainable again; the state dict has
+    its original keys in their original order.
 
     Args:
         model: a module.

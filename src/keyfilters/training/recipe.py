@@ -70,17 +70,17 @@ class Model:
 class DataSource:
     """The images, see `load_data`; unused where `Data` is given to `train`."""
 
-    name: Text = doc("as `load_data` takes it", default="digits")
+    name: Text = doc("where they come from, see docs/training.md", default="digits")
     classes: Names = doc("names or numbers, in order; none: all", default=())
     samples: Whole = doc("training images, drawn by seed, even by class; 0: all", default=0)
     channels: Literal[0, 1, 3] = doc("1 (mean), 3 (grey repeated) or 0: as they are", default=0)
-    resolution: Whole = doc("side in pixels, of the middle square; 0: see `load_data`", default=0)
+    resolution: Whole = doc("side in pixels, of the middle square; 0: as they are", default=0)
     root: Text = doc("folder of torchvision's data sets", default="")
-    unreadable: Literal["skip", "stop"] = doc("damaged images: list or refuse", default="skip")
-    seed: Whole = doc("of samples and of the crops of photos", default=0)
-    mean: Moments = doc("one a channel, 0 to 1; none: the images', streamed ImageNet's", default=())
+    unreadable: Literal["skip", "stop"] = doc("damaged images: leave out or end", default="skip")
+    seed: Whole = doc("draws samples and the crops of photos", default=0)
+    mean: Moments = doc("one a channel, 0 to 1; none: theirs; streamed: ImageNet's", default=())
     std: Moments = doc("likewise", default=())
-    validation: Share = doc("share of each class that chooses the epoch", default=0.1, lt=1)
+    validation: Share = doc("share of each class held out to choose the epoch", default=0.1, lt=1)
     stream: Bool = doc("decode images when a batch needs them", default=False)
     workers: Whole = doc("decoding processes for each that trains, if streamed", default=4)
 
@@ -97,8 +97,8 @@ class Optimiser:
     name: Text = doc("as in timm.optim.list_optimizers()", default="adamw")
     lr: Positive = doc("learning rate after the warm-up", default=LR)
     base_lr: Number = doc("lr for 256 images, in place of lr; 0: none", default=0.0)
-    weight_decay: Number = doc("none on biases and other vectors", default=0.05)
-    layer_decay: Share = doc("factor of lr a layer, from the head; 1: none", default=1.0, gt=0)
+    weight_decay: Number = doc("of weights, not of biases and other vectors", default=0.05)
+    layer_decay: Share = doc("factor of lr a layer, down from the head; 1: none", default=1.0, gt=0)
     clip: Number = doc("largest norm of the gradient; 0: no clipping", default=0.0)
     options: Table = doc("more arguments, such as betas", default_factory=dict)
 
@@ -124,7 +124,7 @@ class Batch:
     """How many images make a step."""
 
     size: Count = doc("images of a step, over all processes and parts", default=64)
-    accumulation: Count = doc("parts in which a process computes its share", default=1)
+    accumulation: Count = doc("parts in which a process computes its images", default=1)
     sync_batchnorm: Bool = doc("share batch statistics among processes (GPUs)", default=False)
 
     def __post_init__(self) -> None:
@@ -145,7 +145,7 @@ class Augmentation:
     mixup: Number = doc("alpha of timm's Mixup; 0: none", default=0.0)
     cutmix: Number = doc("alpha of CutMix; with both, each batch draws one", default=0.0)
     erasing: Share = doc("probability of timm's RandomErasing (noise)", default=0.0)
-    label_smoothing: Share = doc("share of the label for all classes", default=0.0, le=0.999)
+    label_smoothing: Number = doc("share of the label for all classes", default=0.0, le=0.999)
 
     def __post_init__(self) -> None:
         if self.crop and self.scale:
@@ -162,7 +162,7 @@ class Augmentation:
 class Ema:
     """A running mean of the weights (timm's ModelEmaV3)."""
 
-    decay: Share = doc("weight of the past, as 0.9998; 0: no mean", default=0.0, le=0.999999)
+    decay: Number = doc("weight of the past, as 0.9998; 0: no mean", default=0.0, le=0.999999)
     warmup: Bool = doc("whether the decay grows from 0", default=True)
 
 
@@ -190,7 +190,7 @@ class Recipe:
     keyfilters.errors.KeyFiltersError: 'rate' is no key of [optimiser]; known are name, lr, ...
     """
 
-    seed: Whole = doc("of weights, order, augmentation and dropout", default=0)
+    seed: Whole = doc("draws weights, order, augmentation and dropout", default=0)
     precision: Literal["no", "fp16", "bf16"] = doc("no is float32", default="no")
     channels_last: Bool = doc("memory layout of images and weights", default=False)
     compile: Bool = doc("whether torch.compile translates the model", default=False)
