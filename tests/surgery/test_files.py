@@ -19,7 +19,7 @@ from torch import Tensor, nn
 import keyfilters as kf
 from keyfilters.errors import KeyFiltersError, NoFiltersError, SourceError
 from keyfilters.keyset import KeySet
-from keyfilters.surgery.files import replace_in_file
+from keyfilters.surgery.files import _write, load_into, replace_in_file
 from keyfilters.surgery.replace import replace_filters_
 
 KEYS = [KeySet.random(8, size=k, seed=k) for k in (3, 5, 7)]
@@ -96,6 +96,36 @@ def test_replaced_files_load_in_timm_and_compute_the_same(
         assert not torch.equal(again(image), net(image))
     assert source.read_bytes() == content
     assert sorted(p.name for p in target.parent.iterdir()) == [target.name]
+
+
+@pytest.mark.parametrize("classes", [1000, 7])
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_checkpoints_load_into_the_model_that_is_named(
+    tmp_path: Path, suffix: str, classes: int
+) -> None:
+    torch.manual_seed(0)
+    net = timm.create_model("test_convnext", num_classes=classes).eval()
+    path = tmp_path / f"a{suffix}"
+    if suffix == ".pth":
+        inside = {f"module.{name}": x for name, x in net.state_dict().items()}
+        torch.save({"epoch": 7, "model": inside}, path)
+    else:
+        save_file(net.state_dict(), path)
+    for name in ("timm:test_convnext", "timm:test_convnext?pretrained=true"):
+        loaded = load_into(path, name)
+        assert type(loaded) is type(net)
+        assert list(loaded.state_dict()) == list(net.state_dict())
+        for one, other in zip(loaded.parameters(), net.parameters(), strict=True):
+            assert torch.equal(one, other)
+    with pytest.raises(KeyFiltersError, match="does not fit") as refused:
+        load_into(path, "timm:test_efficientnet")
+    assert any(name in str(refused.value) for name in ("conv_stem.weight", "stem.0.weight"))
+    with pytest.raises(KeyFiltersError, match="timm:NAME"):
+        load_into(path, "test_convnext")
+    path.rename(tmp_path / "a.onnx")
+    for missing in (path, tmp_path / "a.onnx", tmp_path):
+        with pytest.raises(SourceError, match="no file of"):
+            load_into(missing, "timm:test_convnext")
 
 
 # ------------------------------------------------------------------ safetensors
@@ -366,6 +396,27 @@ def test_a_failure_to_write_leaves_the_old_target(
 def test_errors_of_the_source_are_source_errors(folder: Path) -> None:
     with pytest.raises(SourceError):
         replace_in_file(folder / "none.pth", folder / "b.pth", KEYS3)
+
+
+def test_a_model_never_stands_beside_data_that_are_not_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moved: list[str] = []
+    replace = Path.replace
+
+    def noted(file: Path, place: Path) -> Path:
+        if Path(place).parent == tmp_path:
+            moved.append(Path(place).name)
+        return replace(file, place)
+
+    def save(model: Path, written: object) -> None:
+        for name in (model.name, f"{model.name}.data", "a.bin"):
+            model.with_name(name).write_text("new")
+
+    monkeypatch.setattr(Path, "replace", noted)
+    _write(tmp_path / "m.onnx", save, ())
+    assert moved[-1] == "m.onnx" and sorted(moved) == ["a.bin", "m.onnx", "m.onnx.data"]
+    assert {path.read_text() for path in tmp_path.iterdir()} == {"new"}
 
 
 @pytest.mark.parametrize("ending", [".pth.tar", ".PT.TAR"])

@@ -8,6 +8,7 @@ import urllib.parse
 from collections.abc import Callable, Iterator
 from http.client import HTTPException
 from pathlib import Path
+from urllib.error import HTTPError
 
 from keyfilters.errors import KeyFiltersError, SourceError
 from keyfilters.files import whole_file
@@ -72,6 +73,9 @@ def _content(url: str, name: str, progress: Callable[[str], None]) -> Iterator[b
         raise
     except (OSError, HTTPException, ValueError) as error:
         reason = getattr(error, "reason", None) or error
+        if isinstance(error, HTTPError):
+            reason = error
+            error.close()
         raise SourceError(
             f"{url} cannot be fetched ({reason}); fetch it another way and give the file"
         ) from error
