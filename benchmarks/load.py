@@ -47,7 +47,7 @@ def planted(size: int, count: int) -> np.ndarray:
 
 
 def bank() -> kf.FilterBank:
-    parts = enumerate(np.split(planted(5, 1200), 4))
+    parts = enumerate(np.split(planted(5, 600), 4))
     return kf.FilterBank([Layer(f"net {i // 2}", str(i), x, None, None, i % 2) for i, x in parts])
 
 
@@ -82,7 +82,7 @@ def replaced(shown: Tensor | None) -> list[Any]:
 
 
 def discovered() -> list[Any]:
-    found = kf.discover_keys(bank(), kinds=["code", "lines", "idealized"], count=24, seed=0)
+    found = kf.discover_keys(bank(), kinds=["code", "lines"], count=16, rounds=1, seed=0)
     return [found.keys, found.curve]
 
 
@@ -96,10 +96,10 @@ def trained() -> dict[str, Any]:
 
 
 PARTS: dict[str, Callable[[], Any]] = {
-    "kf.match": lambda: kf.match(planted(5, 700), null="covariance", null_draws=500),
+    "kf.match": lambda: kf.match(planted(5, 400), null="covariance", null_draws=200),
     "KeySet.assign": lambda: [kf.KeySet.random(30, 7).assign(planted(7, 50_000))],
     "null_bank": lambda: {x: kf.null_bank(bank(), x, seed=0).stack(5)[0] for x in NULLS},
-    "Atlas.fit": lambda: kf.Atlas(seed=0, seeds=2, counts=(1, 4, 16)).fit(bank()).table_,
+    "Atlas.fit": lambda: kf.Atlas(seed=0, seeds=1, counts=(1, 4)).fit(bank()).table_,
     "learn_keys": lambda: learn_keys(planted(5, 1200), 8, seed=0),
     "discover_keys": discovered,
     "initialize_filters_": lambda: {scheme: initialised(scheme) for scheme in SCHEMES},
