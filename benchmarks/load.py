@@ -17,6 +17,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,7 @@ from keyfilters.nulls import NULLS
 from keyfilters.surgery.initialize import SCHEMES
 from keyfilters.training import Data, Recipe, train
 
-HANGS_AFTER = 900  # seconds
+HANGS_AFTER = 180  # seconds
 REFERENCE, SAME, HANGS = "one thread", "same bits", "hangs or fails"
 Arrays = dict[str, np.ndarray]
 
@@ -47,7 +48,7 @@ def planted(size: int, count: int) -> np.ndarray:
 
 
 def bank() -> kf.FilterBank:
-    parts = enumerate(np.split(planted(5, 1200), 4))
+    parts = enumerate(np.split(planted(5, 600), 4))
     return kf.FilterBank([Layer(f"net {i // 2}", str(i), x, None, None, i % 2) for i, x in parts])
 
 
@@ -82,7 +83,7 @@ def replaced(shown: Tensor | None) -> list[Any]:
 
 
 def discovered() -> list[Any]:
-    found = kf.discover_keys(bank(), kinds=["code", "lines", "idealized"], count=24, seed=0)
+    found = kf.discover_keys(bank(), kinds=["code", "lines"], count=16, rounds=1, seed=0)
     return [found.keys, found.curve]
 
 
@@ -96,10 +97,10 @@ def trained() -> dict[str, Any]:
 
 
 PARTS: dict[str, Callable[[], Any]] = {
-    "kf.match": lambda: kf.match(planted(5, 700), null="covariance", null_draws=500),
+    "kf.match": lambda: kf.match(planted(5, 400), null="covariance", null_draws=200),
     "KeySet.assign": lambda: [kf.KeySet.random(30, 7).assign(planted(7, 50_000))],
     "null_bank": lambda: {x: kf.null_bank(bank(), x, seed=0).stack(5)[0] for x in NULLS},
-    "Atlas.fit": lambda: kf.Atlas(seed=0, seeds=2, counts=(1, 4, 16)).fit(bank()).table_,
+    "Atlas.fit": lambda: kf.Atlas(seed=0, seeds=1, counts=(1, 4)).fit(bank()).table_,
     "learn_keys": lambda: learn_keys(planted(5, 1200), 8, seed=0),
     "discover_keys": discovered,
     "initialize_filters_": lambda: {scheme: initialised(scheme) for scheme in SCHEMES},
@@ -128,16 +129,16 @@ def compute(names: list[str], threads: int) -> dict[str, Arrays]:
     return {name: dict(arrays(PARTS[name]())) for name in names}
 
 
-def in_process(method: str, names: list[str], threads: int) -> dict[str, Arrays] | None:
-    """Run parts in a new process; None if it hangs or fails."""
-    with multiprocessing.get_context(method).Pool(1) as pool:
-        try:
-            return pool.apply_async(compute, (names, threads)).get(HANGS_AFTER)
-        except Exception:  # of any kind: it is what is looked for
-            return None
+def in_process(method: str, names: list[str], threads: int) -> dict[str, Arrays]:
+    """Run parts, each in a new process; those that hang or fail are left out."""
+    found = {}
+    for name in names:
+        with multiprocessing.get_context(method).Pool(1) as pool, suppress(Exception):
+            found |= pool.apply_async(compute, ([name], threads)).get(HANGS_AFTER)
+    return found
 
 
-def everywhere(names: list[str]) -> Iterator[tuple[str, dict[str, Arrays] | None]]:
+def everywhere(names: list[str]) -> Iterator[tuple[str, dict[str, Arrays]]]:
     """Run parts under every condition, the first of which is the reference."""
     yield REFERENCE, compute(names, 1)
     yield "again", compute(names, 1)
@@ -181,13 +182,14 @@ def main() -> None:
     rows: dict[str, dict[str, Any]] = {name: {"part": name} for name in names}
     for condition, found in everywhere(names):
         for name, row in rows.items():
-            if condition == REFERENCE and found:
+            if condition == REFERENCE:
                 reference = found
                 row["numbers"] = sum(x.size for x in found[name].values())
                 joined = b"".join(x.tobytes() for x in found[name].values())
                 row["sha256"] = hashlib.sha256(joined).hexdigest()[:16]
             else:
-                row[condition] = difference(reference[name], found[name]) if found else HANGS
+                same = name in found and difference(reference[name], found[name])
+                row[condition] = same or HANGS
         print(condition, [row.get(condition, "") for row in rows.values()], flush=True)
     table = pd.DataFrame([*rows.values()])
     same = (table.iloc[:, 3:] == SAME).all(axis=1)

@@ -364,3 +364,15 @@ def test_weights_of_eight_bits(dtype: torch.dtype) -> None:
     assert init.center_surround_(weight, std=0.1) is weight
     wide = weight.float()
     assert (wide[:, 0, 2, 2] != 0).all() and (wide[:, 0, 2, 2] > 0).sum() == 4
+
+
+def test_the_covariance_root_does_not_depend_on_the_number_of_threads() -> None:
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            generator = torch.Generator().manual_seed(0)
+            found.append(init.covariance_(torch.empty(64, 1, 7, 7), depth=0.0, generator=generator))
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])

@@ -17,6 +17,7 @@ from torch import Generator, Tensor
 
 from keyfilters.errors import KeyFiltersError
 from keyfilters.sizes import Size, Window, as_window, tap_offsets
+from keyfilters.threads import one_thread
 
 __all__ = [
     "center_surround_",
@@ -176,6 +177,7 @@ def filter_covariance(size: Size, variance: float) -> Tensor:
 
 
 @torch.no_grad()
+@one_thread()  # the root of an eigenvalue near 0 shows how sums were divided
 def covariance_(
     weight: Tensor,
     depth: float = 0.5,
