@@ -16,6 +16,7 @@ from keyfilters.discovery.progress_file import ProgressFile
 from keyfilters.errors import KeyFiltersError, SourceError
 from keyfilters.experiments.results import read_record
 from keyfilters.files import typed_path
+from keyfilters.training import Recipe
 from keyfilters.treatment import Treatment
 from tests.cli.test_cli import run
 from tests.report.test_experiment_page import example
@@ -47,6 +48,40 @@ def test_sources_that_no_file_can_be(name: str, monkeypatch: Any, tmp_path: Path
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     with pytest.raises(KeyFiltersError):
         kf.read(name)
+
+
+@pytest.mark.parametrize("url", ["https://[", "http://]/x.pth", "https://[x]/x.pth"])
+def test_addresses_with_brackets_that_hold_no_address(url: str, tmp_path: Path) -> None:
+    with pytest.raises(SourceError):
+        kf.read(url)
+
+
+def test_a_folder_that_may_not_be_looked_into(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    closed, listed = tmp_path / "closed", Path.iterdir
+    closed.mkdir()
+
+    def refuse(folder: Path) -> Any:  # who runs the tests may be allowed everything
+        if folder == closed:
+            raise PermissionError(13, "Permission denied", str(closed))
+        return listed(folder)
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    for source in (tmp_path, closed, closed / "net.pth"):
+        with pytest.raises(SourceError, match="closed"):
+            kf.read(source)
+
+
+@pytest.mark.parametrize("value", ["1" * 5000, "[" * 100_000], ids=["digits", "brackets"])
+def test_recipes_of_numbers_and_lists_without_end(value: str, tmp_path: Path) -> None:
+    path = tmp_path / "recipe.toml"
+    path.write_text(f"[optimiser]\nlr = {value}\n")
+    with pytest.raises(KeyFiltersError, match="TOML"):
+        Recipe.load(path)
+    path.write_text("")
+    with pytest.raises(KeyFiltersError):
+        Recipe.load(path, f"optimiser.lr={value}")
 
 
 def test_an_index_that_names_no_possible_file(tmp_path: Path) -> None:

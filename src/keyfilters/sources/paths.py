@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from keyfilters.bank import FilterBank
-from keyfilters.errors import KeyFiltersError, MissingExtraError, SourceError, nearest
+from keyfilters.errors import KeyFiltersError, MissingExtraError, SourceError, nearest, shown
 from keyfilters.files import temporary_folder, typed_path
 from keyfilters.sources.archives import is_archive, unpack
 from keyfilters.sources.checkpoints import read_shards
@@ -44,6 +44,15 @@ def read_path(text: str, progress: Progress) -> FilterBank:
         SourceError: it is missing, damaged, refused, or of no format that is read.
     """
     path = typed_path(text)
+    try:
+        return _read_typed(path, progress)
+    except OSError as error:  # a folder that may not be looked into, a disk that fails
+        place = f" at {error.filename}" if error.filename else ""
+        reason = error.strerror or error
+        raise SourceError(f"{shown(path)} cannot be read{place}: {reason}") from error
+
+
+def _read_typed(path: Path, progress: Progress) -> FilterBank:
     if not path.exists() and "#" in path.name:
         stem, _, chosen = str(path).rpartition("#")
         if Path(stem).exists():

@@ -34,9 +34,13 @@ def fetch(url: str, progress: Callable[[str], None] = lambda text: None) -> Path
         SourceError: the address cannot be reached, answers with an error, or the cache cannot be
             written.
     """
-    parts = urllib.parse.urlsplit(url)
+    expected = f"cannot fetch {url}; expected an address with http or https"
+    try:
+        parts = urllib.parse.urlsplit(url)
+    except ValueError as error:  # brackets that are no IPv6 address
+        raise SourceError(f"{expected} ({error})") from error
     if parts.scheme not in ("http", "https") or not parts.netloc:
-        raise SourceError(f"cannot fetch {url}; expected an address with http or https")
+        raise SourceError(expected)
     name = re.sub(r"[^\w.+-]", "_", urllib.parse.unquote(parts.path).rpartition("/")[2])
     name = name.strip(".")[-LONGEST:] or "model"
     digest = hashlib.sha256(url.encode("utf-8", "replace")).hexdigest()[:16]

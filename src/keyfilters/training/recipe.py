@@ -218,7 +218,7 @@ class Recipe:
             values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
         except OSError as error:
             raise KeyFiltersError(f"cannot read {path}: {error.strerror or error}") from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        except (ValueError, RecursionError) as error:  # also a number of too many digits
             raise KeyFiltersError(f"{path} is no TOML file: {error}") from error
         for change in changes:
             _change(values, change)
@@ -268,7 +268,7 @@ def _change(values: dict[str, Any], change: str) -> None:
         raise KeyFiltersError(f"{change!r} changes no recipe; type section.key=value")
     try:
         value = tomllib.loads(f"x = {text}")["x"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         value = text.strip()  # a word needs no quotes
     for part in sections:
         values = values.setdefault(part, {})
