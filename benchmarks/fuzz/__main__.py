@@ -44,9 +44,8 @@ REMARKS = [
     "of runs and experiments, kinds of columns, images and labels of different numbers.",
     "Also: numbers of thousands of digits in recipes, addresses with stray brackets, folders that "
     "may not be looked into; messages of several lines, where that of a library was quoted; a "
-    "treatment whose key "
-    "file has a comma in its name did not read back; a signal that arrived inside a library in C "
-    "ended in the error of that library.",
+    "treatment whose key file has a comma in its name did not read back; a signal that arrived "
+    "inside a library in C ended in the error of that library.",
 ]
 
 
