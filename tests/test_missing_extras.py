@@ -28,7 +28,7 @@ from tests.cli.test_cli import run
 ROOT = Path(__file__).parents[1]
 # By their names in `import`, where these differ from those on the index.
 IMPORTED = {"pillow": "PIL", "scikit-image": "skimage", "tomli-w": "tomli_w"}
-DEVELOPERS = {"bench", "dev", "docs"}  # extras that serve work on the package itself
+DEVELOPERS = {"bench", "dev", "docs", "notebooks"}  # of which the package itself imports nothing
 # Of a base package, so that nothing is without them: matplotlib and torchvision need Pillow.
 ALWAYS = {"pillow"}
 
