@@ -98,7 +98,7 @@ def speed_missed() -> int:
 
 
 def hardening() -> str:
-    """Return a section a file of results/hardening: its command and its rows."""
+    """Return a section a file of results/hardening: its rows, its sentences and its command."""
     parts = []
     for path in sorted((RESULTS / "hardening").glob("*.json")):
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -107,5 +107,6 @@ def hardening() -> str:
         source = f"../../benchmarks/results/hardening/{path.name}"
         said = f"```\n{found['command']}\n```\n\n{found['machine']}; {found['date']}. "
         file = f"All figures: {{download}}`{path.name} <{source}>`.\n"
-        parts.append(f"## {found['part']}\n\n{table(header, body)}\n{said}{file}")
+        told = "".join(f"- {x}\n" for x in (*found["faults"], *found["remarks"]))
+        parts.append(f"## {found['part']}\n\n{table(header, body)}\n{told}\n{said}{file}")
     return "\n".join(parts)
