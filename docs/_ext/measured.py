@@ -107,6 +107,6 @@ def hardening() -> str:
         source = f"../../benchmarks/results/hardening/{path.name}"
         said = f"```\n{found['command']}\n```\n\n{found['machine']}; {found['date']}. "
         file = f"All figures: {{download}}`{path.name} <{source}>`.\n"
-        told = "".join(f"- {x}\n" for x in (*found["faults"], *found["remarks"]))
+        told = "".join(f"- {x}\n" for key in ("faults", "remarks") for x in found.get(key, []))
         parts.append(f"## {found['part']}\n\n{table(header, body)}\n{told}\n{said}{file}")
     return "\n".join(parts)
