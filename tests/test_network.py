@@ -206,7 +206,8 @@ def test_sources_that_nobody_serves_are_one_sentence(
     if source.startswith("torchvision"):
         pytest.importorskip("torchvision")
     code, _, error = run(capsys, "read", source)
-    assert code == 2 and error.count("\n") == 1 and "Traceback" not in error
+    said = [x for x in error.splitlines() if not x.startswith("Downloading: ")]  # of older torch
+    assert code == 2 and len(said) == 1 and "Traceback" not in error
     assert "no answer" in error and ("give the file" in error or "fetch" in error)
     assert len(asked) == 1, "somebody was asked again and again"
 

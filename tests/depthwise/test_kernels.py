@@ -332,6 +332,7 @@ def program(way: str, net: nn.Module, images: Tensor) -> nn.Module:
             return torch.jit.trace(net, images)
         if way == "module":
             return net
+        torch.compiler.reset()  # older versions count the exports of one process, and refuse
         exported = torch.export.export(net, (images,))
         # Decomposed, all convolutions are aten.convolution.
         return (exported.run_decompositions() if way == "decomposed" else exported).module()

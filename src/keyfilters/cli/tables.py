@@ -66,8 +66,7 @@ def show(
 
 def write_parquet(frame: pd.DataFrame, path: Path) -> None:
     """Write a frame into a file of any name; pandas itself takes no name that is not UTF-8."""
-    with path.open("wb") as file:
-        frame.to_parquet(file, index=False)
+    path.write_bytes(frame.to_parquet(index=False))
 
 
 def _word(value: Any) -> Text:

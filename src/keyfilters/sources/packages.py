@@ -13,8 +13,8 @@ from keyfilters.sources.formats import recognise
 
 __all__ = ["find_distribution", "installed_model_files", "model_files"]
 
-# Endings that other files bear too, so that the bytes decide.
 DEVELOPERS = ("bench", "dev", "docs")  # extras that are not for users
+# Endings that other files bear too, so that the bytes decide.
 CONTENT = (".pb", ".weights", ".param", ".xml", ".bin")
 
 

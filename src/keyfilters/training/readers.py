@@ -7,7 +7,7 @@ import inspect
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from math import ceil
 from operator import itemgetter
@@ -264,9 +264,8 @@ def _loaded(name: str) -> Any:
     except ConnectionError as error:
         silent = str(error)
     try:
-        with ExitStack() as stack:
-            if silent:  # its cache may hold the set
-                stack.enter_context(hub_offline(*[datasets.config] * hasattr(datasets, "config")))
+        # Where the hub is silent, its cache may hold the set.
+        with hub_offline(datasets.config) if silent else nullcontext():
             return datasets.load_dataset(name)
     except Exception as error:  # the hub, the network and file formats raise nearly anything
         reason = silent or f"{type(error).__name__}: {error}"
