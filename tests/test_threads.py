@@ -86,6 +86,20 @@ def test_an_error_inside_leaves_all_as_it_was() -> None:
 
 
 @pytest.mark.usefixtures("three_threads")
+def test_an_abandoned_generator_ends_no_limit_but_its_own() -> None:
+    before = blas()
+    with one_thread():
+        left = side_by_side([lambda: 1] * 9)  # which is inside a block of its own
+        assert next(left) == 1
+    assert blas() == before and torch.get_num_threads() == 3
+    for _ in range(2):  # while it waits, and when it has been closed
+        with one_thread():
+            assert torch.get_num_threads() == 1 and set(blas()) <= {1}
+        assert blas() == before and torch.get_num_threads() == 3
+        left.close()
+
+
+@pytest.mark.usefixtures("three_threads")
 def test_parts_cover_the_whole_on_one_thread_each() -> None:
     seen, inside = np.zeros(10, int), set()
 

@@ -1,7 +1,7 @@
-"""Asking the network: an answer within seconds, or an error at once.
+"""Requests with a limit of time: an answer within seconds, or an error.
 
-The libraries that fetch models wait for a minute and more where nothing answers, and the look-up of
-a name knows no limit at all. So the network is asked for a sign of life before they are let loose.
+The libraries that fetch models wait for a minute and more where nothing answers, and looking up a
+name has no limit at all. So a short request of our own comes before each of theirs.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ OFFLINE = "connect this machine, or fetch it on another one and give the file"
 
 
 class Closes(Protocol):
-    """What is closed where nobody waits for it any more."""
+    """An answer that is closed if it comes too late."""
 
     def close(self) -> object:
-        """Give back what it holds."""
+        """Close the connection."""
 
 
 T = TypeVar("T", bound=Closes)
@@ -103,8 +103,8 @@ def open_address(url: str, method: str = "GET") -> Any:
 def require_answer(url: str) -> None:
     """Raise an error unless something answers at an address; any answer will do.
 
-    Who has just been waited for in vain is not asked again for a minute: a command that needs many
-    files of one place shall wait once.
+    A host that did not answer is not asked again for a minute, so that a command which needs many
+    of its files waits once.
 
     Raises:
         ConnectionError: nothing answers within `timeout`.
@@ -140,7 +140,7 @@ def hub_answers() -> None:
 
 @contextmanager
 def hub_offline(*more: Any) -> Iterator[None]:
-    """Let the hub's client take what its cache holds and ask nobody; it would wait for minutes.
+    """Make the hub's client use its cache only; without an answer it would wait for minutes.
 
     Args:
         more: further modules with a switch of the same name.
@@ -161,8 +161,8 @@ def hub_offline(*more: Any) -> Iterator[None]:
 def ask_first() -> Iterator[None]:
     """Have every download by ``urllib`` in a block begin with `require_answer`.
 
-    Libraries that fetch by it name no limit of time. What lies in their caches asks nobody. A
-    program that has installed an opener of its own keeps it.
+    Libraries that download by it set no limit of time. Files in their caches need no request. An
+    opener that the program has installed stays.
     """
     if getattr(urllib.request, "_opener", None) is not None:
         yield
@@ -175,7 +175,7 @@ def ask_first() -> Iterator[None]:
 
 
 class _AskFirst(urllib.request.BaseHandler):
-    """Asks for a sign of life before each request, and limits the waiting of the request."""
+    """Calls `require_answer` before each request, and gives the request a limit of time."""
 
     handler_order = 0
 
@@ -196,9 +196,9 @@ def _own_opener() -> Any:
 
 
 def _in_time(call: Callable[[], T], seconds: float) -> T:
-    """Return what a function returns, or raise what it raises, or an error after so many seconds.
+    """Call a function in a thread; return or raise what it does, or an error after so many seconds.
 
-    Then its thread is left alone, and what it returns later is closed.
+    The thread cannot be stopped: what it returns too late is closed.
     """
     answers: SimpleQueue[tuple[T | None, BaseException | None]] = SimpleQueue()
     lock, waiting = threading.Lock(), [True]

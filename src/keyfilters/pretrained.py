@@ -1,4 +1,4 @@
-"""Models of timm with their trained weights: from the cache, or from a network that answers."""
+"""Models of timm with their trained weights, from the cache or from the network."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from keyfilters.network import ask_first, hub_answers
 
 __all__ = ["create_timm"]
 
-# What of a configuration says where weights lie.
+# The fields of a configuration that say where weights are.
 PLACES = frozenset(
     ("file", "url", "state_dict", "hf_hub_id", "hf_hub_filename", "source", "custom_load")
 )

@@ -68,7 +68,7 @@ class _Limit:
             self.inside += 1
             openmp = self.controller.select(user_api="openmp").limit(limits=1)
             torch.set_num_threads(1)
-        self.own.depth, self.own.threads, self.own.openmp = 1, before, openmp
+        self.own.inside, self.own.threads, self.own.openmp = True, before, openmp
 
     def _limit_blas(self) -> None:
         self.blas = self.controller.select(user_api="blas").limit(limits=1)
@@ -83,7 +83,7 @@ class _Limit:
                 self.keeper.shutdown()
                 torch.set_num_threads(self.threads)  # which new threads take over
             torch.set_num_threads(self.own.threads)
-        self.own.depth = 0
+        self.own.inside = False
 
 
 _limit = _Limit()
@@ -103,15 +103,13 @@ if hasattr(os, "register_at_fork"):
 def one_thread() -> Iterator[None]:
     """Let torch, BLAS and OpenMP use one thread inside a ``with`` block or a decorated function.
 
-    Several threads may be inside at a time. When the last has left, everything is as before.
+    Several threads may be inside at a time. When the last has left, everything is as before. Inside
+    another such block of its thread a block changes nothing: a generator that an error has left
+    behind ends its block after the outer one, or never.
     """
     limit = _limit
-    if getattr(limit.own, "depth", 0):
-        limit.own.depth += 1
-        try:
-            yield
-        finally:
-            limit.own.depth -= 1
+    if getattr(limit.own, "inside", False):
+        yield
         return
     limit.enter()
     try:
@@ -129,7 +127,7 @@ def workers() -> int:
     """Return how many parts may run at a time: one in a forked process and within a part."""
     if _limit.forked or getattr(_limit.own, "part", False):
         return 1
-    inside = getattr(_limit.own, "depth", 0)
+    inside = getattr(_limit.own, "inside", False)
     return _limit.own.threads if inside else torch.get_num_threads()
 
 

@@ -70,6 +70,6 @@ def _cached_models() -> list[str]:
 
     try:
         repos = huggingface_hub.scan_cache_dir().repos
-    except (CacheNotFound, OSError, ValueError):  # ValueError: a file is in its place
+    except (CacheNotFound, OSError, ValueError, RuntimeError):  # a file in its place; no home
         return []
     return sorted(f"hf-hub:{repo.repo_id}" for repo in repos if repo.repo_type == "model")
