@@ -3,6 +3,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import threadpoolctl
+import timm
 import torch
 
 import keyfilters as kf
@@ -22,10 +24,17 @@ from keyfilters.threads import (
     pieces_done_by,
     side_by_side,
 )
+from keyfilters.training import Recipe, train
 
 
 def blas() -> list[int]:
     return [x["num_threads"] for x in threadpoolctl.threadpool_info() if x["user_api"] == "blas"]
+
+
+def inside() -> int:
+    """Return the number of blocks that threads are in; none is just being left."""
+    with threads._limit.lock:
+        return threads._limit.inside
 
 
 def in_new_thread(call: Callable[[], Any]) -> Any:
@@ -50,9 +59,9 @@ def test_threads_that_overlap_leave_all_as_it_was() -> None:
         with one_thread():
             entered.set()
             assert leave.wait(60)
-            inside = torch.get_num_threads()
+            own = torch.get_num_threads()
         assert torch.get_num_threads() == 3
-        return inside
+        return own
 
     for first in ("other", "this"):
         entered.clear()
@@ -91,6 +100,9 @@ def test_an_abandoned_generator_ends_no_limit_but_its_own() -> None:
     with one_thread():
         left = side_by_side([lambda: 1] * 9)  # which is inside a block of its own
         assert next(left) == 1
+    deadline = time.monotonic() + 60
+    while inside() > 0 and time.monotonic() < deadline:
+        time.sleep(0.01)  # tasks that were started are not done
     assert blas() == before and torch.get_num_threads() == 3
     for _ in range(2):  # while it waits, and when it has been closed
         with one_thread():
@@ -113,25 +125,57 @@ def test_parts_cover_the_whole_on_one_thread_each() -> None:
     assert (seen == 4).all() and inside == {1}
 
 
-def _forked(queue: Any) -> None:
-    w = np.random.default_rng(0).normal(size=(20, 5, 5))
-    net = torch.nn.Conv2d(64, 64, 31, groups=64)  # large enough for several threads
-    found = kf.KeySet.random(4, 5).assign(w, chunk=3)
-    queue.put((len(kf.match(w, null_draws=0)), len(found.a), len(kf.read(net))))
+W = np.random.default_rng(0).normal(size=(20, 5, 5))
+
+
+def _network(size: int) -> torch.nn.Sequential:
+    """Filters large enough for several threads."""
+    layers = [torch.nn.Conv2d(1, 64, 1), torch.nn.Conv2d(64, 64, size, groups=64, padding="same")]
+    return torch.nn.Sequential(*layers, torch.nn.Flatten(), torch.nn.Linear(64 * 64, 10))
+
+
+def _trained() -> int:
+    recipe = Recipe.from_dict({"schedule": {"steps": 1}})
+    return len(train(recipe, model=_network(7), device="cpu").history)
+
+
+WORKS: dict[str, Callable[[], int]] = {
+    "match": lambda: len(kf.match(W, null_draws=0)),
+    "assign": lambda: len(kf.KeySet.random(4, 5).assign(W, chunk=3).a),
+    "read": lambda: len(kf.read(_network(31))),
+    "initialise": lambda: len(kf.initialize_filters_(_network(31), "default")),
+    "replace": lambda: len(kf.replace_filters_(_network(5), kf.KeySet.random(4, 5))),
+    "freeze": lambda: len(kf.freeze_filters_(timm.create_model("efficientnet_lite0")).table),
+    "published": lambda: len(kf.KeySet.published("lindeberg2026-B", 31).filters),
+    "train": _trained,
+}
+
+
+def _forked(work: str, queue: Any) -> None:
+    torch.set_num_threads(2)
+    try:
+        queue.put(WORKS[work]())
+    except Exception as error:  # told at once, not after the time limit
+        queue.put(repr(error))
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_a_forked_process_does_not_hang() -> None:
+@pytest.mark.parametrize("work", WORKS)
+def test_a_forked_process_does_not_hang(work: str) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
     (torch.ones(300, 300) @ torch.ones(300, 300)).sum()
     torch.ones(10**6).add_(1)  # OpenMP has threads now, which the child will lack
+    torch.set_num_threads(before)
     context = multiprocessing.get_context("fork")
     queue = context.Queue()
-    child = context.Process(target=_forked, args=(queue,))
+    child = context.Process(target=_forked, args=(work, queue))
     with one_thread():  # whose count the child must not inherit
         child.start()
     try:
-        assert queue.get(timeout=120) == (20, 20, 64)
+        found = queue.get(timeout=120)
+        assert isinstance(found, int) and found > 0, found
     finally:
         child.kill()
         child.join()

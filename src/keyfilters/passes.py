@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from keyfilters.errors import KeyFiltersError
+from keyfilters.threads import one_thread_if_forked
 
 __all__ = [
     "call_order",
@@ -90,7 +91,7 @@ def quiet() -> Iterator[None]:
     Not in inference mode: what a network keeps of a pass would be of no use in training.
     """
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
-    with torch.random.fork_rng(devices=devices), torch.no_grad():
+    with torch.random.fork_rng(devices=devices), torch.no_grad(), one_thread_if_forked():
         yield
 
 

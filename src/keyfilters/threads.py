@@ -12,7 +12,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from functools import partial
 from typing import Any, Protocol, TypeVar
@@ -24,6 +24,7 @@ __all__ = [
     "Performer",
     "by_threads",
     "in_parts",
+    "is_forked",
     "one_thread",
     "one_thread_if_forked",
     "piece_by_piece",
@@ -118,14 +119,21 @@ def one_thread() -> Iterator[None]:
         limit.leave()
 
 
-def one_thread_if_forked() -> AbstractContextManager[None]:
-    """Return `one_thread` in a forked process, where OpenMP would wait for threads it has lost."""
-    return one_thread() if _limit.forked else nullcontext()
+def is_forked() -> bool:
+    """Say whether this process is a fork, where OpenMP would wait for threads it has lost."""
+    return _limit.forked
+
+
+@contextmanager
+def one_thread_if_forked() -> Iterator[None]:
+    """As `one_thread` in a forked process, and nothing elsewhere."""
+    with one_thread() if is_forked() else nullcontext():
+        yield
 
 
 def workers() -> int:
     """Return how many parts may run at a time: one in a forked process and within a part."""
-    if _limit.forked or getattr(_limit.own, "part", False):
+    if is_forked() or getattr(_limit.own, "part", False):
         return 1
     inside = getattr(_limit.own, "inside", False)
     return _limit.own.threads if inside else torch.get_num_threads()

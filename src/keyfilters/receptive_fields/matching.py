@@ -38,7 +38,7 @@ from keyfilters.receptive_fields.solver import climb
 from keyfilters.receptive_fields.tables import PART, atoms_of, jets_of
 from keyfilters.scalespace import centred_unit, why_unusable
 from keyfilters.sizes import extent
-from keyfilters.threads import in_parts, workers
+from keyfilters.threads import in_parts, one_thread, workers
 
 __all__ = ["has_models", "match"]
 
@@ -133,6 +133,7 @@ def _separable(forms: Sequence[Family]) -> int:
     return sum(form.separable is not None for form in forms)
 
 
+@one_thread()  # also what is made for all parts
 def _match_all(
     filters: NDArray[np.float64],
     forms: Sequence[Family],

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from keyfilters.errors import KeyFiltersError, nearest
 from keyfilters.receptive_fields.operators import Border, operator
 from keyfilters.sizes import Size, as_window, extent
+from keyfilters.threads import one_thread_if_forked
 
 __all__ = [
     "PUBLISHED",
@@ -128,6 +129,7 @@ def published_in(size: Size) -> list[int]:
     return [i for i, name in enumerate(PUBLISHED_OPERATORS) if name[1] not in hidden]
 
 
+@one_thread_if_forked()
 def published_filters(
     method: str, size: Size = 7, *, border: Border = "published"
 ) -> NDArray[np.float64]:

@@ -16,6 +16,7 @@ from keyfilters.depthwise import Kernel
 from keyfilters.errors import KeyFiltersError
 from keyfilters.passes import clean_name, unwrapped
 from keyfilters.surgery.targets import all_targets, choose_targets, layer_table
+from keyfilters.threads import one_thread_if_forked
 from keyfilters.tracing import batchnorms_behind
 
 __all__ = ["POLICIES", "Frozen", "digest_of", "freeze_filters_", "unfreeze_filters_"]
@@ -71,6 +72,7 @@ class Frozen:
             raise KeyFiltersError(f"these were frozen, but moved: {', '.join(moved)}")
 
 
+@one_thread_if_forked()
 def freeze_filters_(
     model: nn.Module,
     *,

@@ -23,10 +23,12 @@ from keyfilters.receptive_fields import published_in
 from keyfilters.receptive_fields.resize import Tables, idealized_near
 from keyfilters.surgery.key_choice import sets_by_size
 from keyfilters.surgery.targets import Model, Target, find_targets, layer_table, write_all_
+from keyfilters.threads import one_thread
 
 __all__ = ["SCHEMES", "initialize_filters_", "layer_generator", "resolve_seed"]
 
 
+@one_thread()  # what divides sums changes their last digits, and a forked process must not wait
 def initialize_filters_(
     model: Model,
     scheme: str = "center-surround",

@@ -26,6 +26,7 @@ from keyfilters.surgery.targets import (
     layer_table,
     refuse_programs,
 )
+from keyfilters.threads import one_thread_if_forked
 
 __all__ = ["LEARNABLE", "bake_filters_", "learns_scales", "parametrize_filters_"]
 
@@ -33,6 +34,7 @@ LEARNABLE = ("amplitude", "bias", "sigma")
 Assignment = Literal["trained", "random"]
 
 
+@one_thread_if_forked()
 def parametrize_filters_(
     model: nn.Module,
     keys: KeySet | Sequence[KeySet],
@@ -120,6 +122,7 @@ def learns_scales(size: tuple[int, int]) -> bool:
     return size[0] == size[1] and size[0] % 2 == 1
 
 
+@one_thread_if_forked()
 def bake_filters_(model: nn.Module) -> list[str]:
     """Turn the layers that `parametrize_filters_` made back into plain convolutions, in place.
 

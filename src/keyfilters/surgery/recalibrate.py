@@ -16,6 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from keyfilters.errors import KeyFiltersError
 from keyfilters.passes import evaluating, quiet, refuse_non_finite, run, undoing, unwrapped
+from keyfilters.threads import one_thread_if_forked
 
 __all__ = ["Recalibration", "batch_norms", "recalibrate_batchnorm_"]
 
@@ -32,6 +33,7 @@ def batch_norms(model: nn.Module) -> dict[str, _BatchNorm]:
     }
 
 
+@one_thread_if_forked()
 def recalibrate_batchnorm_(
     model: nn.Module, original: nn.Module, images: Tensor, *, batch_size: int = 64
 ) -> int:

@@ -25,6 +25,7 @@ from keyfilters.surgery.targets import (
     refuse_programs,
     write_all_,
 )
+from keyfilters.threads import one_thread_if_forked
 
 __all__ = ["replace_filters_", "replace_targets_"]
 
@@ -34,6 +35,7 @@ Progress = Callable[[str], None] | None
 Replace = Callable[[Sequence[Target], Mapping[str, Choice]], dict[str, Replaced]]
 
 
+@one_thread_if_forked()
 def replace_filters_(
     model: Model,
     keys: Keys,

@@ -13,11 +13,13 @@ from keyfilters.passes import undoing
 from keyfilters.surgery.key_choice import Keys, choose_keys
 from keyfilters.surgery.replace import replace_filters_
 from keyfilters.surgery.targets import find_targets
+from keyfilters.threads import one_thread_if_forked
 from keyfilters.training.evaluate import agreement, logits
 
 __all__ = ["layer_sensitivity"]
 
 
+@one_thread_if_forked()
 def layer_sensitivity(
     model: nn.Module,
     keys: Keys,

@@ -26,6 +26,7 @@ from keyfilters.surgery.targets import (
     layer_table,
     write_all_,
 )
+from keyfilters.threads import one_thread_if_forked
 
 __all__ = ["CONTROLS", "transfer_filters_"]
 
@@ -33,6 +34,7 @@ COLUMNS = ["source", "source_depth", "source_size", "source_filters", "how", "re
 COLUMNS += ["cosine", "control"]
 
 
+@one_thread_if_forked()
 def transfer_filters_(
     model: Model,
     bank: FilterBank,

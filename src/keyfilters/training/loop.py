@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from keyfilters.threads import one_thread_if_forked
 from keyfilters.training import checkpoints
 from keyfilters.training.data import Data, load_data
 from keyfilters.training.models import make_model
@@ -42,7 +43,8 @@ def train(
 
     Started by torchrun or ``accelerate launch``, every process takes its share of each batch. The
     last images of an epoch that fill no batch are left out; the next epoch has another order. A run
-    continues with the number of threads that it began with: the last bits of sums depend on it.
+    continues with the number of threads that it began with: the last bits of sums depend on it. In
+    a forked process it has one.
 
     Args:
         recipe: what to do.
@@ -70,7 +72,7 @@ def train(
     [[1, 3]]
     """
     folder = None if out is None else Path(out)
-    with own_accelerate():
+    with own_accelerate(), one_thread_if_forked():
         accelerator = make_accelerator(recipe, device, folder)
         data = load_data(**recipe.to_dict()["data"]) if data is None else data
         model = make_model(recipe, data) if model is None else model

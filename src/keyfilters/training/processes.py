@@ -16,6 +16,7 @@ from torch import nn
 from keyfilters.errors import KeyFiltersError, needing
 from keyfilters.options import flat
 from keyfilters.seeds import child_integer
+from keyfilters.threads import is_forked
 from keyfilters.training.recipe import Recipe
 
 __all__ = [
@@ -48,9 +49,12 @@ def own_randomness(device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def own_threads(count: int) -> Iterator[None]:
-    """Let torch compute with so many threads: the last bits of sums depend on their number."""
+    """Let torch compute with so many threads: the last bits of sums depend on their number.
+
+    In a forked process it is one.
+    """
     before = torch.get_num_threads()
-    torch.set_num_threads(count)
+    torch.set_num_threads(1 if is_forked() else count)
     try:
         yield
     finally:
