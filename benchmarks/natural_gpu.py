@@ -1,17 +1,16 @@
-"""On one GPU in minutes: five base networks on CIFAR-10, and the table of `structure`.
+"""On one GPU in ten minutes: base networks on CIFAR-10, and the table of `structure`.
 
-Part base trains recipes/cifar10-convnext.toml with five seeds at once, and asks how many of their
-filters one idealised receptive field explains, beside all four nulls, at every step kept. Part
-table trains as long as the time allows: the steps follow from the rate that part base measured
-(images a second, all processes together), so that 12 runs a seed and a fifth to spare fit in.
+Part base trains recipes/cifar10-convnext-gpu.toml, or a ConvMixer likewise, with five seeds at
+once, and keeps the depthwise filters of some steps. Part coverage asks, on any machine, how many of
+these one idealised receptive field explains, beside all four nulls. Part table trains the 12
+networks a seed of recipes/cifar10-convnext.toml that `structure` compares.
 
-    python benchmarks/natural_gpu.py base --cifar FOLDER [--epochs 20] [--copy DIR]
-    python benchmarks/natural_gpu.py table --cifar FOLDER [--seconds 480] [--copy DIR]
+    python benchmarks/natural_gpu.py base --cifar FOLDER [--network convmixer]
+    python benchmarks/natural_gpu.py coverage
+    python benchmarks/natural_gpu.py table --cifar FOLDER [--steps 900] [--workers 12]
 
-Estimates, to be replaced by what it prints: 30,000 images a second make part base 3 minutes, and
-480 seconds of part table 60 runs of 4 epochs. Kill it and it goes on where it was, in out/natural.
-Writes results/natural.md and .json, results/structure.md and .json, and with --copy puts them and
-base.tar (the last weights of the base networks) into DIR.
+Kill it and it goes on where it was, in out/natural. Writes results/natural.md and .json (coverage)
+and results/structure.md and .json (table; after three seeds, and again after all of them).
 """
 
 from __future__ import annotations
@@ -19,144 +18,190 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import shutil
 import subprocess
 import sys
-import tarfile
-import time
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 
 import pandas as pd
 import torch
 from common import RESULTS, environment, markdown, write
-from experiments import NATURAL, RECIPE, report
+from experiments import NATURAL, RECIPE, report, tell
+from timm.models.convmixer import ConvMixer
+from torch import nn
 
 import keyfilters as kf
 from keyfilters.experiments import LocalProcesses, run_experiment
 from keyfilters.experiments.structure import structure
 from keyfilters.nulls import NULLS
-from keyfilters.training import Recipe
+from keyfilters.training import Recipe, load_data, make_model, train
 
 WORK = Path("out/natural")
-EXPLAINED = 0.64  # r² from which on a filter counts as explained: 1 − dissimilarity .2, squared
-BATCH, LR = 512, 8e-3  # of the table: larger steps keep a GPU busy
-RUNS = 12  # a seed: eleven conditions and the network that lends
-START = 40  # seconds until the first runs train
-TRAINED = 49_000  # images that train, of the 50,000
+BASE = RECIPE.with_name("cifar10-convnext-gpu.toml")
+CHANGES = {  # of its recipe
+    "convnext": (),
+    "convmixer": (  # batch normalisation learns faster
+        *("optimiser.lr=1e-2", "optimiser.weight_decay=0.005"),
+        *("schedule.epochs=18", "schedule.warmup_epochs=3"),
+        *("augmentation.mixup=0", "augmentation.cutmix=0"),
+    ),
+}
+THRESHOLD = 0.2  # dissimilarity below which a filter is covered
+EXPLAINED = (1 - THRESHOLD) ** 2  # r² from which on a filter counts as explained
+BATCH, LR = 512, 3e-3  # of the table: larger steps keep a GPU busy
+END, COVARIANCE = "end", "0, covariance"
 
 
-def train_base(folder: str, epochs: float, seeds: int) -> dict[int, dict[str, object]]:
-    """Train all seeds at once; return the summary of each."""
+def make(network: str, seed: int, *changes: str) -> tuple[Recipe, nn.Module]:
+    """Return a recipe and the untrained network: ConvMixer-256/8, or the ConvNeXt of the recipe."""
+    recipe = Recipe.load(BASE, f"seed={seed}", *CHANGES[network], *changes)
+    if network == "convnext":
+        return recipe, make_model(recipe, load_data("digits", channels=3))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return recipe, ConvMixer(256, 8, kernel_size=7, patch_size=2, num_classes=10)
+
+
+def one(given: argparse.Namespace) -> None:
+    """Train the network of one seed."""
+    recipe, model = make(given.network, given.seed, f"data.name=hf:{given.cifar}")
+    train(recipe, WORK / f"{given.network}-{given.seed}", model=model)
+
+
+def base(given: argparse.Namespace) -> None:
+    """Train all seeds at once; keep the filters of their steps, and what came out."""
+    WORK.mkdir(parents=True, exist_ok=True)
     running = {}
-    for seed in range(seeds):
-        out = WORK / f"base-{seed}"
-        changes = (f"seed={seed}", f"data.name=hf:{folder}", f"schedule.epochs={epochs}")
-        command = [sys.executable, "-m", "keyfilters", "train", str(RECIPE), "--out", str(out)]
-        command += [x for change in changes for x in ("--set", change)]
-        out.mkdir(parents=True, exist_ok=True)
-        with (WORK / f"base-{seed}.log").open("w") as log:
-            running[seed] = subprocess.Popen(command, stdout=log, stderr=log)
-    for seed, process in running.items():
+    for seed in range(given.seeds):
+        out = WORK / f"{given.network}-{seed}"
+        command = [sys.executable, __file__, "one", "--cifar", given.cifar]
+        command += ["--network", given.network, "--seed", str(seed)]
+        with out.with_suffix(".log").open("w") as log:
+            running[out] = subprocess.Popen(command, stdout=log, stderr=log)
+    for out, process in running.items():
         if process.wait():
-            sys.exit(f"seed {seed} failed; see {WORK}/base-{seed}.log")
-    return {x: json.loads((WORK / f"base-{x}" / "summary.json").read_text()) for x in running}
+            sys.exit(f"{out} failed; see {out}.log")
+    gather(list(running), given.network)
 
 
-def coverage(seeds: int) -> pd.DataFrame:
+def gather(folders: list[Path], network: str) -> None:
+    """Put the filters of all seeds into one file a step."""
+    for name in [*(x.stem for x in folders[0].glob("step-*.safetensors")), "model"]:
+        files = [folder / f"{name}.safetensors" for folder in folders]
+        if all(file.exists() for file in files):
+            step = END if name == "model" else name.partition("-")[2]
+            kf.read(*map(str, files)).save(WORK / f"{network}-filters-{step}.safetensors")
+
+
+def coverage(given: argparse.Namespace) -> None:
     """Share of filters explained, of all seeds together, beside the nulls, step by step."""
-    kept = (x.stem for x in (WORK / "base-0").glob("step-*.safetensors"))
-    names = [*sorted(kept, key=lambda x: int(x.partition("-")[2])), "model"]
-    rows = []
-    for name in names:
-        bank = kf.read(*(str(WORK / f"base-{x}" / f"{name}.safetensors") for x in range(seeds)))
-        step = "end" if name == "model" else name.partition("-")[2]
-        row: dict[str, object] = {"step": step, "filters": len(bank), "trained": share(bank)}
-        rows.append(row | {kind: share(kf.null_bank(bank, kind, 0)) for kind in NULLS})
-    return pd.DataFrame(rows)
-
-
-def share(bank: kf.FilterBank) -> float:
-    return float((kf.match(bank.stack(7)[0], null=None)["r2"] >= EXPLAINED).mean())
-
-
-def base(given: argparse.Namespace) -> list[Path]:
-    summaries = train_base(given.cifar, given.epochs, given.seeds)
-    rate = sum(float(x["images_per_second"]) for x in summaries.values())  # type: ignore[arg-type]
-    print(f"{rate:.0f} images a second, all {given.seeds} together", flush=True)
-    (WORK / "rate.json").write_text(json.dumps(rate))
-    accuracy = pd.DataFrame({"seed": list(summaries)})
-    for name in ("test_top1", "parameters", "seconds"):
-        accuracy[name] = [x[name] for x in summaries.values()]
-    explained = coverage(given.seeds)
+    rows, networks, claims = [], [], list[pd.DataFrame]()
+    for network in CHANGES:
+        folders = sorted(x.parent for x in WORK.glob(f"{network}-*/metrics.jsonl"))
+        gather(folders, network)
+        for seed, folder in enumerate(folders):
+            lines = (folder / "metrics.jsonl").read_text().splitlines()
+            networks.append({"network": network, "seed": seed, **json.loads(lines[-1])})
+        for step, bank in banks(network, len(folders)).items():
+            shares = {"its own": bank, **{kind: kf.null_bank(bank, kind, 0) for kind in NULLS}}
+            found = {name: explained(x) for name, x in shares.items()}
+            rows.append({"network": network, "step": step, "filters": len(bank), **found})
+        atlas = kf.Atlas(seed=0, seeds=given.seeds, threshold=THRESHOLD, feed_forward=True).fit(
+            bank
+        )
+        claims.append(atlas.claims_.assign(network=network, step=step))
     about = environment(given.seeds)
-    about["command"] = f"python benchmarks/natural_gpu.py base --epochs {given.epochs:g}"
-    about["machine"] = f"{machine()}, {rate:.0f} images a second"
-    shares = ("trained", *NULLS)
+    about["command"] = "python benchmarks/natural_gpu.py coverage"
+    about["trained on"] = given.trained_on
+    shown = ["network", "seed", "epoch", "step", "train_loss", "val_top1", "test_top1", "seconds"]
+    table = pd.DataFrame(networks)[shown]
+    every, named = pd.concat(claims), ["network", "step", "claim", "value", "sd", "held_out"]
+    named += [*NULLS, "covariance held out", "q"]
     parts = {
-        "Test accuracy": markdown(accuracy, ("test_top1",)),
-        f"Filters that one receptive field explains at r² ≥ {EXPLAINED}, beside the nulls": (
-            markdown(explained, shares)
+        "Accuracy at the end; without test_top1: of the last epoch of a run that was cut": (
+            markdown(table, ("val_top1", "test_top1"))
         ),
+        f"Filters that one receptive field explains at r² ≥ {EXPLAINED:.2f}, beside the nulls: "
+        "mean of the seeds (least–most)": (
+            markdown(pd.DataFrame(rows).map(lambda x: spread(x) if isinstance(x, list) else x))
+        ),
+        f"Claims at a dissimilarity of {THRESHOLD:g}, last step: share of filters": markdown(
+            every[named], percent=tuple(named[3:-1])
+        ),
+        "How": f"Trained by `python benchmarks/natural_gpu.py base`, all seeds of a network at "
+        f"once, on {given.trained_on}. Step “{COVARIANCE}”: not trained, filters drawn by "
+        "`initialize_filters_` from a covariance.",
     }
-    data = {"networks": accuracy.to_dict("records"), "coverage": explained.to_dict("records")}
-    write("natural", "ConvNeXts of 7×7 filters on CIFAR-10", about, data, parts)
-    with tarfile.open(WORK / "base.tar", "w") as tar:
-        for seed in range(given.seeds):
-            tar.add(WORK / f"base-{seed}" / "model.safetensors", f"base-{seed}.safetensors")
-    return [RESULTS / "natural.md", RESULTS / "natural.json", WORK / "base.tar"]
+    data = {"networks": networks, "explained": rows}
+    data["claims"] = json.loads(every.to_json(orient="records"))
+    write("natural", "Networks of 7×7 filters on CIFAR-10", about, data, parts)
 
 
-def table(given: argparse.Namespace) -> list[Path]:
-    started = time.perf_counter()
-    rate = given.rate or json.loads((WORK / "rate.json").read_text())
-    images = 0.8 * max(given.seconds - START, START) * rate / (RUNS * given.seeds)
-    steps = given.steps or max(2 * TRAINED // BATCH, round(images / BATCH))
-    print(f"{steps} steps of {BATCH} images: {steps * BATCH / TRAINED:.1f} epochs", flush=True)
-    changed = Recipe.load(RECIPE, f"batch.size={BATCH}", f"optimiser.lr={LR}")
+def banks(network: str, seeds: int) -> dict[str, kf.FilterBank]:
+    """Return the filters of every step, and those of networks before the first."""
+    kept = (x.stem.rpartition("-")[2] for x in WORK.glob(f"{network}-filters-*.safetensors"))
+    steps = sorted(kept, key=lambda x: (x == END, x.zfill(9)))
+    untrained = [make(network, seed)[1] for seed in range(seeds)]
+    for seed, model in enumerate(untrained):
+        kf.initialize_filters_(model, "covariance", seed=seed)
+    files = {step: WORK / f"{network}-filters-{step}.safetensors" for step in steps}
+    return {
+        COVARIANCE: kf.read(*untrained),
+        **{step: kf.FilterBank.load(file) for step, file in files.items()},
+    }
+
+
+def explained(bank: kf.FilterBank) -> list[float]:
+    """Share of the filters of every network that one receptive field explains."""
+    filters, table = bank.stack(7)
+    explained = kf.match(filters, null=None)["r2"].to_numpy() >= EXPLAINED
+    return [float(explained[table["model"] == name].mean()) for name in table["model"].unique()]
+
+
+def spread(shares: list[float]) -> str:
+    """Mean, and least to most of the seeds."""
+    low, mean, high = (100 * x for x in (min(shares), fmean(shares), max(shares)))
+    return f"{mean:.1f} % ({low:.1f}–{high:.1f})"
+
+
+def table(given: argparse.Namespace) -> None:
+    """Train what `structure` compares."""
+    changed = Recipe.load(RECIPE, f"batch.size={BATCH}", f"optimiser.lr={LR}", "precision=bf16")
     changed = replace(changed, checkpoint=replace(changed.checkpoint, keep=()))
     WORK.mkdir(parents=True, exist_ok=True)
     (WORK / "recipe.toml").write_text(changed.to_toml())
-    shared, files = replace(NATURAL, recipe=str(WORK / "recipe.toml")), list[Path]()
+    shared = replace(NATURAL, recipe=str(WORK / "recipe.toml"))
     for seeds in sorted({min(3, given.seeds), given.seeds}):
-        spent = time.perf_counter() - started
-        if files and spent / 3 * given.seeds > given.seconds:
-            print(f"{spent:.0f} s for 3 seeds: no time for {given.seeds}")
-            break
-        one = structure(replace(shared, seeds=seeds), data=f"hf:{given.cifar}", steps=steps)
+        asked = structure(replace(shared, seeds=seeds), data=f"hf:{given.cifar}", steps=given.steps)
         executor = LocalProcesses(given.workers, 1)
-        record = run_experiment(one, WORK / "structure", executor=executor, progress=print)
-        record["command"] = f"python benchmarks/natural_gpu.py table --steps {steps}"
+        record = run_experiment(asked, WORK / "structure", executor=executor, progress=tell)
+        record["command"] = f"python benchmarks/natural_gpu.py table --steps {given.steps}"
         record["environment"]["device"] = machine()
-        files = [RESULTS / "structure.json", RESULTS / "structure.md"]
-        files[0].write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
-        files[1].write_text(report(record), encoding="utf-8")
-        copy(files, given.copy)  # at once: the time may end before the next
-    return files
+        text = json.dumps(record, indent=1, ensure_ascii=False)
+        (RESULTS / "structure.json").write_text(text + "\n", encoding="utf-8")
+        (RESULTS / "structure.md").write_text(report(record), encoding="utf-8")
 
 
 def machine() -> str:
     return torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
 
 
-def copy(files: list[Path], folder: Path | None) -> None:
-    for file in files if folder else ():
-        shutil.copy(file, folder)  # type: ignore[arg-type]
+PARTS = {"one": one, "base": base, "coverage": coverage, "table": table}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("part", choices=("base", "table"))
-    parser.add_argument("--cifar", required=True, help="folder of CIFAR-10 as parquet files")
-    parser.add_argument("--epochs", type=float, default=20)
-    parser.add_argument("--seconds", type=float, default=480, help="of part table")
-    parser.add_argument("--rate", type=float, default=0, help="images a second; 0: as measured")
-    parser.add_argument("--steps", type=int, default=0, help="of part table; 0: as the time allows")
+    parser.add_argument("part", choices=PARTS)
+    parser.add_argument("--cifar", help="folder of CIFAR-10 as parquet files")
+    parser.add_argument("--network", choices=CHANGES, default="convnext", help="of part base")
+    parser.add_argument("--seed", type=int, default=0, help="of part one")
+    parser.add_argument("--trained-on", default="this machine", help="its GPU; of part coverage")
+    parser.add_argument("--steps", type=int, default=900, help="of part table")
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--workers", type=int, default=12)
-    parser.add_argument("--copy", type=Path, help="folder for the files that matter")
+    parser.add_argument("--workers", type=int, default=12, help="networks at a time, part table")
     given = parser.parse_args()
-    copy({"base": base, "table": table}[given.part](given), given.copy)
+    PARTS[given.part](given)
 
 
 if __name__ == "__main__":
