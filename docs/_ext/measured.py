@@ -12,6 +12,10 @@ from recorded import RESULTS, number, percent, result, rows, table
 __all__ = [
     "compared_pairs",
     "hardening",
+    "natural_claim",
+    "natural_networks",
+    "natural_share",
+    "natural_table",
     "on_noise",
     "on_pictures",
     "pictures_table",
@@ -54,6 +58,37 @@ def pictures_table() -> str:
 
 def _range(held: Sequence[float]) -> str:
     return f"{100 * min(held):.1f}–{100 * max(held):.1f}" if len(held) > 1 else ""
+
+
+def natural_share(network: str, step: str, bank: str = "its own") -> str:
+    """Return the share of filters explained, of natural.json: mean of the seeds."""
+    return percent(mean(rows("natural", "explained", network=network, step=step)[0][bank]), 1)
+
+
+def natural_claim(network: str, claim: str, column: str = "value") -> str:
+    """Return a claim about the last filters of a network of natural.json, or of its null."""
+    return percent(rows("natural", "claims", network=network, claim=claim)[0][column], 1)
+
+
+def natural_table() -> str:
+    """Return the share of filters explained, step by step: mean of the seeds and range."""
+    nulls = ("covariance", "phase", "tap-permuted", "white")
+    body = []
+    for row in result("natural", "explained"):
+        shares = [f"{percent(mean(row[x]), 1)} ({_range(row[x])})" for x in ("its own", *nulls)]
+        body.append([row["network"], row["step"], row["filters"], *shares])
+    header = ["network", "step", "filters", "its own", "same covariance", "phases random"]
+    return table([*header, "taps shuffled", "white"], body)
+
+
+def natural_networks() -> str:
+    """Return how far every network of natural.json was trained, and its accuracy."""
+    names = ("val_top1", "test_top1")
+    body = [
+        [row["network"], row["seed"], row["epoch"], *(percent(row.get(x), 1) for x in names)]
+        for row in result("natural", "networks")
+    ]
+    return table(["network", "seed", "epochs", "top-1, validation", "top-1, test"], body)
 
 
 def compared_pairs(measure: str) -> str:

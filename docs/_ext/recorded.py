@@ -19,6 +19,7 @@ __all__ = [
     "explained",
     "kept",
     "kept_table",
+    "load",
     "number",
     "percent",
     "result",
@@ -33,13 +34,14 @@ NULLS = ("covariance", "phase", "tap-permuted", "white")
 
 
 @cache
-def _load(name: str) -> dict[str, Any]:
+def load(name: str) -> dict[str, Any]:
+    """Return a file of results."""
     return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
 
 
 def result(name: str, *path: Any) -> Any:
     """Return what stands in a file of results at a path of keys and positions."""
-    found = _load(name)["results"]
+    found = load(name)["results"]
     for key in path:
         found = found[key]
     return found
@@ -55,7 +57,7 @@ def rows(name: str, *path: Any, **where: Any) -> list[dict[str, Any]]:
 
 def about(name: str) -> str:
     """Return the command, the date, the machine and the versions behind a file of results."""
-    found = _load(name)["about"]
+    found = load(name)["about"]
     versions = ", ".join(f"{key} {value}" for key, value in found["versions"].items())
     seeds = f"{len(found['seeds'])} seeds. " if found.get("seeds") else ""
     source = f"../../benchmarks/results/{name}.json"

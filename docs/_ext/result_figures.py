@@ -7,7 +7,7 @@ from statistics import mean
 
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
-from recorded import claim, result
+from recorded import claim, result, rows
 from recorded import explained as share_explained
 
 TRAINED, NULL, SOFT, OTHER = "#2f66b0", "#22252b", "#a9afba", "#c8452f"
@@ -278,6 +278,24 @@ def pictures() -> None:
     ax.set_xlabel("keys for each kernel size")
     ax.set_ylabel("same first class, %")
     ax.legend(frameon=False, fontsize=8)
+
+
+def natural() -> None:
+    """Share explained by one receptive field on CIFAR-10, beside the strictest nulls."""
+    groups = {
+        "ConvNeXt,\nuntrained": ("convnext", "0"),
+        "ConvNeXt,\ncovariance initialisation": ("convnext", "0, covariance"),
+        "ConvNeXt,\ntrained": ("convnext", "end"),
+        "ConvMixer,\ntrained": ("convmixer", "1024"),
+    }
+    held = [rows("natural", "explained", network=n, step=s)[0] for n, s in groups.values()]
+    series = {"its own": TRAINED, "covariance": NULL, "phase": SOFT}
+    words = {"its own": "the networks", "covariance": "same covariance", "phase": "phases random"}
+    ax = _grouped(
+        list(groups),
+        {words[x]: ([mean(row[x]) for row in held], colour) for x, colour in series.items()},
+    )
+    ax.set_ylabel("filters explained, %")
 
 
 def speed() -> None:

@@ -1,0 +1,73 @@
+"""The records that `keyfilters.experiments` writes: conditions, contrasts and the command."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from recorded import load, number, table
+
+__all__ = ["accuracy", "condition_table", "contrast", "contrast_table", "made_by"]
+
+
+def accuracy(name: str, label: str) -> str:
+    """Return the mean of a condition in %."""
+    return f"{_row(name, 'conditions', label=label)['mean']:.1f} %"
+
+
+def contrast(name: str, label: str, reference: str) -> str:
+    """Return by how many points a condition is above another, and the 95 % interval."""
+    row = _row(name, "comparisons", label=label, reference_label=reference)
+    return f"{_signed(row['estimate'])} points ({_signed(row['low'])} to {_signed(row['high'])})"
+
+
+def condition_table(name: str) -> str:
+    """Return the mean of every condition, its interval and its spread over the seeds."""
+    body = [
+        [x["label"], x["seeds"], f"{x['mean']:.1f} %", f"{x['low']:.1f} to {x['high']:.1f}",
+         f"{x['sd']:.1f}"] for x in load(name)["conditions"]
+    ]  # fmt: skip
+    return table(["filters", "seeds", "mean top-1", "95 % interval", "standard deviation"], body)
+
+
+def contrast_table(name: str) -> str:
+    """Return every contrast with its verdict."""
+    body = [
+        [x["question"], x["label"], x["reference_label"], _signed(x["estimate"]),
+         f"{_signed(x['low'])} to {_signed(x['high'])}", number(x["p_holm"], 2), x["verdict"]]
+        for x in load(name)["comparisons"]
+    ]  # fmt: skip
+    header = [
+        "question",
+        "filters",
+        "against",
+        "points",
+        "95 % interval",
+        "p, corrected",
+        "verdict",
+    ]
+    return table(header, body)
+
+
+def made_by(name: str) -> str:
+    """Return the command, the date, the machine and the versions behind a record."""
+    found = load(name)
+    where = dict(found["environment"])
+    date, machine, python = (where.pop(x) for x in ("date", "machine", "python"))
+    versions = ", ".join(f"{key} {value}" for key, value in where.items())
+    source = f"../../benchmarks/results/{name}.json"
+    return (
+        f"```\n{found['command']}\n```\n\n{len(found['runs'])} runs, "
+        f"{found['seconds'] / 3600:.1f} core hours; {machine}; Python {python}; {versions}; "
+        f"{date}. All figures: {{download}}`{name}.json <{source}>`.\n"
+    )
+
+
+def _row(name: str, part: str, **where: str) -> dict[str, Any]:
+    for row in load(name)[part]:
+        if all(row[key] == value for key, value in where.items()):
+            return row
+    raise KeyError(f"{name}.json, {part}: no row with {where}")
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.1f}".replace("-", "−")
