@@ -143,17 +143,19 @@ def _table(fitted: Atlas) -> Table:
     names = ", ".join(models[:3]) + (f" and {len(models) - 3} more" if len(models) > 3 else "")
     table = Table(title=cell(f"{len(fitted.bank_):,} filters of {names}"))
     table.add_column("kernel")
-    for column in ("filters", "usable", "patterns", "classified", "held out", *NULLS):
+    for column in ("filters", "usable", "patterns", "classified", "held out", "strictest null"):
         table.add_column(column, justify="right")
     claims = fitted.claims_.set_index(["size", "claim"])
     for size, found in fitted.sizes_.items():
         kernel = f"{size[0]}×{size[1]}"
         row = claims.loc[(kernel, f"coverage, {ONE_DIMENSION}")]
+        strictest = max(NULLS, key=lambda null: row[null])
         table.add_row(
             kernel,
             f"{fitted.bank_.sizes[size]:,}",
             f"{len(found.rows):,}",
             str(len(found.patterns.table)),
-            *(f"{row[column]:.1%}" for column in ("value", "held_out", *NULLS)),
+            *(f"{row[column]:.1%}" for column in ("value", "held_out")),
+            f"{row[strictest]:.1%} {strictest}",
         )
     return table
