@@ -8,9 +8,9 @@ results/NAME.md and .json; the page of a record: keyfilters experiment page resu
 
 Those of natural images train on the images of the folder KEYFILTERS_CIFAR10 (and lend filters from
 those of KEYFILTERS_CALTECH101, if it is set), as the Hugging Face hub has them. structure-small
-takes 80 minutes on two cores: a convmixer, whose learning rate of .01 was chosen from .004 (58.0 %
-after two epochs, seed 0), .01 (60.7) and .02 (60.7). structure and frozen-natural train the network
-of recipes/cifar10-convnext.toml, for a GPU, or for days: minutes with --workers 12 on a large one.
+takes 80 minutes on two cores: a convmixer, whose learning rate was chosen from .004, .01 and .02 by
+two epochs of learned filters, seed 0. structure and frozen-natural train the network of
+recipes/cifar10-convnext.toml, for a GPU, or for days: minutes with --workers 12 on a large one.
 """
 
 from __future__ import annotations
