@@ -9,15 +9,19 @@ from recorded import load, number, table
 __all__ = ["accuracy", "condition_table", "contrast", "contrast_table", "made_by"]
 
 
-def accuracy(name: str, label: str) -> str:
-    """Return the mean of a condition in %."""
-    return f"{_row(name, 'conditions', label=label)['mean']:.1f} %"
+def accuracy(name: str, **factors: Any) -> str:
+    """Return the mean of the condition with these factors in %."""
+    return f"{_row(load(name)['conditions'], factors)['mean']:.1f} %"
 
 
-def contrast(name: str, label: str, reference: str) -> str:
+def contrast(name: str, one: dict[str, Any], other: dict[str, Any]) -> str:
     """Return by how many points a condition is above another, and the 95 % interval."""
-    row = _row(name, "comparisons", label=label, reference_label=reference)
-    return f"{_signed(row['estimate'])} points ({_signed(row['low'])} to {_signed(row['high'])})"
+    held = load(name)["comparisons"]
+    found = [row for row in held if _has(row["condition"], one) and _has(row["reference"], other)]
+    if not found:
+        raise KeyError(f"{name}.json: no comparison of {one} with {other}")
+    low, high = (_signed(found[0][x]) for x in ("low", "high"))
+    return f"{_signed(found[0]['estimate'])} points (95 % interval {low} to {high})"
 
 
 def condition_table(name: str) -> str:
@@ -62,11 +66,15 @@ def made_by(name: str) -> str:
     )
 
 
-def _row(name: str, part: str, **where: str) -> dict[str, Any]:
-    for row in load(name)[part]:
-        if all(row[key] == value for key, value in where.items()):
+def _row(rows: list[dict[str, Any]], factors: dict[str, Any]) -> dict[str, Any]:
+    for row in rows:
+        if _has(row, factors):
             return row
-    raise KeyError(f"{name}.json, {part}: no row with {where}")
+    raise KeyError(f"no row with {factors}")
+
+
+def _has(row: dict[str, Any], factors: dict[str, Any]) -> bool:
+    return all(row[name] == value for name, value in factors.items())
 
 
 def _signed(value: float) -> str:

@@ -7,7 +7,7 @@ from statistics import mean
 
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
-from recorded import claim, result, rows
+from recorded import claim, load, result, rows
 from recorded import explained as share_explained
 
 TRAINED, NULL, SOFT, OTHER = "#2f66b0", "#22252b", "#a9afba", "#c8452f"
@@ -296,6 +296,21 @@ def natural() -> None:
         {words[x]: ([mean(row[x]) for row in held], colour) for x, colour in series.items()},
     )
     ax.set_ylabel("filters explained, %")
+
+
+def structure() -> None:
+    """Accuracy of networks on frozen filters, by where the filters come from."""
+    held = sorted(load("structure-small")["conditions"], key=lambda row: row["mean"])
+    noise = {"own first", "same covariance", "same spectra", "white"}
+    noise |= {"8 keys of same covariance", "8 random keys"}
+    ax = _axes(7, 0.6 + 0.32 * len(held))
+    for i, row in enumerate(held):
+        shaped = SOFT if row["filters"] in noise else TRAINED
+        colour = NULL if row["filters"] == "learned" else shaped
+        ax.plot([row["low"], row["high"]], [i, i], color=colour)
+        ax.plot(row["mean"], i, "o", markersize=5, color=colour)
+    ax.set_yticks(range(len(held)), [row["label"] for row in held], fontsize=8)
+    ax.set_xlabel("top-1 on test images, % (mean and 95 % interval; axis is cut)")
 
 
 def speed() -> None:
