@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from keyfilters.errors import KeyFiltersError
+from keyfilters.threads import one_thread_if_forked
 from keyfilters.training.dataset import Images
 from keyfilters.training.images import Failed
 from keyfilters.training.parts import find_parts, first_side
@@ -145,6 +146,7 @@ class Data:
             raise KeyFiltersError(f"{what} images are {got}; one shape is expected")
 
 
+@one_thread_if_forked()
 def load_data(name: str = "digits", **options: Any) -> Data:
     """Load a data set by name.
 
@@ -218,6 +220,7 @@ def _shaped(images: Tensor, channels: int, resolution: int) -> Tensor:
     return torch.cat([change(part) for part in images.split(1024)])
 
 
+@one_thread_if_forked()
 def _moments(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return mean and standard deviation of every channel on the scale from 0 to 1."""
     levels = torch.arange(256, dtype=torch.float64) / 255
