@@ -133,6 +133,13 @@ def report(record: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def write_record(name: str, record: dict[str, Any]) -> None:
+    """Write ``name.json`` with all figures and ``name.md`` with the tables to read."""
+    text = json.dumps(record, indent=1, ensure_ascii=False)
+    (RESULTS / f"{name}.json").write_text(text + "\n", encoding="utf-8")
+    (RESULTS / f"{name}.md").write_text(report(record), encoding="utf-8")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("name", choices=EXPERIMENTS)
@@ -145,9 +152,7 @@ def main() -> None:
     executor = LocalProcesses(given.workers)
     record = run_experiment(experiment, given.work / given.name, executor=executor, progress=tell)
     record["command"] = f"python benchmarks/experiments.py {given.name} --seeds {given.seeds}"
-    text = json.dumps(record, indent=1, ensure_ascii=False)
-    (RESULTS / f"{given.name}.json").write_text(text + "\n", encoding="utf-8")
-    (RESULTS / f"{given.name}.md").write_text(report(record), encoding="utf-8")
+    write_record(given.name, record)
     print(report(record))
 
 

@@ -26,8 +26,8 @@ from statistics import fmean
 
 import pandas as pd
 import torch
-from common import RESULTS, environment, markdown, write
-from experiments import NATURAL, RECIPE, report, tell
+from common import environment, markdown, write
+from experiments import NATURAL, RECIPE, tell, write_record
 from timm.models.convmixer import ConvMixer
 from torch import nn
 
@@ -107,10 +107,8 @@ def coverage(given: argparse.Namespace) -> None:
             shares = {"its own": bank, **{kind: kf.null_bank(bank, kind, 0) for kind in NULLS}}
             found = {name: explained(x) for name, x in shares.items()}
             rows.append({"network": network, "step": step, "filters": len(bank), **found})
-        atlas = kf.Atlas(seed=0, seeds=given.seeds, threshold=THRESHOLD, feed_forward=True).fit(
-            bank
-        )
-        claims.append(atlas.claims_.assign(network=network, step=step))
+        atlas = kf.Atlas(seed=0, seeds=given.seeds, threshold=THRESHOLD, feed_forward=True)
+        claims.append(atlas.fit(bank).claims_.assign(network=network, step=step))
     about = environment(given.seeds)
     about["command"] = "python benchmarks/natural_gpu.py coverage"
     about["trained on"] = given.trained_on
@@ -178,9 +176,7 @@ def table(given: argparse.Namespace) -> None:
         record = run_experiment(asked, WORK / "structure", executor=executor, progress=tell)
         record["command"] = f"python benchmarks/natural_gpu.py table --steps {given.steps}"
         record["environment"]["device"] = machine()
-        text = json.dumps(record, indent=1, ensure_ascii=False)
-        (RESULTS / "structure.json").write_text(text + "\n", encoding="utf-8")
-        (RESULTS / "structure.md").write_text(report(record), encoding="utf-8")
+        write_record("structure", record)
 
 
 def machine() -> str:

@@ -24,7 +24,7 @@ from keyfilters.threads import (
     pieces_done_by,
     side_by_side,
 )
-from keyfilters.training import Recipe, train
+from keyfilters.training import Data, Recipe, train
 
 
 def blas() -> list[int]:
@@ -139,6 +139,10 @@ def _trained() -> int:
     return len(train(recipe, model=_network(7), device="cpu").history)
 
 
+IMAGES = torch.zeros(500, 3, 64, 64, dtype=torch.uint8)  # made before the fork
+LABELS = torch.arange(500) % 2
+
+
 WORKS: dict[str, Callable[[], int]] = {
     "match": lambda: len(kf.match(W, null_draws=0)),
     "assign": lambda: len(kf.KeySet.random(4, 5).assign(W, chunk=3).a),
@@ -147,6 +151,7 @@ WORKS: dict[str, Callable[[], int]] = {
     "replace": lambda: len(kf.replace_filters_(_network(5), kf.KeySet.random(4, 5))),
     "freeze": lambda: len(kf.freeze_filters_(timm.create_model("efficientnet_lite0")).table),
     "published": lambda: len(kf.KeySet.published("lindeberg2026-B", 31).filters),
+    "data": lambda: len(Data("black", IMAGES, LABELS, IMAGES, LABELS, ("a", "b")).mean),
     "train": _trained,
 }
 
