@@ -95,6 +95,16 @@ EXPERIMENTS: dict[str, tuple[Callable[..., Experiment], Shared, dict[str, Any]]]
     ),
     "emergence": (emergence, LARGE, {"data": IMAGES}),
     "structure-small": (structure, FEW_CORES, {"data": CIFAR, "steps": 1000}),
+    "initialization-natural": (
+        initialization,
+        replace(FEW_CORES, epochs=3),
+        {"data": CIFAR, "sizes": (7,), "condition": (*SCHEMES[:1], *SCHEMES[3:], "keys?std=keep")},
+    ),
+    "frozen-natural-small": (
+        frozen_keys,
+        FEW_CORES,
+        {"data": CIFAR, "samples": (5000,), "condition": NATURAL_KEYS, "steps": 1000},
+    ),
     "structure": (structure, NATURAL, {"data": CIFAR, "other": OTHER, "steps": 3000}),
     "frozen-natural": (
         frozen_keys,

@@ -302,7 +302,8 @@ def structure() -> None:
     """Accuracy of networks on frozen filters, by where the filters come from."""
     held = sorted(load("structure-small")["conditions"], key=lambda row: row["mean"])
     noise = {"own first", "same covariance", "same spectra", "white"}
-    noise |= {"8 keys of same covariance", "8 random keys"}
+    noise |= {f"8 keys of {x}" for x in ("same covariance", "idealised covariance")}
+    noise |= {"8 keys of idealised spectra", "8 random keys"}
     ax = _axes(7, 0.6 + 0.32 * len(held))
     for i, row in enumerate(held):
         shaped = SOFT if row["filters"] in noise else TRAINED

@@ -37,6 +37,8 @@ QUOTED = [
     ("noise as smooth**: {} against", lambda r: frozen(r, "of another network")),
     ("against {} of CIFAR-10", lambda r: frozen(r, "same covariance")),
     ("frozen idealised keys give {}", lambda r: frozen(r, "8 idealised keys")),
+    ("noise of their covariance {}", lambda r: frozen(r, "8 keys of idealised covariance")),
+    ("random keys {}", lambda r: frozen(r, "8 random keys")),
     ("learned filters {}", lambda r: frozen(r, "learned")),
 ]
 SURVIVED = "docs/discovery.md"

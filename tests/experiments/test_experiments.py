@@ -135,6 +135,24 @@ def test_structure_takes_filters_and_their_nulls_from_another_network(tmp_path: 
         assert bool((residual < 1e-5).all()) is kept
 
 
+def test_noise_like_idealised_keys_is_drawn_from_them(tmp_path: Path) -> None:
+    for part, count in (("train", 80), ("test", 10)):
+        write_parquet(tmp_path / f"{part}-00000-of-00001.parquet", [i % 2 for i in range(count)])
+    names = ("8 idealised keys", "8 keys of idealised covariance", "8 keys of idealised spectra")
+    experiment = build("structure", data=f"hf:{tmp_path}", other="", filters=names, epochs=2.0)
+    ideal, *others = experiment.runs
+    assert [x.sources["source"].key for x in others] == [ideal.key] * 2, "no other run is needed"
+    run_experiment(experiment, tmp_path / "out", executor=InProcess())
+    keys = kf.KeySet.published("lindeberg2026-B", 3)
+    banks = [kf.read(tmp_path / "out" / x.folder / MODEL) for x in experiment.runs]
+    drawn, *noise = (x.stack(3)[0] for x in banks)
+    assert (keys.assign(drawn)[3] < 1e-5).all()
+    for kind, filters in zip(("covariance", "phase"), noise, strict=True):
+        assert (keys.assign(filters)[3] > 1e-3).all()
+        wanted = kf.KeySet.named(f"{kind}:8", 3, 0, bank=banks[0])
+        assert (wanted.assign(filters)[3] < 1e-5).all()
+
+
 def test_the_larger_source_is_asked_for_and_trained_as_long() -> None:
     small = "digits?samples=70&classes=0,1,2"
     experiment = build("transfer", source=(small, DATA), pointwise=False)

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 __all__ = ["FILTERS", "structure"]
 
 FROZEN, KEYS = "transfer?from=@source&freeze=1", "keys?keys={}:8&keys_from=@source&drawn=1"
+IDEALISED = "8 idealised keys"
+LIKE_IDEALISED = ("8 keys of idealised covariance", "8 keys of idealised spectra")
 FILTERS = {  # what the filters are -> the treatment
     "learned": "learned",
     "own first": "frozen",
@@ -28,7 +30,9 @@ FILTERS = {  # what the filters are -> the treatment
     "same covariance": f"{FROZEN}&control=covariance",
     "same spectra": f"{FROZEN}&control=phase",
     "white": f"{FROZEN}&control=random",
-    "8 idealised keys": "keys?drawn=1",
+    IDEALISED: "keys?drawn=1",
+    LIKE_IDEALISED[0]: KEYS.format("covariance"),  # the source is the run with idealised keys
+    LIKE_IDEALISED[1]: KEYS.format("phase"),
     "8 discovered keys": KEYS.format("lines"),
     "8 keys of same covariance": KEYS.format("covariance"),
     "8 random keys": "keys?keys=random&drawn=1",
@@ -43,8 +47,9 @@ EXPLANATION = (
     "with the tap covariance of each of its layers, or its filters with their power spectra and "
     "random phases, or white noise of their means and norms. If structure beyond second-order "
     "statistics counts, the first must beat the second and third. Likewise eight keys: idealised "
-    "ones (babaiee2025quest), eight discovered on the other network, eight drawn from noise of its "
-    "covariance, eight random ones; every channel draws its key and sign."
+    "ones (babaiee2025quest), eight drawn from noise of their covariance (so that each is a sum of "
+    "idealised keys) or of their spectra, eight discovered on the other network, eight drawn from "
+    "noise of its covariance, eight random ones; every channel draws its key and sign."
 )
 
 
@@ -73,17 +78,18 @@ def structure(
             known = f"{', '.join(FILTERS)} are known{nearest(name, FILTERS)}"
             raise KeyFiltersError(f"filters cannot be {name!r}; {known}")
     steps = steps or step_count(shared.options(data=data))
-    runs = []
+    runs, changes = [], {"schedule": {"steps": steps}}
     for seed in shared.all_seeds:
         lenders: dict[str, Run | str] = {SEED: source_network(shared, data, seed, steps)}
         if other:
             lent = source_network(shared, other, seed, steps) if is_data(other) else other
             lenders[IMAGES] = lent
-        for row, text, lender in _rows(filters, lenders):
+        options = shared.options(data=data, treatment=FILTERS[IDEALISED], changes=changes)
+        ideal = make_run({"filters": IDEALISED}, seed, options)
+        for row, text, lender in _rows(filters, lenders, ideal):
             if isinstance(lender, str):
                 text = text.replace("@source", lender)
-            options = shared.options(data=data, treatment=text)
-            options["changes"] = {"schedule": {"steps": steps}}
+            options = shared.options(data=data, treatment=text, changes=changes)
             needs = {"source": lender} if lender and not isinstance(lender, str) else {}
             runs.append(make_run(row, seed, options, needs))
     return Experiment(
@@ -99,13 +105,14 @@ def structure(
 
 
 def _rows(
-    filters: tuple[str, ...], lenders: Mapping[str, Run | str]
+    filters: tuple[str, ...], lenders: Mapping[str, Run | str], ideal: Run
 ) -> list[tuple[dict[str, Any], str, Run | str | None]]:
     """Return the conditions: a row of factors, the treatment, and whose filters it needs."""
     found: list[tuple[dict[str, Any], str, Run | str | None]] = []
     for name in filters:
-        if "@source" not in FILTERS[name]:
-            found.append(({"filters": name, "source": None}, FILTERS[name], None))
+        if "@source" not in FILTERS[name] or name in LIKE_IDEALISED:
+            needed = ideal if name in LIKE_IDEALISED else None
+            found.append(({"filters": name, "source": None}, FILTERS[name], needed))
             continue
         for source, lender in lenders.items():
             found.append(({"filters": name, "source": source}, FILTERS[name], lender))
@@ -114,7 +121,8 @@ def _rows(
 
 def _questions(filters: tuple[str, ...], margin: float) -> list[Question]:
     learned, first = ({"filters": x, "source": None} for x in ("learned", "own first"))
-    random, ideal = ({"filters": f"8 {x} keys", "source": None} for x in ("random", "idealised"))
+    random, ideal = ({"filters": x, "source": None} for x in ("8 random keys", IDEALISED))
+    covariance, spectra = ({"filters": x, "source": None} for x in LIKE_IDEALISED)
     taken, found = {"filters": "of another network"}, {"filters": "8 discovered keys"}
     noise, drawn = {"filters": "same covariance"}, {"filters": "8 keys of same covariance"}
     beyond = "Do filters of another network beat noise of {}?"
@@ -134,6 +142,9 @@ def _questions(filters: tuple[str, ...], margin: float) -> list[Question]:
         Contrast(beat, found, random),
         Contrast(beat, found, drawn),
         Contrast(beat, ideal, drawn | {"source": SEED}),
+        Contrast(beat, ideal, covariance),
+        Contrast(beat, ideal, spectra),
         Contrast("Does covariance make eight keys better?", drawn, random),
+        Contrast("Does covariance make eight keys better?", covariance, random),
     ]  # fmt: skip
     return [x for x in asked if {x.one["filters"], x.other["filters"]} <= set(filters)]
