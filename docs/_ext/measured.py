@@ -60,9 +60,9 @@ def _range(held: Sequence[float]) -> str:
     return f"{100 * min(held):.1f}–{100 * max(held):.1f}" if len(held) > 1 else ""
 
 
-def natural_share(network: str, step: str, bank: str = "its own") -> str:
-    """Return the share of filters explained, of natural.json: mean of the seeds."""
-    return percent(mean(rows("natural", "explained", network=network, step=step)[0][bank]), 1)
+def natural_share(network: str, step: str, bank: str = "its own", name: str = "natural") -> str:
+    """Return the share of filters explained: mean of the seeds, or of the draws of a null."""
+    return percent(mean(rows(name, "explained", network=network, step=step)[0][bank]), 1)
 
 
 def natural_claim(network: str, claim: str, column: str = "value") -> str:
@@ -70,12 +70,15 @@ def natural_claim(network: str, claim: str, column: str = "value") -> str:
     return percent(rows("natural", "claims", network=network, claim=claim)[0][column], 1)
 
 
-def natural_table() -> str:
-    """Return the share of filters explained, step by step: mean of the seeds and range."""
+def natural_table(name: str = "natural") -> str:
+    """Return the share of filters explained, step by step: mean and range of seeds or draws."""
     nulls = ("covariance", "phase", "tap-permuted", "white")
     body = []
-    for row in result("natural", "explained"):
-        shares = [f"{percent(mean(row[x]), 1)} ({_range(row[x])})" for x in ("its own", *nulls)]
+    for row in result(name, "explained"):
+        shares = [
+            " ".join([percent(mean(row[x]), 1), f"({_range(row[x])})" if len(row[x]) > 1 else ""])
+            for x in ("its own", *nulls)
+        ]
         body.append([row["network"], row["step"], row["filters"], *shares])
     header = ["network", "step", "filters", "its own", "same covariance", "phases random"]
     return table([*header, "taps shuffled", "white"], body)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 
+import keyfilters as kf
 from keyfilters.errors import KeyFiltersError
 from keyfilters.training import Data, Recipe, load_data, make_model
 
@@ -60,3 +62,18 @@ def test_files_that_do_not_serve(tmp_path: Path, data: Data) -> None:
         make_model(from_file(tmp_path / "small.safetensors"), data)
     with pytest.raises(KeyFiltersError, match=r"does not take model.options .*size mismatch"):
         make_model(from_file(tmp_path / "small.safetensors", dims=[8, 8, 8, 16]), data)
+
+
+def test_a_convmixer_of_any_shape(data: Data) -> None:
+    shape = {"dim": 12, "depth": 2, "kernel_size": 5, "patch_size": 4}
+    recipe = Recipe.from_dict({"model": {"name": "convmixer", "options": shape}})
+    first, again = (make_model(recipe, data) for _ in range(2))
+    assert [x.weight.shape for x in kf.read(first).layers] == [(12, 5, 5)] * 2
+    assert first(torch.zeros(2, 3, 8, 8)).shape == (2, 3)
+    assert all(map(torch.equal, first.parameters(), again.parameters()))
+    other = make_model(replace(recipe, seed=1), data)
+    assert not torch.equal(other.stem[0].weight, first.stem[0].weight)
+    with pytest.raises(KeyFiltersError, match=r"does not take model.options .*kernel'"):
+        make_model(
+            Recipe.from_dict({"model": {**vars(recipe.model), "options": {"kernel": 5}}}), data
+        )

@@ -164,20 +164,13 @@ def _compare(before: Filters, choice: Choice, after: Replaced, null: Filters) ->
     centred, now = (x - x.mean(1, keepdims=True) for x in (old, new))
     norms = np.linalg.norm(centred, axis=1) * np.linalg.norm(now, axis=1)
     cosine = np.abs((centred * now).sum(1))[norms > 0] / norms[norms > 0]
+    comparable = isinstance(choice, KeySet) and centred.any()  # models of their own fit no others
     return {
         "keys": len(choice),
         "used": len(np.unique(after.index)),
         "explained": explained_share(before, after.filters),
-        "chance": _chance(null, choice) if centred.any() else np.nan,
+        "chance": explained_share(null, _nearest(null, choice).filters) if comparable else np.nan,
         "cosine": float(np.median(cosine)) if len(cosine) else np.nan,
         "error": float(np.linalg.norm(new - old)) / max(float(np.linalg.norm(old)), 1e-30),
         "output_error": after.output_error,
     }
-
-
-def _chance(null: Filters, choice: Choice) -> float:
-    """Share of the null filters' variance that the keys explain; NaN for models of their own."""
-    if not isinstance(choice, KeySet):
-        return np.nan
-    index, a, b, _ = choice.assign(null)
-    return explained_share(null, choice.reconstruct(index, a, b))

@@ -129,12 +129,10 @@ def stored_targets(tensors: Mapping[str, Tensor], layers: Iterable[Layer]) -> li
     for layer in layers:
         weight = tensors.get(f"{layer.name}.weight", tensors.get(layer.name))
         if weight is None:
-            target = left_alone(layer.name, SEVERAL_TENSORS)
-        else:
-            target = stored_target(layer.name, weight, layer.depth)
-            if layer.note.startswith(FIRST):
-                target = replace(target, left=FIRST)
-        found.append(target)
+            found.append(left_alone(layer.name, SEVERAL_TENSORS))
+            continue
+        target = stored_target(layer.name, weight, layer.depth)
+        found.append(replace(target, left=FIRST) if layer.note.startswith(FIRST) else target)
     return found
 
 

@@ -16,12 +16,16 @@ from keyfilters.training.recipe import Recipe
 
 __all__ = ["decay_layers", "make_model", "make_optimiser", "make_schedule", "try_model"]
 
+CONVMIXER = "convmixer"
+
 
 def make_model(recipe: Recipe, data: Data) -> nn.Module:
     """Make the recipe's timm model for the classes and channels of the data, by the seed.
 
-    A file of first weights is named in its options: ``{pretrained = true, pretrained_cfg_overlay =
-    {file = "PATH"}}``. The head starts anew where the file has none or other classes.
+    ``"convmixer"`` is timm's ConvMixer of any shape (options dim, depth, kernel_size, patch_size),
+    since timm's own names fix it. A file of first weights is named in the options of the others:
+    ``{pretrained = true, pretrained_cfg_overlay = {file = "PATH"}}``. The head starts anew where
+    the file has none or other classes.
 
     Raises:
         KeyFiltersError: timm has no such model, it does not take the options, or its pretrained
@@ -33,9 +37,10 @@ def make_model(recipe: Recipe, data: Data) -> nn.Module:
     2
     """
     import timm
+    from timm.models.convmixer import ConvMixer
 
     name, options = recipe.model.name, recipe.model.options
-    if not timm.is_model(name):
+    if name != CONVMIXER and not timm.is_model(name):
         message = f"timm has no model {name!r}{nearest(name, timm.list_models())}"
         raise KeyFiltersError(f"{message}; set model.name")
     sizes = {"num_classes": len(data.classes), "in_chans": data.images.shape[1]}
@@ -43,6 +48,8 @@ def make_model(recipe: Recipe, data: Data) -> nn.Module:
     def create(**changes: Any) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(recipe.seed)
+            if name == CONVMIXER:
+                return ConvMixer(**{**sizes, **options})
             return create_timm(name, **{**sizes, **options, **changes})
 
     try:

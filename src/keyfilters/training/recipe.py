@@ -62,7 +62,7 @@ def section(cls: type[T]) -> type[T]:
 class Model:
     """A timm model; unused where a module is given to `train`."""
 
-    name: Text = doc("as in timm.list_models()", default="convnextv2_atto")
+    name: Text = doc("as in timm.list_models(), or convmixer", default="convnextv2_atto")
     options: Table = doc("more arguments of timm.create_model", default_factory=dict)
 
 
