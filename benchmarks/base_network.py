@@ -18,18 +18,16 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as the command line sets 
 import argparse
 import json
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 from common import environment, markdown, write
-from natural_gpu import spread
+from natural_gpu import EXPLAINED, explained, spread
 
 import keyfilters as kf
 from keyfilters.nulls import NULLS
 from keyfilters.training import Recipe, load_data, make_model, train
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "cifar10-convmixer.toml"
-EXPLAINED = 0.64  # r² from which on a filter counts as explained
 DRAWS = 5  # of every null
 NAME = "ConvMixer-128/6"
 
@@ -45,23 +43,6 @@ def steps(work: Path, recipe: Recipe) -> dict[str, kf.FilterBank]:
     }
 
 
-def share(bank: kf.FilterBank) -> float:
-    """Share of the filters that one receptive field explains."""
-    return float((kf.match(bank.stack(7)[0], null=None)["r2"] >= EXPLAINED).mean())
-
-
-def chance(bank: kf.FilterBank, kind: str) -> list[float]:
-    """The same of null filters, draw by draw."""
-    return [share(kf.null_bank(bank, kind, seed)) for seed in range(DRAWS)]
-
-
-def shown(x: Any) -> Any:
-    """Write a list of shares: mean and range of several, or the one."""
-    if not isinstance(x, list):
-        return x
-    return spread(x) if len(x) > 1 else f"{100 * x[0]:.1f} %"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", help="CIFAR-10 as parquet files")
@@ -71,8 +52,11 @@ def main() -> None:
     trained = train(recipe, given.work)
     rows = []
     for step, bank in steps(given.work, recipe).items():
-        draws = {kind: chance(bank, kind) for kind in NULLS}
-        own = {"network": NAME, "step": step, "filters": len(bank), "its own": [share(bank)]}
+        draws = {
+            kind: [explained(kf.null_bank(bank, kind, seed))[0] for seed in range(DRAWS)]
+            for kind in NULLS
+        }
+        own = {"network": NAME, "step": step, "filters": len(bank), "its own": explained(bank)}
         rows.append(own | draws)
     atlas = kf.Atlas(seed=0).fit(bank)
     about = environment(1)
@@ -87,8 +71,10 @@ def main() -> None:
     named = ["claim", "value", "sd", "held_out", *NULLS, "q"]
     parts = {
         "The network": markdown(pd.DataFrame([network]), ("val_top1", "test_top1")),
-        f"Filters that one receptive field explains at r² ≥ {EXPLAINED}, beside the nulls: mean of "
-        f"{DRAWS} draws (least–most)": markdown(pd.DataFrame(rows).map(shown)),
+        f"Filters that one receptive field explains at r² ≥ {EXPLAINED:.2f}, beside the nulls: "
+        f"mean of {DRAWS} draws (least–most)": (
+            markdown(pd.DataFrame(rows).map(lambda x: spread(x) if isinstance(x, list) else x))
+        ),
         "Claims of its atlas: share of filters": markdown(
             atlas.claims_[named], percent=tuple(named[1:-1])
         ),

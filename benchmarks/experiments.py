@@ -9,7 +9,8 @@ results/NAME.md and .json; the page of a record: keyfilters experiment page resu
 Those of natural images train on the images of the folder KEYFILTERS_CIFAR10 (and lend filters from
 those of KEYFILTERS_CALTECH101, if it is set), as the Hugging Face hub has them. structure-small
 takes 80 minutes on two cores: a convmixer, whose learning rate was chosen from .004, .01 and .02 by
-two epochs of learned filters, seed 0. structure and frozen-natural train the network of
+two epochs of learned filters, seed 0; initialization-natural and frozen-natural-small train the
+same network, an hour each. structure and frozen-natural train the network of
 recipes/cifar10-convnext.toml, for a GPU, or for days: minutes with --workers 12 on a large one.
 """
 

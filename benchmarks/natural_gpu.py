@@ -28,7 +28,6 @@ import pandas as pd
 import torch
 from common import environment, markdown, write
 from experiments import NATURAL, RECIPE, tell, write_record
-from timm.models.convmixer import ConvMixer
 from torch import nn
 
 import keyfilters as kf
@@ -42,6 +41,8 @@ BASE = RECIPE.with_name("cifar10-convnext-gpu.toml")
 CHANGES = {  # of its recipe
     "convnext": (),
     "convmixer": (  # batch normalisation learns faster
+        "model.name=convmixer",
+        "model.options={dim=256, depth=8, kernel_size=7, patch_size=2}",
         *("optimiser.lr=1e-2", "optimiser.weight_decay=0.005"),
         *("schedule.epochs=18", "schedule.warmup_epochs=3"),
         *("augmentation.mixup=0", "augmentation.cutmix=0"),
@@ -56,11 +57,7 @@ END, COVARIANCE = "end", "0, covariance"
 def make(network: str, seed: int, *changes: str) -> tuple[Recipe, nn.Module]:
     """Return a recipe and the untrained network: ConvMixer-256/8, or the ConvNeXt of the recipe."""
     recipe = Recipe.load(BASE, f"seed={seed}", *CHANGES[network], *changes)
-    if network == "convnext":
-        return recipe, make_model(recipe, load_data("digits", channels=3))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return recipe, ConvMixer(256, 8, kernel_size=7, patch_size=2, num_classes=10)
+    return recipe, make_model(recipe, load_data("digits", channels=3))
 
 
 def one(given: argparse.Namespace) -> None:
@@ -158,9 +155,9 @@ def explained(bank: kf.FilterBank) -> list[float]:
 
 
 def spread(shares: list[float]) -> str:
-    """Mean, and least to most of the seeds."""
+    """Mean, and of several least to most."""
     low, mean, high = (100 * x for x in (min(shares), fmean(shares), max(shares)))
-    return f"{mean:.1f} % ({low:.1f}–{high:.1f})"
+    return f"{mean:.1f} %" + (f" ({low:.1f}–{high:.1f})" if len(shares) > 1 else "")
 
 
 def table(given: argparse.Namespace) -> None:

@@ -60,6 +60,10 @@ def _range(held: Sequence[float]) -> str:
     return f"{100 * min(held):.1f}–{100 * max(held):.1f}" if len(held) > 1 else ""
 
 
+def _spread(held: Sequence[float]) -> str:
+    return percent(mean(held), 1) + (f" ({_range(held)})" if len(held) > 1 else "")
+
+
 def natural_share(network: str, step: str, bank: str = "its own", name: str = "natural") -> str:
     """Return the share of filters explained: mean of the seeds, or of the draws of a null."""
     return percent(mean(rows(name, "explained", network=network, step=step)[0][bank]), 1)
@@ -75,10 +79,7 @@ def natural_table(name: str = "natural") -> str:
     nulls = ("covariance", "phase", "tap-permuted", "white")
     body = []
     for row in result(name, "explained"):
-        shares = [
-            " ".join([percent(mean(row[x]), 1), f"({_range(row[x])})" if len(row[x]) > 1 else ""])
-            for x in ("its own", *nulls)
-        ]
+        shares = [_spread(row[x]) for x in ("its own", *nulls)]
         body.append([row["network"], row["step"], row["filters"], *shares])
     header = ["network", "step", "filters", "its own", "same covariance", "phases random"]
     return table([*header, "taps shuffled", "white"], body)

@@ -141,7 +141,8 @@ def test_noise_like_idealised_keys_is_drawn_from_them(tmp_path: Path) -> None:
     names = ("8 idealised keys", "8 keys of idealised covariance", "8 keys of idealised spectra")
     experiment = build("structure", data=f"hf:{tmp_path}", other="", filters=names, epochs=2.0)
     ideal, *others = experiment.runs
-    assert [x.sources["source"].key for x in others] == [ideal.key] * 2, "no other run is needed"
+    needed = [[run.key for run in x.sources.values()] for x in others]
+    assert needed == [[ideal.key]] * 2, "no other run is needed"
     run_experiment(experiment, tmp_path / "out", executor=InProcess())
     keys = kf.KeySet.published("lindeberg2026-B", 3)
     banks = [kf.read(tmp_path / "out" / x.folder / MODEL) for x in experiment.runs]

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timm.models.convmixer import ConvMixer
 from torch import nn
 
 from keyfilters.errors import KeyFiltersError, nearest
@@ -105,32 +104,25 @@ def build_network(options: Mapping[str, Any], data: Data, seed: int) -> nn.Modul
         width, depth = (own.pop(x, options.get(x, n)) for x, n in (("width", 32), ("depth", 4)))
         if own:
             raise KeyFiltersError(f"{OWN} has the options width, depth and size, not {list(own)}")
-        network = _convmixer((width, depth, size), data, seed)
+        own = _convmixer_options((width, depth, size), data)
     else:
         if name.startswith("convnext"):
             own.setdefault("kernel_sizes", size)
         elif size != 5:
             got = f"the kernel size of {name} cannot be chosen"
             raise KeyFiltersError(f"{got}; take {OWN} or a convnext")
-        recipe = Recipe.from_dict({"seed": seed, "model": {"name": name, "options": own}})
-        network = make_model(recipe, data)
+    recipe = Recipe.from_dict({"seed": seed, "model": {"name": name, "options": own}})
+    network = make_model(recipe, data)
     if std := options.get("std", 0):
         initialize_filters_(network, "trunc-normal", std=std, seed=seed)
     return network
 
 
-def _convmixer(shape: tuple[int, int, int], data: Data, seed: int) -> nn.Module:
+def _convmixer_options(shape: tuple[int, int, int], data: Data) -> dict[str, Any]:
     if any(type(x) is not int or x < 1 for x in shape):
         raise KeyFiltersError(f"width, depth and size are {shape}; whole numbers above 0 expected")
-    channels, side = data.images.shape[1:3]
-    patch = 2 ** max(0, floor(log2(side / 8)))  # 8 to 15 places along a side
-    classes = len(data.classes)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        network: nn.Module = ConvMixer(
-            *shape, patch_size=patch, in_chans=channels, num_classes=classes
-        )
-    return network
+    patch = 2 ** max(0, floor(log2(data.images.shape[2] / 8)))  # 8 to 15 places along a side
+    return dict(zip(("dim", "depth", "kernel_size", "patch_size"), (*shape, patch), strict=True))
 
 
 def load(options: Mapping[str, Any], seed: int) -> Data:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["FILTERS", "structure"]
 
-FROZEN, KEYS = "transfer?from=@source&freeze=1", "keys?keys={}:8&keys_from=@source&drawn=1"
+FROZEN, KEYS = "transfer?from=@source&freeze=1", "keys?keys={}:8&keys_from=@{}&drawn=1"
 IDEALISED = "8 idealised keys"
 LIKE_IDEALISED = ("8 keys of idealised covariance", "8 keys of idealised spectra")
 FILTERS = {  # what the filters are -> the treatment
@@ -31,10 +31,10 @@ FILTERS = {  # what the filters are -> the treatment
     "same spectra": f"{FROZEN}&control=phase",
     "white": f"{FROZEN}&control=random",
     IDEALISED: "keys?drawn=1",
-    LIKE_IDEALISED[0]: KEYS.format("covariance"),  # the source is the run with idealised keys
-    LIKE_IDEALISED[1]: KEYS.format("phase"),
-    "8 discovered keys": KEYS.format("lines"),
-    "8 keys of same covariance": KEYS.format("covariance"),
+    LIKE_IDEALISED[0]: KEYS.format("covariance", "ideal"),  # the run with idealised keys
+    LIKE_IDEALISED[1]: KEYS.format("phase", "ideal"),
+    "8 discovered keys": KEYS.format("lines", "source"),
+    "8 keys of same covariance": KEYS.format("covariance", "source"),
     "8 random keys": "keys?keys=random&drawn=1",
 }
 SEED, IMAGES = "another seed", "other images"  # of the network whose filters are taken
@@ -86,11 +86,12 @@ def structure(
             lenders[IMAGES] = lent
         options = shared.options(data=data, treatment=FILTERS[IDEALISED], changes=changes)
         ideal = make_run({"filters": IDEALISED}, seed, options)
-        for row, text, lender in _rows(filters, lenders, ideal):
+        for row, text, lender in _rows(filters, lenders):
             if isinstance(lender, str):
                 text = text.replace("@source", lender)
             options = shared.options(data=data, treatment=text, changes=changes)
-            needs = {"source": lender} if lender and not isinstance(lender, str) else {}
+            roles: dict[str, Any] = {"source": lender, "ideal": ideal}
+            needs = {role: run for role, run in roles.items() if f"@{role}" in text}
             runs.append(make_run(row, seed, options, needs))
     return Experiment(
         name="structure",
@@ -105,14 +106,13 @@ def structure(
 
 
 def _rows(
-    filters: tuple[str, ...], lenders: Mapping[str, Run | str], ideal: Run
+    filters: tuple[str, ...], lenders: Mapping[str, Run | str]
 ) -> list[tuple[dict[str, Any], str, Run | str | None]]:
     """Return the conditions: a row of factors, the treatment, and whose filters it needs."""
     found: list[tuple[dict[str, Any], str, Run | str | None]] = []
     for name in filters:
-        if "@source" not in FILTERS[name] or name in LIKE_IDEALISED:
-            needed = ideal if name in LIKE_IDEALISED else None
-            found.append(({"filters": name, "source": None}, FILTERS[name], needed))
+        if "@source" not in FILTERS[name]:
+            found.append(({"filters": name, "source": None}, FILTERS[name], None))
             continue
         for source, lender in lenders.items():
             found.append(({"filters": name, "source": source}, FILTERS[name], lender))
