@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +12,15 @@ from typing import Any
 import pytest
 
 from keyfilters.errors import KeyFiltersError
-from keyfilters.files import write_whole
+from keyfilters.files import (
+    hold_folder,
+    move_whole,
+    temporary_folder,
+    unfinished_folder,
+    write_whole,
+)
+
+from .interruptions import interrupted_at_every_line
 
 
 def full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,3 +68,26 @@ def test_many_threads_at_once(tmp_path: Path) -> None:
         list(pool.map(lambda content: [write_whole(path, content) for _ in range(20)], contents))
     assert path.read_bytes() in contents
     assert [p.name for p in tmp_path.iterdir()] == ["x"]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_an_interrupt_at_any_line_leaves_nothing_unfinished(tmp_path: Path) -> None:
+    def work() -> None:
+        with hold_folder(out), unfinished_folder(out) as new:
+            for name in "ab":
+                write_whole(new / name, name)
+            move_whole([new / "a", new / "b"], out)
+            with temporary_folder() as other:
+                places.append(other)
+
+    out, places = tmp_path / "out", list[Path]()
+    files = ("interrupts.py", "keyfilters/files.py", "shutil.py", "contextlib.py", "tempfile.py")
+    count = 0
+    for interrupted in interrupted_at_every_line(work, files):
+        left = {path.name for path in out.iterdir()} if out.exists() else set()
+        assert left in (set(), {"a", "b"})
+        assert left or interrupted
+        assert not places or not places[-1].exists()
+        shutil.rmtree(out, ignore_errors=True)
+        count += interrupted
+    assert count > 300

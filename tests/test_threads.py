@@ -26,6 +26,8 @@ from keyfilters.threads import (
 )
 from keyfilters.training import Data, Recipe, train
 
+from .interruptions import interrupted_at_every_line
+
 
 def blas() -> list[int]:
     return [x["num_threads"] for x in threadpoolctl.threadpool_info() if x["user_api"] == "blas"]
@@ -246,3 +248,17 @@ def test_results_that_are_not_taken_hold_tasks_back() -> None:
     assert len(ran) <= 4  # one for each thread, and one
     assert [start for _, start in found] == list(range(2, 50, 2))
     assert sorted(ran) == list(range(0, 50, 2))
+
+
+def test_an_interrupt_at_any_line_leaves_no_limit_and_no_thread() -> None:
+    def work() -> None:
+        with one_thread():
+            pass
+
+    before, torch_before, alive = blas(), torch.get_num_threads(), threading.active_count()
+    files = ("interrupts.py", "threads.py", "thread.py", "threading.py", "contextlib.py")
+    for _ in interrupted_at_every_line(work, files):
+        assert inside() == 0
+        assert blas() == before
+        assert torch.get_num_threads() == torch_before
+        assert threading.active_count() == alive

@@ -16,6 +16,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from keyfilters.errors import UNFINISHED, KeyFiltersError, refuse_unwritten
+from keyfilters.interrupts import uninterrupted
 
 __all__ = [
     "hold_folder",
@@ -59,12 +60,27 @@ def unfinished_in(folder: Path) -> Path:
 @contextmanager
 def unfinished_folder(folder: Path) -> Iterator[Path]:
     """Yield an empty folder inside a folder, which is removed at the end."""
-    unfinished = unfinished_in(folder)
-    unfinished.mkdir(parents=True)
-    try:
+    folder.mkdir(parents=True, exist_ok=True)
+    with _folder_for_a_while(unfinished_in(folder)) as unfinished:
         yield unfinished
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+@contextmanager
+def _folder_for_a_while(folder: Path) -> Iterator[Path]:
+    """Make a folder that only this user may read, and remove it at the end."""
+
+    def remove() -> None:
+        with uninterrupted():
+            shutil.rmtree(folder, ignore_errors=True)
+
+    try:
+        try:
+            folder.mkdir(mode=0o700)
+            yield folder
+        finally:
+            remove()
+    finally:  # once more: a signal may have come before the first time
+        remove()
 
 
 def write_whole(path: Path, content: bytes | str) -> None:
@@ -161,15 +177,18 @@ def temporary_folder() -> Iterator[Path]:
     Raises:
         KeyFiltersError: there is no place for it, or it is full.
     """
+    place: Path | None = None
     try:
-        place = tempfile.TemporaryDirectory(prefix="keyfilters-")
+        name = f"keyfilters-{secrets.token_hex(8)}"
+        with _folder_for_a_while(Path(tempfile.gettempdir()) / name) as place:
+            yield place
     except OSError as error:
+        if place:
+            raise
         reason = error.strerror or error
         raise KeyFiltersError(
             f"cannot make a temporary folder: {reason}; set TMPDIR to a folder that can be written"
         ) from error
-    with place as name:
-        yield Path(name)
 
 
 def sweep(folder: Path) -> None:

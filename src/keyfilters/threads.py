@@ -20,6 +20,8 @@ from typing import Any, Protocol, TypeVar
 import torch
 from threadpoolctl import ThreadpoolController
 
+from keyfilters.interrupts import uninterrupted
+
 __all__ = [
     "Performer",
     "by_threads",
@@ -56,7 +58,7 @@ class _Limit:
         self.own = threading.local()
 
     def enter(self) -> None:
-        with self.lock:
+        with uninterrupted(), self.lock:
             # Nothing is torch's own in a thread that meets it here: it takes over the limit.
             before = torch.get_num_threads()
             if not self.inside:
@@ -69,14 +71,16 @@ class _Limit:
             self.inside += 1
             openmp = self.controller.select(user_api="openmp").limit(limits=1)
             torch.set_num_threads(1)
-        self.own.inside, self.own.threads, self.own.openmp = True, before, openmp
+            self.own.inside, self.own.threads, self.own.openmp = True, before, openmp
 
     def _limit_blas(self) -> None:
         self.blas = self.controller.select(user_api="blas").limit(limits=1)
         self.blas.__enter__()
 
     def leave(self) -> None:
-        with self.lock:
+        with uninterrupted(), self.lock:
+            if not getattr(self.own, "inside", False):
+                return
             self.inside -= 1
             self.own.openmp.restore_original_limits()
             if not self.inside:
@@ -84,7 +88,7 @@ class _Limit:
                 self.keeper.shutdown()
                 torch.set_num_threads(self.threads)  # which new threads take over
             torch.set_num_threads(self.own.threads)
-        self.own.inside = False
+            self.own.inside = False
 
 
 _limit = _Limit()
@@ -112,10 +116,13 @@ def one_thread() -> Iterator[None]:
     if getattr(limit.own, "inside", False):
         yield
         return
-    limit.enter()
     try:
-        yield
-    finally:
+        try:
+            limit.enter()
+            yield
+        finally:
+            limit.leave()
+    finally:  # once more: a signal may have come before the first time
         limit.leave()
 
 
