@@ -81,8 +81,8 @@ REMARKS = [
     "Left marked: the stop left something under a name that says that it is unfinished.",
     "Moments are drawn from the work of a command in a process that has the libraries loaded; the "
     "import of the libraries was not interrupted.",
-    "Found by earlier runs and mended: a signal during the removal of an unfinished folder left it; "
-    "a signal during the start of a helper thread left a process that never ended.",
+    "Found by earlier runs and mended: a signal during the removal of an unfinished folder left "
+    "it; a signal during the start of a helper thread left a process that never ended.",
 ]
 TIMED = ("experiment", "train", "reproduce", "sources")  # whose tables hold seconds or the like
 

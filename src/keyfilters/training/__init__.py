@@ -16,7 +16,7 @@ from keyfilters.training.plan import plan
 from keyfilters.training.processes import own_randomness
 from keyfilters.training.readers import READERS
 from keyfilters.training.recipe import Recipe, section
-from keyfilters.training.results import Trained, write_results, write_weights
+from keyfilters.training.results import Trained, load_trained, write_results, write_weights
 
 __all__ = [
     "READERS",
@@ -30,6 +30,7 @@ __all__ = [
     "evaluating",
     "image_folder",
     "load_data",
+    "load_trained",
     "logits",
     "make_model",
     "normalise",

@@ -14,7 +14,14 @@ from keyfilters.pretrained import create_timm
 from keyfilters.training.data import Data
 from keyfilters.training.recipe import Recipe
 
-__all__ = ["decay_layers", "make_model", "make_optimiser", "make_schedule", "try_model"]
+__all__ = [
+    "create_network",
+    "decay_layers",
+    "make_model",
+    "make_optimiser",
+    "make_schedule",
+    "try_model",
+]
 
 CONVMIXER = "convmixer"
 
@@ -36,6 +43,34 @@ def make_model(recipe: Recipe, data: Data) -> nn.Module:
     >>> make_model(recipe, load_data("digits", classes=[0, 1])).num_classes
     2
     """
+    name, options = recipe.model.name, recipe.model.options
+    sizes = len(data.classes), data.images.shape[1]
+    try:
+        model = create_network(recipe, *sizes)
+    except OSError as error:  # of a file, or of the hub
+        reason = str(error) or "there is no such file"
+        named = 'name a file by model.options.pretrained_cfg_overlay={file = "PATH"}'
+        mend = f"{OFFLINE}: {named}" if isinstance(error, ConnectionError) else named
+        message = f"the pretrained weights of {name} cannot be had: {reason}"
+        raise KeyFiltersError(f"{message}; {mend}") from error
+    if options.get("pretrained"):
+        _require_read(model, create_network(recipe, *sizes, pretrained=False), name)
+    return model
+
+
+def create_network(recipe: Recipe, classes: int, channels: int, **changes: Any) -> nn.Module:
+    """Make the recipe's model, by the seed.
+
+    Args:
+        recipe: of the model, its options and the seed.
+        classes: number of logits.
+        channels: of the images.
+        changes: options of timm that replace those of the recipe.
+
+    Raises:
+        KeyFiltersError: timm has no such model, or it does not take the options.
+        OSError: its pretrained weights cannot be had.
+    """
     import timm
     from timm.models.convmixer import ConvMixer
 
@@ -43,30 +78,17 @@ def make_model(recipe: Recipe, data: Data) -> nn.Module:
     if name != CONVMIXER and not timm.is_model(name):
         message = f"timm has no model {name!r}{nearest(name, timm.list_models())}"
         raise KeyFiltersError(f"{message}; set model.name")
-    sizes = {"num_classes": len(data.classes), "in_chans": data.images.shape[1]}
-
-    def create(**changes: Any) -> nn.Module:
+    sizes = {"num_classes": classes, "in_chans": channels}
+    try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(recipe.seed)
             if name == CONVMIXER:
                 return ConvMixer(**{**sizes, **options})
             return create_timm(name, **{**sizes, **options, **changes})
-
-    try:
-        model = create()
-    except OSError as error:  # of a file, or of the hub
-        reason = str(error) or "there is no such file"
-        named = 'name a file by model.options.pretrained_cfg_overlay={file = "PATH"}'
-        mend = f"{OFFLINE}: {named}" if isinstance(error, ConnectionError) else named
-        message = f"the pretrained weights of {name} cannot be had: {reason}"
-        raise KeyFiltersError(f"{message}; {mend}") from error
     except (TypeError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split("\n\t")[:2])  # torch names every mismatch of a file
         message = f"{name} does not take model.options {options}: {reason}"
         raise KeyFiltersError(message) from error
-    if options.get("pretrained"):
-        _require_read(model, create(pretrained=False), name)
-    return model
 
 
 def _require_read(model: nn.Module, untrained: nn.Module, name: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,12 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from keyfilters.files import write_whole
+from keyfilters.errors import KeyFiltersError, refuse_damage
+from keyfilters.files import typed_path, write_whole
+from keyfilters.training.models import create_network
+from keyfilters.training.recipe import Recipe
 
-__all__ = ["Trained", "state_of", "write_results", "write_weights"]
+__all__ = ["Trained", "load_trained", "state_of", "write_results", "write_weights"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,3 +81,36 @@ def write_results(out: Path, trained: Trained) -> None:
             write_weights(out / f"{name}.safetensors", net)
     text = json.dumps(trained.summary, indent=1, ensure_ascii=False)
     write_whole(out / "summary.json", f"{text}\n")
+
+
+def load_trained(folder: str | os.PathLike[str], *, ema: bool = False) -> nn.Module:
+    """Return the network of a folder that `train` wrote, in evaluation mode.
+
+    It takes images that were normalised by the mean and std under "data" in ``summary.json``.
+
+    Args:
+        folder: with ``recipe.toml``, ``summary.json`` and ``model.safetensors``.
+        ema: whether to take the running mean of the weights, ``ema.safetensors``.
+
+    Raises:
+        KeyFiltersError: a file is missing, damaged, or of another network than the recipe's.
+    """
+    from safetensors.torch import load_file
+
+    folder = typed_path(folder)
+    recipe = Recipe.load(folder / "recipe.toml")
+    with refuse_damage(folder / "summary.json", "what a finished training wrote"):
+        data = json.loads((folder / "summary.json").read_text(encoding="utf-8"))["data"]
+        classes, channels = len(data["classes"]), int(data["training"][1])
+    network = create_network(recipe, classes, channels, pretrained=False)
+    weights = folder / f"{'ema' if ema else 'model'}.safetensors"
+    with refuse_damage(weights, "the weights of a training"):
+        state = load_file(weights)
+    try:
+        network.load_state_dict(state)
+    except RuntimeError as error:
+        raise KeyFiltersError(
+            f"{weights} holds another network than {recipe.model.name} of recipe.toml; build it as "
+            "it was given to `train`, and load the weights into it"
+        ) from error
+    return network.eval()
