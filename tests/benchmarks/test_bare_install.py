@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -14,14 +14,10 @@ from keyfilters.cli import app
 from keyfilters.errors import MissingExtraError
 from keyfilters.sources.formats import FORMATS, Format
 
-ROOT = Path(__file__).parents[2]
-
 
 @pytest.fixture
-def bare(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    pytest.importorskip("benchmarks.common", reason="the benchmarks are in the repository only")
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    return importlib.import_module("bare_install")
+def bare(benchmark_script: Callable[[str], ModuleType]) -> ModuleType:
+    return benchmark_script("bare_install")
 
 
 def test_every_verb_and_every_reader_is_asked(bare: ModuleType) -> None:

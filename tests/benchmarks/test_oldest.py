@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -14,10 +14,8 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
-def oldest(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    pytest.importorskip("benchmarks.common", reason="the benchmarks are in the repository only")
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    return importlib.import_module("oldest")
+def oldest(benchmark_script: Callable[[str], ModuleType]) -> ModuleType:
+    return benchmark_script("oldest")
 
 
 def test_every_floor_is_locked(oldest: ModuleType) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -14,7 +14,6 @@ import keyfilters as kf
 from keyfilters.errors import KeyFiltersError
 from keyfilters.training import Recipe, load_trained, train
 
-ROOT = Path(__file__).parents[2]
 SHAPE = {"dim": 8, "depth": 1, "kernel_size": 3, "patch_size": 2}
 RECIPE = {
     "model": {"name": "convmixer", "options": SHAPE},
@@ -24,10 +23,8 @@ RECIPE = {
 
 
 @pytest.fixture
-def zoo(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    pytest.importorskip("benchmarks.common", reason="the benchmarks are in the repository only")
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    return importlib.import_module("zoo")
+def zoo(benchmark_script: Callable[[str], ModuleType]) -> ModuleType:
+    return benchmark_script("zoo")
 
 
 def test_an_archive_of_runs(zoo: ModuleType, tmp_path: Path) -> None:
