@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
 from threading import Lock
 from typing import Any
 
@@ -243,21 +244,30 @@ def _refine(
     """Move coordinates to where forms explain most; return the shares, ``(n,)``."""
     local = torch.zeros_like(filters[:, 0])
     for p, places in points.items():
-        forms = in_window(MATCHED, size)
-        tops, known = torch.zeros(len(forms), p), torch.zeros(len(forms), dtype=torch.bool)
-        for number, form in enumerate(forms):
-            if len(form.parameters) == p:
-                grid = Grid(form, size)
-                tops[number] = torch.tensor(grid.counts) - 1
-                tops[number, torch.tensor(grid.turns)] = math.inf
-                known[number] = True
-        own = known.to(which.device)[which].nonzero()[:, 0]
+        known, tops = (x.to(filters.device) for x in _largest_coordinates(size, p))
+        own = known[which].nonzero()[:, 0]
         if len(own):
             jets, families = jets_of(size, p, filters.device), which[own]
             places[own], local[own] = climb(
-                filters[own], families, places[own], tops.to(filters)[families], jets
+                filters[own], families, places[own], tops[families], jets
             )
     return local
+
+
+@lru_cache(maxsize=32)
+def _largest_coordinates(size: tuple[int, int], freedom: int) -> tuple[Tensor, Tensor]:
+    """Say which families have so many parameters, ``(F,)``, and where their grids end, ``(F, p)``.
+
+    A coordinate that turns has no end.
+    """
+    forms = in_window(MATCHED, size)
+    known = torch.tensor([len(form.parameters) == freedom for form in forms])
+    tops = torch.zeros(len(forms), freedom)
+    for number in known.nonzero()[:, 0].tolist():
+        grid = Grid(forms[number], size)
+        tops[number] = torch.tensor(grid.counts) - 1
+        tops[number, torch.tensor(grid.turns)] = math.inf
+    return known, tops
 
 
 def _by_family(families: Tensor, rows: Tensor) -> Iterator[tuple[int, Tensor]]:
