@@ -20,6 +20,9 @@ __all__ = [
     "on_pictures",
     "pictures_table",
     "present",
+    "replaced",
+    "replaced_by",
+    "replaced_table",
     "speed_missed",
     "speed_table",
     "timm_counts",
@@ -93,6 +96,25 @@ def natural_networks() -> str:
         for row in result("natural", "networks")
     ]
     return table(["network", "seed", "epochs", "top-1, validation", "top-1, test"], body)
+
+
+def replaced(keys: str, count: int) -> str:
+    """Return the share of CIFAR-10's test images that are right on a few keys."""
+    row = rows("natural-replacement", "conditions", keys=keys, number=count)[0]
+    return percent(row["top1"] / 100, 1)
+
+
+def replaced_by(keys: str, other: str, count: int) -> str:
+    """Return how many points one kind of keys is above another, and the 95 % interval."""
+    row = rows("natural-replacement", "differences", keys=keys, minus=other, number=count)[0]
+    return f"{row['points'].replace(' (', ' points (95 % interval ')}".replace("-", "−")
+
+
+def replaced_table() -> str:
+    """Return the share of test images that are right by keys and their number."""
+    names = ("keys", "number", "seeds", "right, %", "least–most of seeds")
+    found = result("natural-replacement", "conditions")
+    return table([*names], [[row[name] for name in names] for row in found])
 
 
 def compared_pairs(measure: str) -> str:

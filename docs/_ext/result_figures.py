@@ -260,24 +260,53 @@ def emergence() -> None:
 
 def pictures() -> None:
     """Same first class on pictures against the number of keys, beside keys of noise."""
-    ax = _axes()
+    runs = [row for row in result("pictures") if row["how"] == "recalibrated"]
     lines = {
         "lines": ("learned from the network", TRAINED, "o-"),
         "lines of same-covariance noise": ("learned from noise, same covariance", NULL, "o--"),
         "lines of phase-randomised filters": ("learned from filters of random phase", SOFT, "o--"),
         "random": ("random", "#dadde3", "o-"),
     }
-    runs = [row for row in result("pictures") if row["how"] == "recalibrated"]
+    held = {
+        keys: [(row["count"], row["top1"]) for row in runs if row["keys"] == keys] for keys in lines
+    }
+    _by_number(lines, held).set_ylabel("same first class, %")
+
+
+def replaced() -> None:
+    """Test images right against the number of keys, beside keys of noise."""
+    lines = {
+        "lines of its filters": ("learned from the network", TRAINED, "o-"),
+        "lines of covariance noise": ("learned from noise, same covariance", NULL, "o--"),
+        "lines of phase noise": ("learned from filters of random phase", SOFT, "o--"),
+        "random": ("random", "#dadde3", "o-"),
+    }
+    found = result("natural-replacement", "conditions")
+    held = {
+        keys: [(row["number"], row["top1"] / 100) for row in found if row["keys"] == keys]
+        for keys in lines
+    }
+    ax = _by_number(lines, held)
+    before = result("natural-replacement", "before")
+    ax.axhline(before, color=OTHER, linewidth=1, label="all filters as they are")
+    ax.set_ylabel("test images right, %")
+    ax.legend(frameon=False, fontsize=8)
+
+
+def _by_number(
+    lines: Mapping[str, tuple[str, str, str]], held: Mapping[str, list[tuple[int, float]]]
+) -> Axes:
+    """Draw shares against the number of keys: for every line the mean of each number."""
+    ax = _axes()
     for keys, (label, colour, style) in lines.items():
-        counts = sorted({row["count"] for row in runs if row["keys"] == keys})
-        held = [[100 * r["top1"] for r in runs if (r["keys"], r["count"]) == (keys, n)]
-                for n in counts]  # fmt: skip
-        ax.plot(counts, [mean(x) for x in held], style, color=colour, label=label)
+        counts = sorted({count for count, _ in held[keys]})
+        means = [100 * mean(x for count, x in held[keys] if count == n) for n in counts]
+        ax.plot(counts, means, style, color=colour, label=label)
     ax.set_xscale("log", base=2)
     ax.set_xticks([4, 8, 16, 32], ["4", "8", "16", "32"])
     ax.set_xlabel("keys for each kernel size")
-    ax.set_ylabel("same first class, %")
     ax.legend(frameon=False, fontsize=8)
+    return ax
 
 
 def natural() -> None:

@@ -25,6 +25,12 @@ def frozen(recorded, filters):
     return next(row["mean"] for row in held if row["filters"] == filters) / 100
 
 
+def replaced(recorded, keys):
+    """Share of test images right on eight keys, without training."""
+    found = recorded.rows("natural-replacement", "conditions", keys=keys, number=8)
+    return found[0]["top1"] / 100
+
+
 QUOTED = [
     ("covers {} of the 5×5 filters", lambda r: r.claim(LITE, "5×5", CODE)["value"]),
     (
@@ -40,6 +46,10 @@ QUOTED = [
     ("noise of their covariance {}", lambda r: frozen(r, "8 keys of idealised covariance")),
     ("random keys {}", lambda r: frozen(r, "8 random keys")),
     ("learned filters {}", lambda r: frozen(r, "learned")),
+    ("a network classifies {} correctly", lambda r: r.result("natural-replacement", "before") / 100),
+    ("eight keys of its own filters {}", lambda r: replaced(r, "lines of its filters")),
+    ("on eight of noise as smooth {}", lambda r: replaced(r, "lines of covariance noise")),
+    ("on eight random ones {}", lambda r: replaced(r, "random")),
 ]
 SURVIVED = "docs/discovery.md"
 SURVIVED_QUOTED = [
