@@ -270,7 +270,9 @@ def pictures() -> None:
     held = {
         keys: [(row["count"], row["top1"]) for row in runs if row["keys"] == keys] for keys in lines
     }
-    _by_number(lines, held).set_ylabel("same first class, %")
+    ax = _by_number(lines, held)
+    ax.set_ylabel("same first class, %")
+    _legend_beside(ax)
 
 
 def replaced() -> None:
@@ -290,7 +292,7 @@ def replaced() -> None:
     before = result("natural-replacement", "before")
     ax.axhline(before, color=OTHER, linewidth=1, label="all filters as they are")
     ax.set_ylabel("test images right, %")
-    ax.legend(frameon=False, fontsize=8)
+    _legend_beside(ax)
 
 
 def _by_number(
@@ -305,8 +307,12 @@ def _by_number(
     ax.set_xscale("log", base=2)
     ax.set_xticks([4, 8, 16, 32], ["4", "8", "16", "32"])
     ax.set_xlabel("keys for each kernel size")
-    ax.legend(frameon=False, fontsize=8)
+    ax.set_ylim(0, 100)
     return ax
+
+
+def _legend_beside(ax: Axes) -> None:
+    ax.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
 
 
 def natural() -> None:
