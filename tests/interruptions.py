@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -9,40 +10,68 @@ from types import FrameType
 from typing import Any
 
 
-def interrupted_at_every_line(work: Callable[[], None], files: tuple[str, ...]) -> Iterator[bool]:
-    """Run a work again and again, with a SIGINT at one line more each time.
+class StoppedError(BaseException):
+    """Raised by the handlers of the signals that are sent."""
+
+
+def interrupted_at_every_line(
+    work: Callable[[], None], files: tuple[str, ...], number: signal.Signals = signal.SIGINT
+) -> Iterator[int]:
+    """Run a work again and again, with a signal at one line later each time.
+
+    The handlers of SIGINT and SIGTERM raise meanwhile, as those of the command line do, and each
+    signal must end the work.
 
     Args:
-        work: takes things and gives them back; no two runs may differ.
+        work: takes things and gives them back.
         files: ends of the paths of the source files whose lines count.
+        number: of the signal.
 
     Yields:
-        Whether the work was interrupted: all but those at the very end must be.
+        The number of the line; the last run is the one that has ended before it.
     """
-    lines, _ = _interrupted(work, files, at=0)
-    for at in range(1, lines + 1):
-        yield _interrupted(work, files, at)[1]
+
+    def stop(*_: Any) -> None:
+        raise StoppedError
+
+    held = {x: signal.signal(x, stop) for x in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        for line in itertools.count(1):
+            sent, stopped = _stopped(work, files, line, number)
+            assert sent == stopped, f"the signal at line {line} was lost"
+            assert all(signal.getsignal(x) is stop for x in held), f"another handler, line {line}"
+            yield line
+            if not sent:
+                assert line > len(files), "no line of these files was run"
+                return
+    finally:
+        for x, handler in held.items():
+            signal.signal(x, handler)
 
 
-def _interrupted(work: Callable[[], None], files: tuple[str, ...], at: int) -> tuple[int, bool]:
+def _stopped(
+    work: Callable[[], None], files: tuple[str, ...], line: int, number: signal.Signals
+) -> tuple[bool, bool]:
+    """Return whether the line was reached, where the signal is sent, and whether it was raised."""
     count = 0
 
     def trace(frame: FrameType, event: str, _: Any) -> Any:
         nonlocal count
         if not frame.f_code.co_filename.endswith(files):
             return None
-        count += event == "line"
-        if event == "line" and count == at:
-            sys.settrace(None)
-            signal.raise_signal(signal.SIGINT)
+        if event == "line":
+            count += 1
+            if count == line:
+                sys.settrace(None)
+                signal.raise_signal(number)
         return trace
 
     before = sys.gettrace()
     sys.settrace(trace)
     try:
         work()
-    except (KeyboardInterrupt, SystemExit):
-        return count, True
+    except StoppedError:
+        return count >= line, True
     finally:
         sys.settrace(before)
-    return count, False
+    return count >= line, False

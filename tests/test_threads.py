@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import threading
@@ -37,6 +38,15 @@ def inside() -> int:
     """Return the number of blocks that threads are in; none is just being left."""
     with threads._limit.lock:
         return threads._limit.inside
+
+
+def threads_left(allowed: int) -> int:
+    """Return how many threads are alive, after those that a lost pool leaves have ended."""
+    deadline = time.monotonic() + 60
+    while threading.active_count() > allowed and time.monotonic() < deadline:
+        gc.collect()  # which tells the threads of the pool
+        time.sleep(0.01)
+    return threading.active_count()
 
 
 def in_new_thread(call: Callable[[], Any]) -> Any:
@@ -251,14 +261,26 @@ def test_results_that_are_not_taken_hold_tasks_back() -> None:
 
 
 def test_an_interrupt_at_any_line_leaves_no_limit_and_no_thread() -> None:
-    def work() -> None:
+    def limited() -> None:
         with one_thread():
             pass
 
     before, torch_before, alive = blas(), torch.get_num_threads(), threading.active_count()
-    files = ("interrupts.py", "threads.py", "thread.py", "threading.py", "contextlib.py")
-    for _ in interrupted_at_every_line(work, files):
+    files = ("interrupts.py", "keyfilters/threads.py", "concurrent/futures/thread.py",
+             "threading.py", "contextlib.py")  # fmt: skip
+    for _ in interrupted_at_every_line(limited, files):
         assert inside() == 0
         assert blas() == before
         assert torch.get_num_threads() == torch_before
         assert threading.active_count() == alive
+
+
+@pytest.mark.usefixtures("three_threads")
+def test_an_interrupt_while_tasks_are_started_ends_them_all() -> None:
+    def several() -> None:
+        assert list(side_by_side([partial(int, x) for x in "1234"])) == [1, 2, 3, 4]
+
+    alive = threading.active_count()
+    for _ in interrupted_at_every_line(several, ("keyfilters/threads.py", "thread.py")):
+        assert inside() == 0
+        assert threads_left(alive) == alive

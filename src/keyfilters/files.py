@@ -61,12 +61,12 @@ def unfinished_in(folder: Path) -> Path:
 def unfinished_folder(folder: Path) -> Iterator[Path]:
     """Yield an empty folder inside a folder, which is removed at the end."""
     folder.mkdir(parents=True, exist_ok=True)
-    with _folder_for_a_while(unfinished_in(folder)) as unfinished:
+    with _removed_at_end(unfinished_in(folder)) as unfinished:
         yield unfinished
 
 
 @contextmanager
-def _folder_for_a_while(folder: Path) -> Iterator[Path]:
+def _removed_at_end(folder: Path) -> Iterator[Path]:
     """Make a folder that only this user may read, and remove it at the end."""
 
     def remove() -> None:
@@ -75,7 +75,7 @@ def _folder_for_a_while(folder: Path) -> Iterator[Path]:
 
     try:
         try:
-            folder.mkdir(mode=0o700)
+            folder.mkdir(mode=0o700)  # no other process uses this name
             yield folder
         finally:
             remove()
@@ -141,14 +141,12 @@ def move_whole(files: Sequence[Path], folder: Path) -> None:
         OSError: one cannot be moved.
     """
     moved: list[tuple[Path, Path]] = []
-    with ExitStack() as stack:
-        aside: Path | None = None
+    with unfinished_folder(folder) as aside:
         try:
             for number, file in enumerate(files):
                 place = folder / file.name
                 before = Path()
                 if place.exists():
-                    aside = aside or stack.enter_context(unfinished_folder(folder))
                     before = aside / str(number)  # a longer name might be too long
                     _keep(place, before)
                 moved.append((place, before))
@@ -180,7 +178,7 @@ def temporary_folder() -> Iterator[Path]:
     place: Path | None = None
     try:
         name = f"keyfilters-{secrets.token_hex(8)}"
-        with _folder_for_a_while(Path(tempfile.gettempdir()) / name) as place:
+        with _removed_at_end(Path(tempfile.gettempdir()) / name) as place:
             yield place
     except OSError as error:
         if place:

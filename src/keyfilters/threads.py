@@ -68,9 +68,9 @@ class _Limit:
                 self.keeper.submit(self._limit_blas).result()
             elif before == 1:
                 before = self.threads
-            self.inside += 1
             openmp = self.controller.select(user_api="openmp").limit(limits=1)
             torch.set_num_threads(1)
+            self.inside += 1
             self.own.inside, self.own.threads, self.own.openmp = True, before, openmp
 
     def _limit_blas(self) -> None:
@@ -78,9 +78,9 @@ class _Limit:
         self.blas.__enter__()
 
     def leave(self) -> None:
+        if not getattr(self.own, "inside", False):
+            return
         with uninterrupted(), self.lock:
-            if not getattr(self.own, "inside", False):
-                return
             self.inside -= 1
             self.own.openmp.restore_original_limits()
             if not self.inside:
@@ -182,7 +182,8 @@ def side_by_side(tasks: Sequence[Callable[[], Result]]) -> Iterator[Result]:
             with ThreadPoolExecutor(threads) as pool:
                 started: deque[Future[Result]] = deque()
                 for task in tasks:
-                    started.append(pool.submit(_as_part, task))
+                    with uninterrupted():  # or a lock of the pool might never be given back
+                        started.append(pool.submit(_as_part, task))
                     if len(started) > threads:
                         yield started.popleft().result()
                 while started:

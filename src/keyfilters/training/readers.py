@@ -22,6 +22,7 @@ from torch import Tensor
 
 from keyfilters.errors import KeyFiltersError, nearest, needing
 from keyfilters.files import typed_path
+from keyfilters.interrupts import uninterrupted
 from keyfilters.network import hub_answers, hub_offline
 from keyfilters.training.images import open_image, photographs, random_crops
 from keyfilters.training.parquet import parquet_splits
@@ -83,7 +84,9 @@ class Items:
                 return 0
 
         with ThreadPoolExecutor(8) as pool:
-            return crc32(np.fromiter(pool.map(one, range(len(self))), np.uint32).tobytes())
+            with uninterrupted():  # or a lock of the pool might never be given back
+                found = pool.map(one, range(len(self)))
+            return crc32(np.fromiter(found, np.uint32).tobytes())
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import signal
+import threading
+
+import pytest
+
+from keyfilters.interrupts import uninterrupted
+
+from .interruptions import StoppedError, interrupted_at_every_line
+
+FILES = ("keyfilters/interrupts.py", "contextlib.py", "signal.py", "enum.py")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_at_any_line_is_raised_and_handlers_come_back(number: signal.Signals) -> None:
+    begun, whole = [], []
+
+    def work() -> None:
+        with uninterrupted():
+            begun.append(1)
+            whole.append(1)
+
+    assert list(interrupted_at_every_line(work, FILES, number))[-1] > 20
+    assert len(begun) == len(whole) > 5
+
+
+def test_a_signal_is_raised_beside_an_error_and_beside_another_signal() -> None:
+    came = []
+
+    def handle(number: int, _: object) -> None:
+        came.append(number)
+        if number == signal.SIGINT:
+            raise StoppedError
+
+    held = {x: signal.signal(x, handle) for x in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        with pytest.raises(StoppedError) as raised, uninterrupted():
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(signal.SIGINT)
+            assert came == []
+            raise OSError("full")
+        assert isinstance(raised.value.__context__, OSError)
+        assert came == [signal.SIGINT, signal.SIGTERM]
+    finally:
+        for x, handler in held.items():
+            signal.signal(x, handler)
+
+
+def test_other_threads_change_no_handler() -> None:
+    seen = []
+
+    def work() -> None:
+        with uninterrupted():
+            seen.append(signal.getsignal(signal.SIGINT))
+
+    before = signal.getsignal(signal.SIGINT)
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == [before]
