@@ -14,12 +14,16 @@ import hashlib
 import json
 import zipfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import keyfilters as kf
 from keyfilters.errors import KeyFiltersError
 from keyfilters.files import whole_file
-from keyfilters.training import Recipe, load_trained
+from keyfilters.training import load_trained
+from keyfilters.training.models import WEIGHTS
+from keyfilters.treatment import FilterRecipe, Treatment
 
 CARD = """# {name}
 
@@ -41,19 +45,43 @@ The weights are ours, under Apache-2.0. The images are not included.
 """
 
 
+def without_paths(recipe: FilterRecipe) -> FilterRecipe:
+    """Return a recipe without the folders of the one who trained.
+
+    Raises:
+        KeyFiltersError: the network began with trained weights, or its filters were treated.
+    """
+    if WEIGHTS & recipe.model.options.keys() or recipe.filters != Treatment():
+        raise KeyFiltersError("only networks that began untrained and untreated are packed")
+    return replace(recipe, data=replace(recipe.data, name=last_part(recipe.data.name), root=""))
+
+
+def last_part(data: str) -> str:
+    """Return the name of images without the folder that they lie in: hf:/a/b -> hf:b."""
+    kind, colon, path = data.rpartition(":")
+    return f"{kind}{colon}{Path(path).name}"
+
+
+def summary(run: Path) -> dict[str, Any]:
+    """Return what a run measured, without folders."""
+    found = json.loads((run / "summary.json").read_text(encoding="utf-8"))
+    found["data"]["name"] = last_part(found["data"]["name"])
+    return found
+
+
 def card(name: str, run: Path) -> str:
     """Say what a network is, from its files."""
-    network, recipe = load_trained(run), Recipe.load(run / "recipe.toml")
-    summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
-    data, used = summary["data"], summary["environment"]
+    network, recipe = load_trained(run), FilterRecipe.load(run / "recipe.toml")
+    found = summary(run)
+    data, used = found["data"], found["environment"]
     images, _, height, width = data["training"]
     return CARD.format(
         name=name, model=f"{recipe.model.name} {recipe.model.options}",
-        parameters=summary["parameters"], filters=len(kf.read(network)),
-        data=Path(data["name"]).name, images=images, height=height, width=width,
-        epochs=summary["epoch"], seed=recipe.seed, minutes=summary["seconds"] / 60,
+        parameters=found["parameters"], filters=len(kf.read(network)),
+        data=data["name"], images=images, height=height, width=width,
+        epochs=found["epoch"], seed=recipe.seed, minutes=found["seconds"] / 60,
         machine=used["machine"], torch=used["torch"], timm=used["timm"],
-        accuracy=summary["test_top1"], test=data["test"][0], classes=", ".join(data["classes"]),
+        accuracy=found["test_top1"], test=data["test"][0], classes=", ".join(data["classes"]),
         mean=data["mean"], std=data["std"],
     )  # fmt: skip
 
@@ -65,11 +93,12 @@ def pack(runs: Sequence[Path], out: Path) -> None:
         raise KeyFiltersError(f"two runs are called the same: {', '.join(sorted(names))}")
     with whole_file(out) as part, zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, run in sorted(zip(names, runs, strict=True)):
-            where = Recipe.load(run / "recipe.toml").data.name  # a folder of the user's
-            contents: dict[str, str | bytes] = {"README.md": card(name, run)}
-            for file in ("recipe.toml", "summary.json"):
-                contents[file] = (run / file).read_text().replace(where, Path(where).name)
-            contents["model.safetensors"] = (run / "model.safetensors").read_bytes()
+            contents: dict[str, str | bytes] = {
+                "README.md": card(name, run),
+                "recipe.toml": without_paths(FilterRecipe.load(run / "recipe.toml")).to_toml(),
+                "summary.json": json.dumps(summary(run), indent=1, ensure_ascii=False),
+                "model.safetensors": (run / "model.safetensors").read_bytes(),
+            }
             for file, content in contents.items():
                 entry = zipfile.ZipInfo(f"{name}/{file}")  # of 1980: no time, the same bytes
                 archive.writestr(entry, content, zipfile.ZIP_DEFLATED)

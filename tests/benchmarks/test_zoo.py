@@ -13,6 +13,7 @@ import torch
 import keyfilters as kf
 from keyfilters.errors import KeyFiltersError
 from keyfilters.training import Recipe, load_trained, train
+from keyfilters.treatment import FilterRecipe
 
 SHAPE = {"dim": 8, "depth": 1, "kernel_size": 3, "patch_size": 2}
 RECIPE = {
@@ -49,5 +50,16 @@ def test_an_archive_of_runs(zoo: ModuleType, tmp_path: Path) -> None:
     card = (tmp_path / "unpacked" / "second" / "README.md").read_text()
     assert "seed 1" in card and "8 depthwise filters" in card and "on digits: 64 images" in card
     assert str(tmp_path) not in card
+    assert (tmp_path / "unpacked" / "second" / "recipe.toml").read_text().count("digits") == 1
     with pytest.raises(KeyFiltersError, match="called the same"):
         zoo.pack([runs[0], runs[0]], tmp_path / "c.zip")
+
+
+def test_no_folder_and_no_weights_of_others_are_packed(zoo: ModuleType) -> None:
+    recipe = FilterRecipe.from_dict({"data": {"name": "hf:/home/x/images", "root": "/home/x"}})
+    text = zoo.without_paths(recipe).to_toml()
+    assert "hf:images" in text and "home" not in text
+    assert zoo.last_part("digits") == "digits" and zoo.last_part("/home/x/images") == "images"
+    for treated in ({"filters": {"freeze": True}}, {"model": {"options": {"pretrained": True}}}):
+        with pytest.raises(KeyFiltersError, match="untrained and untreated"):
+            zoo.without_paths(FilterRecipe.from_dict(treated))

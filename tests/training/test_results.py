@@ -4,11 +4,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 from torch import nn
 
 from keyfilters.errors import KeyFiltersError
-from keyfilters.training import Recipe, load_data, load_trained, train
+from keyfilters.training import Recipe, load_data, load_trained, make_model, train
+from keyfilters.treatment import FilterRecipe
 
 SHAPE = {"dim": 8, "depth": 1, "kernel_size": 3, "patch_size": 2}
 
@@ -34,6 +36,28 @@ def test_a_trained_network_is_loaded_from_its_folder(tmp_path: Path) -> None:
     assert same(loaded, trained.model) and same(ema, trained.ema) and not same(loaded, ema)
     images = torch.rand(2, 1, 8, 8)
     assert torch.equal(loaded(images), trained.model(images))
+
+
+def test_a_network_on_keys_is_loaded_with_plain_filters(tmp_path: Path) -> None:
+    made = {"model": {"name": "test_convnext", "options": {"patch_size": 1}}}
+    made |= {"data": {"samples": 64}, "schedule": {"steps": 2}, "filters": {"keys": "random:4"}}
+    recipe = FilterRecipe.from_dict(made)
+    network = make_model(recipe, load_data("digits", samples=64))
+    recipe.filters.apply_(network, recipe.seed)
+    trained = train(recipe, tmp_path, model=network, device="cpu")
+    loaded, images = load_trained(tmp_path), torch.rand(2, 1, 8, 8)
+    assert torch.equal(loaded(images), trained.model(images))
+    assert len(list(loaded.parameters())) == len(loaded.state_dict())
+
+
+def test_a_network_that_began_trained_is_loaded_without_those_weights(tmp_path: Path) -> None:
+    first, out = tmp_path / "first.pth", tmp_path / "out"
+    source = timm.create_model("test_convnext", num_classes=10, in_chans=1, patch_size=1)
+    torch.save(source.state_dict(), first)
+    options = {"patch_size": 1, "checkpoint_path": str(first)}
+    trained = train(tiny(ema={}, model={"name": "test_convnext", "options": options}), out)
+    first.unlink()
+    assert same(load_trained(out), trained.model)
 
 
 def test_a_folder_that_holds_no_such_network(tmp_path: Path) -> None:

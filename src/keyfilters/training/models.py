@@ -15,6 +15,7 @@ from keyfilters.training.data import Data
 from keyfilters.training.recipe import Recipe
 
 __all__ = [
+    "WEIGHTS",
     "create_network",
     "decay_layers",
     "make_model",
@@ -24,6 +25,7 @@ __all__ = [
 ]
 
 CONVMIXER = "convmixer"
+WEIGHTS = frozenset(("pretrained", "checkpoint_path"))  # timm's options that read some
 
 
 def make_model(recipe: Recipe, data: Data) -> nn.Module:
@@ -58,14 +60,16 @@ def make_model(recipe: Recipe, data: Data) -> nn.Module:
     return model
 
 
-def create_network(recipe: Recipe, classes: int, channels: int, **changes: Any) -> nn.Module:
+def create_network(
+    recipe: Recipe, classes: int, channels: int, *, pretrained: bool = True
+) -> nn.Module:
     """Make the recipe's model, by the seed.
 
     Args:
         recipe: of the model, its options and the seed.
         classes: number of logits.
         channels: of the images.
-        changes: options of timm that replace those of the recipe.
+        pretrained: whether options of the recipe that name trained weights count.
 
     Raises:
         KeyFiltersError: timm has no such model, or it does not take the options.
@@ -84,7 +88,8 @@ def create_network(recipe: Recipe, classes: int, channels: int, **changes: Any) 
             torch.manual_seed(recipe.seed)
             if name == CONVMIXER:
                 return ConvMixer(**{**sizes, **options})
-            return create_timm(name, **{**sizes, **options, **changes})
+            kept = {x: y for x, y in options.items() if pretrained or x not in WEIGHTS}
+            return create_timm(name, **{**sizes, **kept})
     except (TypeError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split("\n\t")[:2])  # torch names every mismatch of a file
         message = f"{name} does not take model.options {options}: {reason}"
