@@ -43,6 +43,8 @@ def test_a_network_on_keys_is_loaded_with_plain_filters(tmp_path: Path) -> None:
     made |= {"data": {"samples": 64}, "schedule": {"steps": 2}, "filters": {"keys": "random:4"}}
     recipe = FilterRecipe.from_dict(made)
     network = make_model(recipe, load_data("digits", samples=64))
+    with pytest.raises(KeyFiltersError, match=r"\[filters\].*give it as model="):
+        train(recipe, tmp_path)
     recipe.filters.apply_(network, recipe.seed)
     trained = train(recipe, tmp_path, model=network, device="cpu")
     loaded, images = load_trained(tmp_path), torch.rand(2, 1, 8, 8)

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from keyfilters.errors import KeyFiltersError
 from keyfilters.threads import one_thread_if_forked
 from keyfilters.training import checkpoints
 from keyfilters.training.data import Data, load_data
@@ -63,7 +64,8 @@ def train(
 
     Raises:
         KeyFiltersError: a value of the recipe that does not fit the data or the model, a loss that
-            is not finite, a folder that holds another run or cannot be written to.
+            is not finite, a folder that holds another run or cannot be written to; a recipe that
+            treats filters, without a model whose filters were treated.
         MissingExtraError: accelerate is not installed.
 
     >>> recipe = Recipe.from_dict({"schedule": {"steps": 3}, "optimiser": {"lr": 0.01}})
@@ -71,6 +73,11 @@ def train(
     >>> train(recipe, model=net, device="cpu").history[["epoch", "step"]].values.tolist()
     [[1, 3]]
     """
+    if model is None and recipe.changes_model:
+        raise KeyFiltersError(
+            "the recipe has a section [filters], which `train` leaves to you: give it as model= "
+            "what recipe.filters.apply_ has treated"
+        )
     folder = None if out is None else Path(out)
     with own_accelerate(), one_thread_if_forked():
         accelerator = make_accelerator(recipe, device, folder)

@@ -245,6 +245,11 @@ class Recipe:
         return tomli_w.dumps(self.to_dict())
 
     @property
+    def changes_model(self) -> bool:
+        """Whether it asks for a change of the model that `train` does not make."""
+        return False
+
+    @property
     def peak_lr(self) -> float:
         """The largest learning rate: ``lr``, or ``base_lr * batch.size / 256`` where it is set.
 

@@ -277,6 +277,11 @@ class FilterRecipe(Recipe):
 
     filters: Annotated[Treatment, BeforeValidator(_parsed)] = field(default_factory=Treatment)
 
+    @property
+    def changes_model(self) -> bool:
+        """Whether the filters must be treated before `keyfilters.training.train`."""
+        return self.filters != Treatment()
+
     def to_dict(self) -> dict[str, Any]:
         """Return nested dictionaries from which `from_dict` makes an equal recipe."""
         values = super().to_dict()
