@@ -34,11 +34,11 @@ def condition_table(name: str) -> str:
 
 
 def contrast_table(name: str) -> str:
-    """Return every contrast with its verdict."""
+    """Return every contrast of accuracies with its verdict."""
     body = [
         [x["question"], x["label"], x["reference_label"], _signed(x["estimate"]),
          f"{_signed(x['low'])} to {_signed(x['high'])}", number(x["p_holm"], 2), x["verdict"]]
-        for x in load(name)["comparisons"]
+        for x in load(name)["comparisons"] if x["value"] == "top1"
     ]  # fmt: skip
     header = [
         "question",

@@ -9,28 +9,38 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from scipy.stats import spearmanr
+from statsmodels.stats.multitest import multipletests
+
 __all__ = [
+    "SEVERAL",
     "about",
     "claim",
     "claims",
     "comparisons",
     "conditions",
+    "corrected",
     "difference",
     "explained",
+    "half_way",
     "kept",
     "kept_table",
     "load",
     "number",
     "percent",
+    "rank_correlation",
+    "replaced_in",
     "result",
     "rows",
     "survived",
+    "swept",
     "table",
     "top1",
 ]
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 NULLS = ("covariance", "phase", "tap-permuted", "white")
+SEVERAL = "ConvMixer-64/4"  # the network of natural-replacement.json of which there are several
 
 
 @cache
@@ -121,6 +131,31 @@ def _held_out(row: dict[str, Any]) -> bool:
     return held_out is None or all(held_out > row[f"{null} held out"] for null in NULLS)
 
 
+def swept(bank: str, size: str, threshold: float, data: str = "filters") -> float:
+    """Return what a code covers of filters or of a null at another threshold, of coverage.json."""
+    where = {"method": "autoencoder 1-D", "threshold": threshold, "data": data}
+    return rows("coverage", bank, size, "sweep", **where)[0]["coverage"]
+
+
+def half_way(curve: str, condition: str) -> int:
+    """Return the step at which half of what a curve of emergence.json gains is there."""
+    held = result("emergence", "curves", curve)[condition]
+    means = [mean(x) for x in zip(*held, strict=True)]
+    half = (means[0] + means[-1]) / 2
+    return 2 ** (next(i for i, x in enumerate(means) if x >= half) - 1)  # steps 0, 1, 2, 4, …
+
+
+def rank_correlation(name: str, one: str, other: str) -> float:
+    """Return Spearman's correlation of two results over the runs of an experiment."""
+    runs = result(name, "runs")
+    return float(spearmanr(*([run[x] for run in runs] for x in (one, other))).statistic)
+
+
+def replaced_in(network: str, **equal: Any) -> list[dict[str, Any]]:
+    """Return conditions of natural-replacement.json: what networks keep on a few keys."""
+    return rows("natural-replacement", "conditions", network=network, **equal)
+
+
 def explained(filters: str, column: str = "r² ≥ 0.64") -> float:
     """Return a share of matching.json: of the filters explained by one receptive field."""
     for row in result("matching", "explained"):
@@ -193,13 +228,23 @@ def difference(name: str, condition: str, reference: str, *, sign: int = 1) -> s
     return words.replace("-", "−")
 
 
-def comparisons(name: str, *, beyond: bool = False) -> str:
-    """Return the comparisons of an experiment; those beyond chance only, or all."""
+def corrected(name: str) -> list[dict[str, Any]]:
+    """Return the comparisons of an experiment with p-values corrected over all of them.
+
+    Records of version 0.1.0 hold p-values that were corrected within each question.
+    """
+    held = [row for row in result(name, "comparisons") if row["p"] is not None]
+    p = multipletests([row["p"] for row in held], method="holm")[1]
+    return [{**row, "p_holm": float(x)} for row, x in zip(held, p, strict=True)]
+
+
+def comparisons(name: str, *, question: str = "") -> str:
+    """Return the comparisons of an experiment that are significant; of one question, or of all."""
     body = [
         [row["condition"], row["reference"], f"{row['difference']:+.1f}",
          f"{row['low']:+.1f} to {row['high']:+.1f}", number(row["p_holm"], 2)]
-        for row in result(name, "comparisons")
-        if row["p_holm"] < 0.05 or not beyond
+        for row in corrected(name)
+        if row["p_holm"] < 0.05 and question in row["question"]
     ]  # fmt: skip
     header = ["condition", "reference", "difference, points", "95 % interval", "p, corrected"]
     return table(header, body)

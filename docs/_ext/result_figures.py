@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from statistics import mean
 
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
-from recorded import claim, load, result, rows
+from recorded import SEVERAL, claim, load, replaced_in, result, rows
 from recorded import explained as share_explained
 
 TRAINED, NULL, SOFT, OTHER = "#2f66b0", "#22252b", "#a9afba", "#c8452f"
@@ -76,6 +76,9 @@ def squares() -> None:
     ax = _axes(7, 4.6)
     labels = [f"{row['model']}, {row['layer'].strip('_')}" for row in rows]
     ax.barh(labels, [100 * row["of them where predicted"] for row in rows], color=TRAINED)
+    noise = [100 * row["where predicted, same covariance"] for row in rows]
+    ax.plot(noise, labels, "|", color=NULL, markersize=9, label="in noise, same covariance")
+    ax.legend(frameon=False, fontsize=8, loc="lower right")
     ax.tick_params(axis="y", labelsize=7)
     ax.set_xlabel("centres at the predicted place, % (layers that subsample)")
 
@@ -283,13 +286,13 @@ def replaced() -> None:
         "lines of phase noise": ("learned from filters of random phase", SOFT, "o--"),
         "random": ("random", "#dadde3", "o-"),
     }
-    found = result("natural-replacement", "conditions")
+    found = replaced_in(SEVERAL)
     held = {
-        keys: [(row["number"], row["top1"] / 100) for row in found if row["keys"] == keys]
+        keys: [(row["number"], row["mean"] / 100) for row in found if row["keys"] == keys]
         for keys in lines
     }
     ax = _by_number(lines, held)
-    before = result("natural-replacement", "before")
+    before = next(row["mean"] for row in found if row["number"] == 0)
     ax.axhline(before, color=OTHER, linewidth=1, label="all filters as they are")
     ax.set_ylabel("test images right, %")
     _legend_beside(ax)
@@ -335,14 +338,24 @@ def natural() -> None:
 
 def structure() -> None:
     """Accuracy of networks on frozen filters, by where the filters come from."""
-    held = sorted(load("structure-small")["conditions"], key=lambda row: row["mean"])
     noise = {"own first", "same covariance", "same spectra", "white"}
     noise |= {f"8 keys of {x}" for x in ("same covariance", "idealised covariance")}
     noise |= {"8 keys of idealised spectra", "8 random keys"}
+    _by_condition("structure-small", "filters", "learned", noise)
+
+
+def starts() -> None:
+    """Accuracy of networks on natural images, by their first filters."""
+    _by_condition("initialization-natural", "scheme", "default", {"covariance"})
+
+
+def _by_condition(name: str, factor: str, reference: str, noise: Container[str]) -> None:
+    """Draw the mean of every condition of a record with its interval, in order of the means."""
+    held = sorted(load(name)["conditions"], key=lambda row: row["mean"])
     ax = _axes(7, 0.6 + 0.32 * len(held))
     for i, row in enumerate(held):
-        shaped = SOFT if row["filters"] in noise else TRAINED
-        colour = NULL if row["filters"] == "learned" else shaped
+        shaped = SOFT if row[factor] in noise else TRAINED
+        colour = NULL if row[factor] == reference else shaped
         ax.plot([row["low"], row["high"]], [i, i], color=colour)
         ax.plot(row["mean"], i, "o", markersize=5, color=colour)
     ax.set_yticks(range(len(held)), [row["label"] for row in held], fontsize=8)
