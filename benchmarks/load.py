@@ -64,7 +64,10 @@ def network() -> nn.Sequential:
 
 
 def images(count: int) -> tuple[Tensor, Tensor]:
-    """Noise ``(n, 3, 16, 16)`` uint8, brighter by its label from 0 to 4."""
+    """Noise ``(n, 3, 16, 16)`` uint8, brighter by its label from 0 to 4.
+
+    Made by NumPy: torch's own arithmetic would hang in a fork of a process that has computed.
+    """
     labels = np.arange(count) % 5
     noise = np.random.default_rng(count).integers(60, size=(count, 3, 16, 16))
     brighter = noise + 30 * labels[:, None, None, None]
@@ -105,7 +108,9 @@ PARTS: dict[str, Callable[[], Any]] = {
     "discover_keys": discovered,
     "initialize_filters_": lambda: {scheme: initialised(scheme) for scheme in SCHEMES},
     "replace_filters_": lambda: replaced(None),
-    "replace_filters_, on images": lambda: replaced(images(48)[0] / 128 - 1),
+    "replace_filters_, on images": lambda: replaced(
+        torch.from_numpy(images(48)[0].numpy() / np.float32(128) - 1)
+    ),
     "train": trained,
 }  # fmt: skip
 
