@@ -25,6 +25,7 @@ from keyfilters.training import load_trained
 from keyfilters.training.models import WEIGHTS
 from keyfilters.treatment import FilterRecipe, Treatment
 
+CONFIGURED = ("pretrained_cfg", "pretrained_cfg_overlay")  # options that name weights too
 CARD = """# {name}
 
 {model}: {parameters:,} parameters, {filters:,} depthwise filters.
@@ -51,21 +52,25 @@ def without_paths(recipe: FilterRecipe) -> FilterRecipe:
     Raises:
         KeyFiltersError: the network began with trained weights, or its filters were treated.
     """
-    if WEIGHTS & recipe.model.options.keys() or recipe.filters != Treatment():
+    options = recipe.model.options
+    if any(options.get(x) for x in (*WEIGHTS, *CONFIGURED)) or recipe.filters != Treatment():
         raise KeyFiltersError("only networks that began untrained and untreated are packed")
-    return replace(recipe, data=replace(recipe.data, name=last_part(recipe.data.name), root=""))
+    return replace(recipe, data=replace(recipe.data, name=public_name(recipe.data.name), root=""))
 
 
-def last_part(data: str) -> str:
-    """Return the name of images without the folder that they lie in: hf:/a/b -> hf:b."""
-    kind, colon, path = data.rpartition(":")
-    return f"{kind}{colon}{Path(path).name}"
+def public_name(data: str) -> str:
+    """Return the name of images, of a folder only the last part: hf:/a/b -> hf:b."""
+    reader, colon, path = data.partition(":")
+    if not colon:
+        reader, path = "", data
+    private = Path(path).is_absolute() or path.startswith(("~", ".")) or Path(path).exists()
+    return f"{reader}{colon}{Path(path).name}" if private else data
 
 
 def summary(run: Path) -> dict[str, Any]:
     """Return what a run measured, without folders."""
     found = json.loads((run / "summary.json").read_text(encoding="utf-8"))
-    found["data"]["name"] = last_part(found["data"]["name"])
+    found["data"]["name"] = public_name(found["data"]["name"])
     return found
 
 

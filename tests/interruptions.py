@@ -37,7 +37,7 @@ def interrupted_at_every_line(
     held = {x: signal.signal(x, stop) for x in (signal.SIGINT, signal.SIGTERM)}
     try:
         for line in itertools.count(1):
-            sent, stopped = _stopped(work, files, line, number)
+            sent, stopped = stopped_at(work, files, line, number)
             assert sent == stopped, f"the signal at line {line} was lost"
             assert all(signal.getsignal(x) is stop for x in held), f"another handler, line {line}"
             yield line
@@ -49,10 +49,14 @@ def interrupted_at_every_line(
             signal.signal(x, handler)
 
 
-def _stopped(
+def stopped_at(
     work: Callable[[], None], files: tuple[str, ...], line: int, number: signal.Signals
 ) -> tuple[bool, bool]:
-    """Return whether the line was reached, where the signal is sent, and whether it was raised."""
+    """Run a work with a signal at one of its lines, whose handler raises `StoppedError`.
+
+    Returns:
+        Whether the line was reached, where the signal is sent, and whether its handler was called.
+    """
     count = 0
 
     def trace(frame: FrameType, event: str, _: Any) -> Any:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import signal
 import threading
 
@@ -7,7 +8,7 @@ import pytest
 
 from keyfilters.interrupts import uninterrupted
 
-from .interruptions import StoppedError, interrupted_at_every_line
+from .interruptions import StoppedError, interrupted_at_every_line, stopped_at
 
 FILES = ("keyfilters/interrupts.py", "contextlib.py", "signal.py", "enum.py")
 
@@ -23,6 +24,37 @@ def test_a_signal_at_any_line_is_raised_and_handlers_come_back(number: signal.Si
 
     assert list(interrupted_at_every_line(work, FILES, number))[-1] > 20
     assert len(begun) == len(whole) > 5
+
+
+def test_a_signal_that_came_is_handled_wherever_another_one_comes_at_the_end() -> None:
+    came: list[int] = []
+    begun: list[int] = []
+
+    def handle(number: int, _: object) -> None:
+        came.append(number)
+        raise StoppedError
+
+    def work() -> None:
+        with uninterrupted():
+            signal.raise_signal(signal.SIGTERM)
+            begun.append(1)
+
+    held = {x: signal.signal(x, handle) for x in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        both = 0
+        for line in itertools.count(1):
+            came.clear(), begun.clear()
+            sent, _ = stopped_at(work, FILES, line, signal.SIGINT)
+            if not sent:
+                break
+            if begun:
+                assert set(came) == {signal.SIGINT, signal.SIGTERM}, line
+                both += 1
+            assert [signal.getsignal(x) for x in held] == [handle, handle], line
+        assert both > 10
+    finally:
+        for x, handler in held.items():
+            signal.signal(x, handler)
 
 
 def test_a_signal_is_raised_beside_an_error_and_beside_another_signal() -> None:
@@ -42,7 +74,7 @@ def test_a_signal_is_raised_beside_an_error_and_beside_another_signal() -> None:
             assert came == []
             raise OSError("full")
         assert isinstance(raised.value.__context__, OSError)
-        assert came == [signal.SIGINT, signal.SIGTERM]
+        assert came == [signal.SIGINT, signal.SIGTERM, signal.SIGINT]
     finally:
         for x, handler in held.items():
             signal.signal(x, handler)

@@ -152,11 +152,12 @@ def move_whole(files: Sequence[Path], folder: Path) -> None:
                 moved.append((place, before))
                 file.replace(place)
         except BaseException:
-            for place, before in moved:
-                if before != Path():
-                    before.replace(place)
-                else:
-                    place.unlink(missing_ok=True)
+            with uninterrupted():
+                for place, before in moved:
+                    if before != Path():
+                        before.replace(place)
+                    else:
+                        place.unlink(missing_ok=True)
             raise
 
 
@@ -210,15 +211,26 @@ def hold_folder(folder: Path) -> Iterator[None]:
     Raises:
         KeyFiltersError: another process holds the folder, or it cannot be written to.
     """
-    with ExitStack() as stack:
-        with refuse_unwritten(folder):
-            stack.callback(_remove_empty, _missing(folder))
-            folder.mkdir(parents=True, exist_ok=True)
-            if not os.access(folder, os.W_OK | os.X_OK):
-                raise PermissionError(errno.EACCES, "it is read-only")
-            if _locked(folder, stack):
-                sweep(folder)
-        yield
+    stack = ExitStack()
+
+    def give_back() -> None:
+        with uninterrupted():
+            stack.close()
+
+    try:
+        try:
+            with refuse_unwritten(folder):
+                stack.callback(_remove_empty, _missing(folder))
+                folder.mkdir(parents=True, exist_ok=True)
+                if not os.access(folder, os.W_OK | os.X_OK):
+                    raise PermissionError(errno.EACCES, "it is read-only")
+                if _locked(folder, stack):
+                    sweep(folder)
+            yield
+        finally:
+            give_back()
+    finally:  # once more: a signal may have come before the first time
+        give_back()
 
 
 def _locked(folder: Path, stack: ExitStack) -> bool:
@@ -227,8 +239,9 @@ def _locked(folder: Path, stack: ExitStack) -> bool:
         import fcntl
     except ImportError:  # Windows
         return False
-    place = os.open(folder, os.O_RDONLY)
-    stack.callback(os.close, place)
+    with uninterrupted():
+        place = os.open(folder, os.O_RDONLY)
+        stack.callback(os.close, place)
     try:
         fcntl.flock(place, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -29,6 +29,7 @@ __all__ = [
     "is_forked",
     "one_thread",
     "one_thread_if_forked",
+    "parts_of",
     "piece_by_piece",
     "pieces_done_by",
     "side_by_side",
@@ -228,7 +229,7 @@ def piece_by_piece(
         count: length of the whole.
         size: length of a part; the last one may be shorter.
     """
-    parts = _parts(count, size)
+    parts = parts_of(count, size)
     yield from zip(parts, _performer.get()(work, parts), strict=True)
 
 
@@ -240,8 +241,9 @@ def in_parts(work: Callable[[slice], None], count: int, size: int) -> None:
         count: length of the whole.
         size: length of a part; the last one may be shorter.
     """
-    deque(by_threads(work, _parts(count, size)), maxlen=0)
+    deque(by_threads(work, parts_of(count, size)), maxlen=0)
 
 
-def _parts(count: int, size: int) -> list[slice]:
+def parts_of(count: int, size: int) -> list[slice]:
+    """Return slices of a length, of which the last may be shorter, that cover a whole."""
     return [slice(start, min(start + size, count)) for start in range(0, count, size)]

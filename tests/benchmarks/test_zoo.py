@@ -59,7 +59,20 @@ def test_no_folder_and_no_weights_of_others_are_packed(zoo: ModuleType) -> None:
     recipe = FilterRecipe.from_dict({"data": {"name": "hf:/home/x/images", "root": "/home/x"}})
     text = zoo.without_paths(recipe).to_toml()
     assert "hf:images" in text and "home" not in text
-    assert zoo.last_part("digits") == "digits" and zoo.last_part("/home/x/images") == "images"
-    for treated in ({"filters": {"freeze": True}}, {"model": {"options": {"pretrained": True}}}):
+    names = {
+        "digits": "digits",
+        "hf:ylecun/mnist": "hf:ylecun/mnist",
+        "/home/x/images": "images",
+        "hf:/home/x/a:b/images": "hf:images",
+        "hf:~/images#label": "hf:images#label",
+    }
+    assert {name: zoo.public_name(name) for name in names} == names
+    zoo.without_paths(FilterRecipe.from_dict({"model": {"options": {"pretrained": False}}}))
+    overlay = {"pretrained_cfg_overlay": {"file": "/home/x/first.pth"}}
+    for treated in (
+        {"filters": {"freeze": True}},
+        {"model": {"options": {"pretrained": True}}},
+        {"model": {"options": overlay}},
+    ):
         with pytest.raises(KeyFiltersError, match="untrained and untreated"):
             zoo.without_paths(FilterRecipe.from_dict(treated))

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import signal
 import sys
+import threading
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from PIL import Image
 from keyfilters.errors import KeyFiltersError, MissingExtraError
 from keyfilters.training import load_data
 from keyfilters.training.parquet import parquet_splits
+from keyfilters.training.readers import Items
 
 FEATURES = {
     "image": {"_type": "Image"},
@@ -93,3 +96,25 @@ def test_cifar10_as_it_lies() -> None:
     assert data.images.shape == (100, 3, 32, 32) and data.test_images.shape == (2000, 3, 32, 32)
     assert data.labels.bincount().tolist() == [50, 50]
     assert torch.is_tensor(data.images) and 0.3 < min(data.mean) < max(data.mean) < 0.6
+
+
+def test_an_interrupt_ends_the_reading_of_all_images_soon() -> None:
+    read: list[int] = []
+    main = threading.get_ident()
+
+    def decode(number: int) -> Image.Image:
+        read.append(number)
+        if len(read) == 300:
+            signal.pthread_kill(main, signal.SIGINT)
+        return Image.new("RGB", (1, 1))
+
+    many = 100_000
+    items = Items(np.arange(many), np.arange(many), decode=decode)
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            items.checksum()
+    finally:
+        torch.set_num_threads(before)
+    assert len(read) < many / 10

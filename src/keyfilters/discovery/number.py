@@ -31,7 +31,7 @@ class KeyNumber:
     """The number of keys of a bank, and the curves that it is read from.
 
     Attributes:
-        number: of keys; None where no gap exceeds three standard errors.
+        number: of keys; None where the widest gap is at most three standard errors.
         curve: one row a number of keys: keys, held_out (mean share of the variance of filters that
             keys of the other half explain), covariance (the same of the null with the same tap
             covariance, mean over draws), gap (the difference) and se (its standard error).

@@ -6,7 +6,6 @@ import gzip
 import inspect
 import os
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from math import ceil
@@ -22,8 +21,8 @@ from torch import Tensor
 
 from keyfilters.errors import KeyFiltersError, nearest, needing
 from keyfilters.files import typed_path
-from keyfilters.interrupts import uninterrupted
 from keyfilters.network import hub_answers, hub_offline
+from keyfilters.threads import by_threads, parts_of
 from keyfilters.training.images import open_image, photographs, random_crops
 from keyfilters.training.parquet import parquet_splits
 from keyfilters.training.recipe import DataSource
@@ -38,6 +37,7 @@ FASHION = (
     *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
     *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
 )
+READ_AT_ONCE = 256  # images whose content is read by one task
 FOLDERS = {"test": ("test",), "validation": ("val", "valid", "validation")}
 
 
@@ -83,10 +83,13 @@ class Items:
             except Exception:  # an image that cannot be read has no content
                 return 0
 
-        with ThreadPoolExecutor(8) as pool:
-            with uninterrupted():  # or a lock of the pool might never be given back
-                found = pool.map(one, range(len(self)))
-            return crc32(np.fromiter(found, np.uint32).tobytes())
+        def several(part: slice) -> bytes:
+            return np.array([one(i) for i in range(part.start, part.stop)], np.uint32).tobytes()
+
+        found = 0
+        for part in by_threads(several, parts_of(len(self), READ_AT_ONCE)):
+            found = crc32(part, found)
+        return found
 
 
 @dataclass(frozen=True, eq=False)

@@ -103,7 +103,7 @@ def load_trained(folder: str | os.PathLike[str], *, ema: bool = False) -> nn.Mod
     folder = typed_path(folder)
     with refuse_damage(folder / "recipe.toml", "the recipe of a training"):
         values = tomllib.loads((folder / "recipe.toml").read_text(encoding="utf-8"))
-        recipe = Recipe.from_dict({key: values[key] for key in ("seed", "model")})
+        recipe = Recipe.from_dict({key: values[key] for key in ("seed", "model") if key in values})
     with refuse_damage(folder / "summary.json", "what a finished training wrote"):
         data = json.loads((folder / "summary.json").read_text(encoding="utf-8"))["data"]
         classes, channels = len(data["classes"]), int(data["training"][1])
