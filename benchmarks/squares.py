@@ -35,6 +35,7 @@ from keyfilters.sources import package_files
 from keyfilters.sources.tflite_tables import File, Graph
 
 THRESHOLD, TAPS = 0.2, 5
+DRAWS = 5  # of every null, of which the mean is told
 NULLS = {"covariance": "same covariance", "tap-permuted": "taps shuffled"}
 FILES = (
     "mediapipe/hand_landmark_full.tflite",
@@ -173,10 +174,9 @@ def main() -> None:
             row |= {"predicted place": predicted, "centre-like": like}
             row |= {"of them where predicted": moved, "where most lie": most}
             for kind, words in NULLS.items():
-                null = null_units(unit, (TAPS, TAPS), kind, 0)
-                row[f"centre-like, {words}"], row[f"where predicted, {words}"], _ = shares(
-                    null, predicted
-                )
+                draws = [null_units(unit, (TAPS, TAPS), kind, seed) for seed in range(DRAWS)]
+                of_nulls = pd.DataFrame(shares(null, predicted)[:2] for null in draws).mean()
+                row[f"centre-like, {words}"], row[f"where predicted, {words}"] = of_nulls
             rows.append(row)
     table = pd.DataFrame(rows)
     percent = tuple(c for c in table.columns[4:] if c != "where most lie")

@@ -142,13 +142,21 @@ def half_way(curve: str, condition: str) -> int:
     held = result("emergence", "curves", curve)[condition]
     means = [mean(x) for x in zip(*held, strict=True)]
     half = (means[0] + means[-1]) / 2
-    return 2 ** (next(i for i, x in enumerate(means) if x >= half) - 1)  # steps 0, 1, 2, 4, …
+    place = next(i for i, x in enumerate(means) if x >= half)  # of the steps 0, 1, 2, 4, …, last
+    if place == len(means) - 1:
+        raise ValueError(f"{curve} of {condition}: the number of the last step is not recorded")
+    return 2 ** (place - 1) if place else 0
 
 
 def rank_correlation(name: str, one: str, other: str) -> float:
-    """Return Spearman's correlation of two results over the runs of an experiment."""
+    """Return Spearman's correlation of two results over the means of an experiment's conditions."""
     runs = result(name, "runs")
-    return float(spearmanr(*([run[x] for run in runs] for x in (one, other))).statistic)
+    kinds = dict.fromkeys(run["condition"] for run in runs)
+    means = [
+        [mean(run[x] for run in runs if run["condition"] == kind) for kind in kinds]
+        for x in (one, other)
+    ]
+    return float(spearmanr(*means).statistic)
 
 
 def replaced_in(network: str, **equal: Any) -> list[dict[str, Any]]:
