@@ -9,8 +9,9 @@ results/NAME.md and .json; the page of a record: keyfilters experiment page resu
 Those of natural images train on the images of the folder KEYFILTERS_CIFAR10 (and lend filters from
 those of KEYFILTERS_CALTECH101, if it is set), as the Hugging Face hub has them. structure-small
 takes 80 minutes on two cores: a convmixer, whose learning rate was chosen from .004, .01 and .02 by
-two epochs of learned filters, seed 0; initialization-natural and frozen-natural-small train the
-same network, an hour each. structure and frozen-natural train the network of
+two epochs of learned filters, seed 0; structure-few (a tenth of the images), transfer-natural-small
+(from Caltech-101, two hours), initialization-natural and frozen-natural-small train the same
+network, an hour each. structure and frozen-natural train the network of
 recipes/cifar10-convnext.toml, for a GPU, or for days: minutes with --workers 12 on a large one.
 """
 
@@ -71,6 +72,9 @@ NATURAL_KEYS = (
     *("learned", "frozen", "keys?drawn=1", "keys?keys=random&drawn=1"),
     *(f"keys?keys={kind}:8&{OF_OTHERS}" for kind in ("lines", "covariance")),
 )
+FEW_FILTERS = ("learned", "own first", "8 idealised keys", "8 keys of idealised covariance",
+               "8 random keys")  # fmt: skip
+TAKEN = ("learned", "own first", "of another network", "same covariance")
 EXPERIMENTS: dict[str, tuple[Callable[..., Experiment], Shared, dict[str, Any]]] = {
     "initialization": (
         initialization,
@@ -96,6 +100,16 @@ EXPERIMENTS: dict[str, tuple[Callable[..., Experiment], Shared, dict[str, Any]]]
     ),
     "emergence": (emergence, LARGE, {"data": IMAGES}),
     "structure-small": (structure, FEW_CORES, {"data": CIFAR, "steps": 1000}),
+    "structure-few": (
+        structure,
+        FEW_CORES,
+        {"data": f"{CIFAR}?samples=5000", "steps": 1000, "filters": FEW_FILTERS},
+    ),
+    "transfer-natural-small": (
+        structure,
+        FEW_CORES,
+        {"data": CIFAR, "other": OTHER, "steps": 1000, "filters": TAKEN},
+    ),
     "initialization-natural": (
         initialization,
         replace(FEW_CORES, epochs=3),

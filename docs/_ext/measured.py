@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from statistics import mean
 from typing import Any
 
-from recorded import RESULTS, SEVERAL, number, percent, replaced_in, result, rows, table
+from recorded import RESULTS, number, percent, result, rows, table
 
 __all__ = [
     "compared_pairs",
@@ -100,28 +100,25 @@ def natural_networks() -> str:
 
 def replaced(keys: str, count: int) -> str:
     """Return the share of CIFAR-10's test images that are right on a few keys: mean of networks."""
-    return percent(replaced_in(SEVERAL, keys=keys, number=count)[0]["mean"] / 100, 1)
+    found = rows("natural-replacement", "conditions", keys=keys, number=count)[0]
+    return percent(found["mean"] / 100, 1)
 
 
 def replaced_by(keys: str, other: str, count: int) -> str:
     """Return how many points one kind of keys is above another, and the 95 % interval."""
-    where = {"network": SEVERAL, "keys": keys, "minus": other, "number": count}
-    row = rows("natural-replacement", "differences", **where)[0]
+    row = rows("natural-replacement", "differences", keys=keys, minus=other, number=count)[0]
     values = [f"{row[x]:.1f}".replace("-", "−") for x in ("mean", "low", "high")]
     return "{} points (95 % interval {} to {})".format(*values)
 
 
 def replaced_table() -> str:
     """Return the share of test images that are right by keys and their number."""
-    networks = {
-        row["network"]: row["networks"] for row in result("natural-replacement", "conditions")
-    }
-    body = []
-    for cells in zip(*(replaced_in(network) for network in networks), strict=True):
-        shares = [_spread([share / 100 for share in x["each"]]) for x in cells]
-        body.append([cells[0]["keys"], cells[0]["number"], *shares])
-    heads = [f"{n} × {x}" if n > 1 else x for x, n in networks.items()]
-    return table(["keys", "number", *heads], body)
+    body = [
+        [row["keys"], row["number"], percent(row["mean"] / 100, 1),
+         _range([share / 100 for share in row["each"]])]
+        for row in result("natural-replacement", "conditions")
+    ]  # fmt: skip
+    return table(["keys", "number", "test images right", "of the networks"], body)
 
 
 def compared_pairs(measure: str) -> str:

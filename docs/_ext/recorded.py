@@ -13,7 +13,6 @@ from scipy.stats import spearmanr
 from statsmodels.stats.multitest import multipletests
 
 __all__ = [
-    "SEVERAL",
     "about",
     "claim",
     "claims",
@@ -29,7 +28,6 @@ __all__ = [
     "number",
     "percent",
     "rank_correlation",
-    "replaced_in",
     "result",
     "rows",
     "survived",
@@ -40,7 +38,6 @@ __all__ = [
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 NULLS = ("covariance", "phase", "tap-permuted", "white")
-SEVERAL = "ConvMixer-64/4"  # the network of natural-replacement.json of which there are several
 
 
 @cache
@@ -157,11 +154,6 @@ def rank_correlation(name: str, one: str, other: str) -> float:
         for x in (one, other)
     ]
     return float(spearmanr(*means).statistic)
-
-
-def replaced_in(network: str, **equal: Any) -> list[dict[str, Any]]:
-    """Return conditions of natural-replacement.json: what networks keep on a few keys."""
-    return rows("natural-replacement", "conditions", network=network, **equal)
 
 
 def explained(filters: str, column: str = "r² ≥ 0.64") -> float:

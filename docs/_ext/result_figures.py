@@ -7,7 +7,7 @@ from statistics import mean
 
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
-from recorded import SEVERAL, claim, load, replaced_in, result, rows
+from recorded import claim, load, result, rows
 from recorded import explained as share_explained
 
 TRAINED, NULL, SOFT, OTHER = "#2f66b0", "#22252b", "#a9afba", "#c8452f"
@@ -281,12 +281,13 @@ def pictures() -> None:
 def replaced() -> None:
     """Test images right against the number of keys, beside keys of noise."""
     lines = {
-        "lines of its filters": ("learned from the network", TRAINED, "o-"),
-        "lines of covariance noise": ("learned from noise, same covariance", NULL, "o--"),
-        "lines of phase noise": ("learned from filters of random phase", SOFT, "o--"),
+        "lines of the very filters": ("fitted to the very filters", SOFT, "o:"),
+        "lines of another seed's network": ("learned from another network", TRAINED, "o-"),
+        "lines of its covariance noise": ("learned from noise, same covariance", NULL, "o--"),
+        "lines of its phase noise": ("learned from its random phases", SOFT, "o--"),
         "random": ("random", "#dadde3", "o-"),
     }
-    found = replaced_in(SEVERAL)
+    found = result("natural-replacement", "conditions")
     held = {
         keys: [(row["number"], row["mean"] / 100) for row in found if row["keys"] == keys]
         for keys in lines
