@@ -66,8 +66,10 @@ def pytest_runtest_setup() -> None:
 """
 STATES = {0: "survived", 1: "killed", 3: "killed", 33: "no tests", 34: "skipped"}  # of mutmut
 # torch.compile cannot look into functions that mutmut has wrapped.
+# mutmut does not find tests whose names pytest has escaped, such as [x\u2212y].
 OPTIONS = ["-q", "-x", "-p", "no:cacheprovider", "-m", "not long and not slow",
-           "-k", "not compile", "--hypothesis-seed=0"]  # fmt: skip
+           "-k", "not compile", "--hypothesis-seed=0", "-o",
+           "disable_test_id_escaping_and_forfeit_all_rights_to_community_support=true"]  # fmt: skip
 
 
 def copy_of_checkout(folder: Path, modules: list[str], tests: list[str]) -> None:
