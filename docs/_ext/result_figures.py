@@ -345,6 +345,11 @@ def structure() -> None:
     _by_condition("structure-small", "filters", "learned", noise)
 
 
+def natural_transfer() -> None:
+    """Accuracy of networks on frozen filters, by the images on which these were learned."""
+    _by_condition("transfer-natural-small", "filters", "learned", {"own first", "same covariance"})
+
+
 def starts() -> None:
     """Accuracy of networks on natural images, by their first filters."""
     _by_condition("initialization-natural", "scheme", "default", {"covariance"})
