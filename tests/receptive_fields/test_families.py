@@ -110,7 +110,10 @@ def test_names_of_centres_tell_their_sign_and_place(form: Family) -> None:
 def test_dictionary_is_centred_unit_and_without_repetitions(size: tuple[int, int]) -> None:
     dictionary = build_dictionary(size)
     atoms = dictionary.atoms.reshape(len(dictionary.atoms), -1)
-    assert np.isfinite(atoms).all() and len(atoms) == len(dictionary.table())
+    table = dictionary.table()
+    assert np.isfinite(atoms).all() and len(atoms) == len(table)
+    assert list(table.columns) == ["family", "formula", "sigma", "second"]
+    assert np.array_equal(table["sigma"], dictionary.parameters[:, 0])
     np.testing.assert_allclose(atoms.mean(1), 0, atol=1e-6)
     np.testing.assert_allclose(np.linalg.norm(atoms, axis=1), 1, atol=1e-5)
     cosine = np.abs(atoms @ atoms.T) - np.eye(len(atoms))
