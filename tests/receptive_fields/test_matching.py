@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
 from itertools import combinations
 
 import numpy as np
@@ -79,13 +81,28 @@ def test_separable_families_are_named_right_among_themselves() -> None:
     assert np.mean(right) >= 0.95 and min(right) >= 0.9
 
 
-@pytest.mark.parametrize("name", ["x:d y:dd", "x:d+ y:0", "sharpen", "cross", "rotated edge"])
-def test_solver_finds_the_optimum_of_a_slow_one(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    form = family(name)
-    monkeypatch.setattr(matching, "MATCHED", (form,))
-    monkeypatch.setattr("keyfilters.receptive_fields.tables.MATCHED", (form,))
-    for cache in (matching.atoms_of, matching.jets_of):
-        cache.cache_clear()
+def forget_what_is_cached() -> None:
+    """Empty the caches of all modules of receptive fields, which depend on the families."""
+    modules = [x for name, x in sys.modules.items() if name.startswith(matching.__package__)]
+    for value in [value for module in modules for value in vars(module).values()]:
+        if hasattr(value, "cache_clear"):
+            value.cache_clear()
+
+
+@pytest.fixture(params=["x:d y:dd", "x:d+ y:0", "sharpen", "cross", "rotated edge"])
+def only_family(request: pytest.FixtureRequest) -> Iterator[Family]:
+    """The only family that filters are matched with."""
+    form = family(request.param)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(matching, "MATCHED", (form,))
+        patched.setattr("keyfilters.receptive_fields.tables.MATCHED", (form,))
+        forget_what_is_cached()
+        yield form
+    forget_what_is_cached()
+
+
+def test_solver_finds_the_optimum_of_a_slow_one(only_family: Family) -> None:
+    form = only_family
     random = np.random.default_rng(0).standard_normal((3, 5, 5))
     filters = random + planted(form, 3, 5, 0.5)[0]
     found = match(filters, null=None)
@@ -104,8 +121,6 @@ def test_solver_finds_the_optimum_of_a_slow_one(name: str, monkeypatch: pytest.M
             for i in np.argsort(shares)[:3]
         )
         assert r2 >= -best - 5e-3
-    for cache in (matching.atoms_of, matching.jets_of):
-        cache.cache_clear()
 
 
 @pytest.mark.parametrize("form", MATCHED, ids=lambda f: f.name)

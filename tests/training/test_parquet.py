@@ -111,10 +111,12 @@ def test_an_interrupt_ends_the_reading_of_all_images_soon() -> None:
     many = 100_000
     items = Items(np.arange(many), np.arange(many), decode=decode)
     before = torch.get_num_threads()
+    held = signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background: ignored
     torch.set_num_threads(3)
     try:
         with pytest.raises(KeyboardInterrupt):
             items.checksum()
     finally:
         torch.set_num_threads(before)
+        signal.signal(signal.SIGINT, held)
     assert len(read) < many / 10
