@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from recorded import load, number, table
+from statsmodels.stats.multitest import multipletests
 
-__all__ = ["accuracy", "condition_table", "contrast", "contrast_table", "made_by"]
+__all__ = ["accuracy", "condition_table", "contrast", "contrast_table", "joint_table", "made_by"]
 
 
 def accuracy(name: str, **factors: Any) -> str:
@@ -50,6 +51,25 @@ def contrast_table(name: str) -> str:
         "verdict",
     ]
     return table(header, body)
+
+
+def joint_table(*names: str) -> str:
+    """Return the contrasts of accuracies of several records, corrected together by Holm's method.
+
+    A contrast that two records share, of the same runs, counts in each and is listed once.
+    """
+    held = [row for name in names for row in load(name)["comparisons"] if row["value"] == "top1"]
+    tests = [(row, kind) for row in held for kind in ("p", "p_equal") if row[kind] is not None]
+    corrected = multipletests([row[kind] for row, kind in tests], method="holm")[1]
+    listed = {
+        row["estimate"]: [
+            row["label"], row["reference_label"], _signed(row["estimate"]),
+            f"{_signed(row['low'])} to {_signed(row['high'])}", number(float(p), 2),
+        ]
+        for (row, kind), p in zip(tests, corrected, strict=True) if kind == "p"
+    }  # fmt: skip
+    header = ["filters", "against", "points", "95 % interval", "p, corrected"]
+    return table(header, list(listed.values()))
 
 
 def made_by(name: str) -> str:

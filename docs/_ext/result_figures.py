@@ -11,6 +11,10 @@ from recorded import claim, load, result, rows
 from recorded import explained as share_explained
 
 TRAINED, NULL, SOFT, OTHER = "#2f66b0", "#22252b", "#a9afba", "#c8452f"
+NOISE = {  # filters of the experiment on structure that have none
+    *("own first", "same covariance", "same spectra", "white", "8 keys of same covariance"),
+    *("8 keys of idealised covariance", "8 keys of idealised spectra", "8 random keys"),
+}
 
 
 def _axes(width: float = 7.0, height: float = 3.4) -> Axes:
@@ -339,10 +343,12 @@ def natural() -> None:
 
 def structure() -> None:
     """Accuracy of networks on frozen filters, by where the filters come from."""
-    noise = {"own first", "same covariance", "same spectra", "white"}
-    noise |= {f"8 keys of {x}" for x in ("same covariance", "idealised covariance")}
-    noise |= {"8 keys of idealised spectra", "8 random keys"}
-    _by_condition("structure-small", "filters", "learned", noise)
+    _by_condition("structure-small", "filters", "learned", NOISE)
+
+
+def few() -> None:
+    """The same with a tenth of the images."""
+    _by_condition("structure-few", "filters", "learned", NOISE)
 
 
 def natural_transfer() -> None:
