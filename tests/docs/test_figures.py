@@ -16,12 +16,13 @@ OPTIONAL = {"speed": "bench.json"}  # pages left out of the site while nothing i
 LITE = "EfficientNet-Lite0, 1 and 2"
 FIVE = "EfficientNet-Lite0–2, 5×5"
 CODE = "coverage, autoencoder 1-D"
+FEW = "structure-few"
 # What README says, and what it is taken from.
 
 
-def frozen(recorded, filters):
-    """Mean top-1 of the experiment on the structure of filters, as a share."""
-    held = recorded.load("structure-small")["conditions"]
+def frozen(recorded, filters, name="structure-small"):
+    """Mean top-1 of an experiment on the structure of filters, as a share."""
+    held = recorded.load(name)["conditions"]
     return next(row["mean"] for row in held if row["filters"] == filters) / 100
 
 
@@ -46,6 +47,13 @@ QUOTED = [
     ("noise of their covariance {}", lambda r: frozen(r, "8 keys of idealised covariance")),
     ("random keys {}", lambda r: frozen(r, "8 random keys")),
     ("learned filters {}", lambda r: frozen(r, "learned")),
+    ("a tenth of the images: {},", lambda r: frozen(r, "8 idealised keys", FEW)),
+    (
+        "a tenth of the images: 54 %, {},",
+        lambda r: frozen(r, "8 keys of idealised covariance", FEW),
+    ),
+    ("a tenth of the images: 54 %, 52 %, {} and", lambda r: frozen(r, "8 random keys", FEW)),
+    ("52 %, 45 % and {} (", lambda r: frozen(r, "learned", FEW)),
     ("five networks classify {} of", lambda r: replaced(r, "its own filters", 0)),
     ("eight published keys {}", lambda r: replaced(r, "published B")),
     (
