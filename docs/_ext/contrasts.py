@@ -58,17 +58,20 @@ def joint_table(*names: str) -> str:
 
     A contrast that two records share, of the same runs, counts in each and is listed once.
     """
-    held = [row for name in names for row in load(name)["comparisons"] if row["value"] == "top1"]
+    held = [
+        {"name": f"`{name}`", **row}
+        for name in names for row in load(name)["comparisons"] if row["value"] == "top1"
+    ]  # fmt: skip
     tests = [(row, kind) for row in held for kind in ("p", "p_equal") if row[kind] is not None]
     corrected = multipletests([row[kind] for row, kind in tests], method="holm")[1]
     listed = {
         row["estimate"]: [
             row["label"], row["reference_label"], _signed(row["estimate"]),
-            f"{_signed(row['low'])} to {_signed(row['high'])}", number(float(p), 2),
+            f"{_signed(row['low'])} to {_signed(row['high'])}", number(float(p), 2), row["name"],
         ]
         for (row, kind), p in zip(tests, corrected, strict=True) if kind == "p"
     }  # fmt: skip
-    header = ["filters", "against", "points", "95 % interval", "p, corrected"]
+    header = ["filters", "against", "points", "95 % interval", "p, corrected", "experiment"]
     return table(header, list(listed.values()))
 
 
