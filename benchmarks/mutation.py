@@ -33,7 +33,11 @@ ROOMS: dict[str, tuple[list[str], list[str]]] = {
     "scalespace": (["scalespace/*"], ["tests/scalespace"]),
     "receptive_fields": (
         ["receptive_fields/*"],
-        ["tests/receptive_fields", "tests/surgery/test_parametrize.py"],
+        [
+            "tests/receptive_fields",
+            "tests/surgery/test_parametrize.py",
+            "tests/surgery/test_transfer.py",
+        ],
     ),
     "key sets": (
         ["keyset.py", "assignment.py", "key_files.py", "key_names.py"],
