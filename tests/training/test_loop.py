@@ -418,6 +418,7 @@ def test_the_scale_of_losses_continues(
     assert same(whole.model, run(made, digits, tmp_path).model)
 
 
+@pytest.mark.filterwarnings("ignore:Guards may run slower:RuntimeWarning")  # of Python 3.13.0
 def test_compiled_is_the_same_model(digits: Data, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("keyfilters.training.processes.COMPILER", "eager")  # needs no compiler
     made = recipe(compile=True, ema={"decay": 0.9})
