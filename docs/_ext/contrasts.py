@@ -65,7 +65,7 @@ def joint_table(*names: str) -> str:
     tests = [(row, kind) for row in held for kind in ("p", "p_equal") if row[kind] is not None]
     corrected = multipletests([row[kind] for row, kind in tests], method="holm")[1]
     listed = {
-        row["estimate"]: [
+        (row["estimate"], row["low"], row["p"]): [
             row["label"], row["reference_label"], _signed(row["estimate"]),
             f"{_signed(row['low'])} to {_signed(row['high'])}", number(float(p), 2), row["name"],
         ]
