@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import huggingface_hub
@@ -69,6 +70,37 @@ def test_an_index_may_name_parts_as_it_likes(tmp_path: Path) -> None:
             kf.read(index)
 
 
+@pytest.mark.parametrize(
+    ("names", "word"),
+    [
+        (("gone.safetensors",), "beside"),
+        (("a.safetensors", "b.pth"), "format"),
+        (("notes.txt",), "format"),
+    ],
+)
+def test_an_index_of_files_that_are_no_parts(
+    tmp_path: Path, names: tuple[str, ...], word: str
+) -> None:
+    save_file(weights(), tmp_path / "a.safetensors")
+    torch.save(weights(), tmp_path / "b.pth")
+    (tmp_path / "notes.txt").write_text("not a model")
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {name: name for name in names}}))
+    with pytest.raises(kf.KeyFiltersError, match=word):
+        kf.read(index)
+
+
+def test_what_is_no_file_is_passed_over(tmp_path: Path) -> None:
+    folder = tmp_path / "net"
+    folder.mkdir()
+    save_file(weights(), folder / "model.safetensors")
+    (folder / "notes").symlink_to(tmp_path / "nowhere")
+    (folder / "again").symlink_to(folder)
+    os.mkfifo(folder / "queue.pth")
+    bank = kf.read(folder)
+    assert bank.models == ["net"] and len(bank) == 24 and not bank.skipped
+
+
 def test_parts_that_hold_the_same_tensor(tmp_path: Path) -> None:
     for i in (1, 2):
         save_file(weights(), tmp_path / f"a-0000{i}-of-00002.safetensors")
@@ -124,6 +156,31 @@ def test_a_hubs_cache_is_named_by_its_repositories(tmp_path: Path) -> None:
         assert bank.models == ["org/net-a"]
         np.testing.assert_array_equal(bank.layers[0].weight, weights()["blocks.0.dw.weight"][:, 0])
     assert kf.read(tmp_path).models == ["org/net-a", "org/net-b"]
+
+
+@pytest.mark.parametrize("main", [None, "c" * 40])
+def test_a_cache_without_its_main_revision_gives_the_newest(
+    tmp_path: Path, main: str | None
+) -> None:
+    home = tmp_path / "models--org--net"
+    for age, seed in ((1, 1), (0, 2), (2, 3)):
+        content = {"model.safetensors": save(weights(seed=seed))}
+        snapshot = cache(tmp_path, "org/net", content, str(seed) * 40)
+        os.utime(snapshot, (1e9 - age, 1e9 - age))
+    (home / "refs" / "main").unlink()
+    if main:
+        (home / "refs" / "main").write_text(main)
+    [layer, *_] = kf.read(home).layers
+    np.testing.assert_array_equal(layer.weight, weights(seed=2)["blocks.0.dw.weight"][:, 0])
+
+
+def test_a_cache_without_snapshots(tmp_path: Path) -> None:
+    home = tmp_path / "models--org--net"
+    home.mkdir()
+    for made in ("blobs", "snapshots"):
+        (home / made).mkdir()
+        with pytest.raises(kf.KeyFiltersError, match="not complete"):
+            kf.read(home)
 
 
 def test_the_hub_is_read_offline_if_the_cache_is_complete(

@@ -111,6 +111,23 @@ def test_refused_formats_come_with_advice(tmp_path: Path) -> None:
         kf.read(tmp_path / "net.tflite")
 
 
+def test_a_set_of_weights_in_a_format_without_sets(tmp_path: Path) -> None:
+    path = TINY["numpy_arrays"](tmp_path)
+    with pytest.raises(kf.KeyFiltersError, match="#ema"):
+        kf.read(f"{path}#ema")
+
+
+def test_names_of_other_programs_make_no_format(tmp_path: Path) -> None:
+    """A folder with the manifest of an app, and a graph that is cut short, beside a model."""
+    TINY["checkpoint"](tmp_path)
+    (tmp_path / "Manifest.json").write_text('{"name": "app"}')
+    (tmp_path / "model.json").write_text('{"weightsManifest": [{"paths": ["a"], "weights": [')
+    bank = kf.read(tmp_path)
+    assert len(bank) == len(FILTERS)
+    [(name, why)] = [x for x in bank.skipped if x[0].endswith(".json")]
+    assert name == "model.json" and "unreadable" in why
+
+
 def test_the_documentation_holds_the_table() -> None:
     docs = Path(__file__).parents[2] / "docs" / "formats.md"
     assert markdown_table().replace("\n\n", "\n") in docs.read_text()

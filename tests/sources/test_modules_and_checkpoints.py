@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from timm.layers import Conv2dSame
 from torch import nn
 
 import keyfilters as kf
@@ -189,6 +190,7 @@ def test_truncated_checkpoints(
     [
         ({"epoch": 3}, "no weights found"),
         ([1, 2], "no weights found"),
+        (3, "no weights found"),
         ({"fc.weight": torch.ones(3, 3)}, "no depthwise filters"),
     ],
 )
@@ -207,6 +209,37 @@ def test_frozen_torchscript_keeps_its_weights_as_constants(tmp_path: Path) -> No
     weight = net[1].weight
     assert isinstance(weight, torch.Tensor)
     np.testing.assert_array_equal(layer.weight, weight.detach().numpy()[:, 0])
+
+
+def changed(padding: Any) -> nn.Conv2d:
+    conv = nn.Conv2d(4, 4, 3, groups=4)
+    conv.padding = padding
+    return conv
+
+
+@pytest.mark.parametrize(
+    ("conv", "padding"),
+    [
+        (nn.Conv2d(4, 4, 3, groups=4, padding="valid"), (0, 0)),
+        (nn.Conv2d(4, 4, 3, groups=4, padding=(2, 1)), (2, 1)),
+        (Conv2dSame(4, 4, 3, groups=4), "same"),
+        (changed(2), (2, 2)),
+        (changed([2, 1]), (2, 1)),
+    ],
+)
+def test_padding_of_modules(conv: nn.Module, padding: Any) -> None:
+    [layer] = kf.read(conv).layers
+    assert layer.padding == padding
+
+
+def test_numbers_that_float32_cannot_hold_are_named_and_the_others_read() -> None:
+    net = nn.Sequential(*(nn.Conv2d(4, 4, 3, groups=4) for _ in range(3))).double()
+    with torch.no_grad():
+        net[1].weight[0, 0, 0, 0] = 1e300  # type: ignore[operator]
+    bank = kf.read(net)
+    assert [(x.name, x.depth) for x in bank.layers] == [("0", 0.0), ("2", 1.0)]
+    [(name, why)] = bank.skipped
+    assert name == "Sequential/1" and "float32" in why
 
 
 def test_one_dimensional_modules_are_read_as_1xk() -> None:

@@ -367,6 +367,42 @@ def test_convinteger_takes_the_scale_from_behind_it(tmp_path: Path) -> None:
     assert "without their scale" in layer.note
 
 
+def test_integers_without_zero_points(tmp_path: Path) -> None:
+    scales = {"xs": SCALES[0], "xz": ZEROS[0], "w": INT8, "s": SCALES}
+    quantised = helper.make_node(
+        "QLinearConv", ["x", "xs", "xz", "w", "s", "", "xs", "xz"], ["y"], name="dw", group=6
+    )
+    (layer,) = read(proto([quantised], scales), tmp_path).layers
+    assert np.array_equal(layer.weight, INT8[:, 0] * SCALES.reshape(6, 1, 1))
+    nodes = [
+        helper.make_node("ConvInteger", ["x", "w"], ["t"], name="dw", group=6),
+        node("Cast", "t", output="other", to=TensorProto.DOUBLE),
+        node("Cast", "t", output="real", to=TensorProto.FLOAT),
+        node("Mul", "xs", "s", output="scales"),
+        node("Mul", "real", "scales", output="y"),
+    ]
+    ends: dict[str, list[int | None]] = {"x": [], "xs": []}
+    (layer,) = read(proto(nodes, {"w": INT8, "s": SCALES[:1]}, ends), tmp_path).layers
+    assert np.array_equal(layer.weight, INT8[:, 0] * SCALES[0])
+    (layer,) = read(proto(nodes[:3], {"w": INT8}, output="real"), tmp_path).layers
+    assert np.array_equal(layer.weight, INT8[:, 0])
+    assert "without their scale" in layer.note
+
+
+def test_channels_last_convolutions_of_onnxruntime(tmp_path: Path) -> None:
+    """Its tools lay the weights out as (out, y, x, in / group); fused ones stay as they are."""
+    last = np.ascontiguousarray(REAL.transpose(0, 2, 3, 1))
+    nodes = [
+        conv("last", y="t", group=6, domain="com.microsoft", name="plain", pads=[1, 1, 1, 1]),
+        conv("w", "t", group=6, domain="com.microsoft", name="fused", strides=[2, 1]),
+    ]
+    nodes[0].op_type, nodes[1].op_type = "NhwcConv", "NhwcFusedConv"
+    first, second = read(proto(nodes, {"last": last, "w": REAL + 1}), tmp_path).layers
+    assert np.array_equal(first.weight, REAL[:, 0])
+    assert np.array_equal(second.weight, (REAL + 1)[:, 0])
+    assert (first.groups, first.padding, second.stride) == (6, (1, 1), (2, 1))
+
+
 def test_shared_weights_count_once(tmp_path: Path) -> None:
     nodes = [
         conv(group=6, name="first", y="a"),
@@ -393,6 +429,8 @@ UNKNOWN: dict[str, tuple[Nodes, Tensors, str]] = {
     ),
     "wrong": ([node("Reshape", "v", "n")], {"v": REAL, "n": np.array([5, 5])}, "made by Reshape"),
     "cycle": ([node("Mul", "u", "u"), node("Mul", "w", "w", output="u")], {}, "more than 100"),
+    "cycle of copies": ([node("Identity", "w")], {}, "more than 100"),
+    "sequence": ([node("SequenceConstruct", "v", "v")], {"v": REAL}, "not as a dense tensor"),
 }
 
 
@@ -446,6 +484,38 @@ def test_a_state_of_a_loop_is_not_a_constant(tmp_path: Path) -> None:
     bank = read(proto([loop], {"n": np.array(3), "start": REAL}), tmp_path)
     reason = "its weights are no constant: they come from the input 'w'"
     assert bank.skipped == [("net/inside", reason)]
+
+
+def local(name: str, nodes: Nodes, opset: int = 21, inputs: Sequence[str] = ("a", "b")) -> Any:
+    imports = [helper.make_opsetid("", opset), helper.make_opsetid("local", 1)]
+    return helper.make_function("local", name, inputs, ["c"], nodes, imports)
+
+
+def test_local_functions_in_branches_and_functions(tmp_path: Path) -> None:
+    inner = local("Inner", [conv("b", "a", "c", group=6, name="inside")])
+    outer = local("Outer", [helper.make_node("Inner", ["a", "b"], ["c"], domain="local")])
+    branches = {
+        f"{way}_branch": subgraph([helper.make_node("Outer", ["x", w], [w + way], domain="local")])
+        for way, w in (("then", "w"), ("else", "v"))
+    }
+    choice = helper.make_node("If", ["condition"], ["y"], **branches)
+    tensors = {"condition": np.array(True), "w": REAL, "v": REAL + 1}
+    bank = read(proto([choice], tensors, functions=[inner, outer]), tmp_path)
+    found = sorted(layer.weight.tobytes() for layer in bank.layers)
+    assert found == sorted(x.tobytes() for x in (REAL[:, 0], (REAL + 1)[:, 0]))
+
+
+def test_functions_of_another_operator_set_are_named(tmp_path: Path) -> None:
+    """The library puts none of these in place of its calls."""
+    functions = [
+        local("Old", [conv("b", "a", "c", group=6)], opset=11),
+        local("Older", [helper.make_node("Mul", ["a", "b"], ["c"])], opset=11),
+    ]
+    calls = [helper.make_node(x.name, ["x", "w"], [x.name], domain="local") for x in functions]
+    bank = read(proto([*calls, conv(group=6)], {"w": REAL}, functions=functions), tmp_path)
+    assert np.array_equal(bank.layers[0].weight, REAL[:, 0])
+    [(name, why)] = bank.skipped
+    assert name == "net/Old" and "operator set" in why
 
 
 def test_local_functions(tmp_path: Path) -> None:
@@ -591,6 +661,10 @@ DAMAGED: dict[str, Callable[[], tuple[Any, str]]] = {
     "undefined": lambda: (proto([conv("elsewhere")]), "'elsewhere' that it does not define"),
     "groups": lambda: (proto([conv(group=4)], {"w": REAL}), "in 4 group(s)"),
     "vector": lambda: (proto([conv(group=4)], {"w": REAL.ravel()}), "has weights 'w' of shape"),
+    "few inputs": lambda: (
+        proto([helper.make_node("QLinearConv", ["x", "s", "z", "w"], ["y"])], {"w": INT8}),
+        "lacks its inputs",
+    ),
     "no input": lambda: (proto([helper.make_node("Conv", ["x"], ["y"])]), "does not define"),
     "recursive": lambda: (
         proto(

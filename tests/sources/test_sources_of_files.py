@@ -8,11 +8,15 @@ import http.server
 import io
 import json
 import os
+import sys
 import tarfile
 import threading
 import zipfile
 from collections.abc import Iterator
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,8 +24,17 @@ import torch
 from safetensors.torch import save_file
 
 import keyfilters as kf
+from keyfilters.errors import MissingExtraError
 from keyfilters.sources import archives
-from tests.sources.tiny_models import FILTERS, STATE, checkpoint, ncnn, tfjs_layers
+from tests.sources.tiny_models import (
+    FILTERS,
+    STATE,
+    Net,
+    checkpoint,
+    ncnn,
+    tf_checkpoint,
+    tfjs_layers,
+)
 
 
 def check(source: object) -> kf.FilterBank:
@@ -61,6 +74,43 @@ def test_archives_are_looked_into(tmp_path: Path) -> None:
     check(tmp_path / "net.pth.gz")
     nested = {"a.zip": (tmp_path / "release.zip").read_bytes()}
     check(zipped(tmp_path / "twice.zip", nested))
+
+
+def test_archives_in_a_folder_are_looked_into_if_their_names_promise_models(
+    tmp_path: Path,
+) -> None:
+    content = checkpoint(tmp_path).read_bytes()
+    files = {"inner/": b"", "inner/net.pth": content}
+    zipped(tmp_path / "a.zip", files)
+    tarred(tmp_path / "b.tar.gz", {"inner/net.pth": content}, "w:gz")
+    (tmp_path / "c.pth.gz").write_bytes(gzip.compress(content))
+    (tmp_path / "cut.zip").write_bytes((tmp_path / "a.zip").read_bytes()[:200])
+    (tmp_path / "notes.txt.gz").write_bytes(gzip.compress(b"hello"))
+    zipped(tmp_path / "docs.zip", {"readme.txt": b"hello"})
+    said = {name: why for name, why in check(tmp_path).skipped if name != "net/pw"}
+    assert said.keys() == {"a.zip", "b.tar.gz", "c.pth.gz", "cut.zip"}
+    for name, why in said.items():
+        assert ("unreadable" if name == "cut.zip" else "same model") in why
+    for name in ("a.zip", "b.tar.gz", "c.pth.gz"):
+        check(tmp_path / name)
+
+
+def test_a_damaged_archive_is_no_fault_of_the_disk(tmp_path: Path) -> None:
+    content = bytearray(gzip.compress(checkpoint(tmp_path).read_bytes()))
+    content[-8] ^= 1  # of the checksum
+    (tmp_path / "net.pth.gz").write_bytes(content)
+    with pytest.raises(kf.KeyFiltersError, match="damaged") as error:
+        kf.read(tmp_path / "net.pth.gz")
+    assert "TMPDIR" not in str(error.value)
+
+
+def test_archives_in_archives_come_to_an_end(tmp_path: Path) -> None:
+    path = tarred(tmp_path / "0.tar", {"net.pth": checkpoint(tmp_path).read_bytes()})
+    for level in range(1, 4):
+        check(path)
+        path = tarred(tmp_path / f"{level}.tar", {path.name: path.read_bytes()})
+    with pytest.raises(kf.KeyFiltersError, match="deep"):
+        kf.read(path)
 
 
 def test_companions_inside_an_archive_are_found(tmp_path: Path) -> None:
@@ -106,6 +156,8 @@ def test_bombs_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 def test_an_archive_without_models_says_so(tmp_path: Path) -> None:
     with pytest.raises(kf.KeyFiltersError, match="no model file"):
         kf.read(zipped(tmp_path / "a.zip", {"readme.txt": b"hello"}))
+    with pytest.raises(kf.KeyFiltersError, match="without weights"):
+        kf.read(tarred(tmp_path / "a.pth", {"readme.txt": b"hello"}))
 
 
 def test_patterns_home_and_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,6 +174,61 @@ def test_patterns_home_and_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     for pattern in ("runs/*/last.pth", "runs/?.txt"):
         with pytest.raises(kf.KeyFiltersError, match="matches"):
             kf.read(f"{tmp_path}/{pattern}")
+
+
+def test_a_pattern_that_matches_no_model(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("not a model")
+    with pytest.raises(kf.KeyFiltersError, match="no model file"):
+        kf.read(f"{tmp_path}/*.txt")
+
+
+def test_a_set_of_a_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(kf.KeyFiltersError, match="no file"):
+        kf.read(f"{tmp_path}/net.pth#ema")
+
+
+def test_a_checkpoint_of_tensorflow_by_the_name_that_it_was_saved_as(tmp_path: Path) -> None:
+    tf_checkpoint(tmp_path)
+    check(tmp_path / "model.ckpt")
+
+
+def test_a_model_that_needs_what_is_not_installed_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "msgpack", None)
+    (tmp_path / "alone").mkdir()
+    for name in ("alone/net.msgpack", "other.msgpack"):
+        (tmp_path / name).write_bytes(b"\x81\xa1a\x01")
+    with pytest.raises(MissingExtraError, match="flax"):
+        kf.read(tmp_path / "alone")
+    checkpoint(tmp_path)
+    said = {name: why for name, why in check(tmp_path).skipped if name != "net/pw"}
+    assert said.keys() == {"net.msgpack", "other.msgpack"}
+    assert all("keyfilters[flax]" in why for why in said.values())
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_folder_of_transformers_is_read_as_its_configuration_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, known: bool
+) -> None:
+    """Where transformers makes no model of it, names and shapes tell."""
+
+    def from_pretrained(folder: Path, **options: Any) -> Net:
+        assert options == {"config": "read", "trust_remote_code": False, "local_files_only": True}
+        if not known:
+            raise ValueError("an unknown architecture")
+        return Net()
+
+    library = ModuleType("transformers")
+    library.__spec__ = ModuleSpec("transformers", None)
+    configured = SimpleNamespace(from_pretrained=lambda folder, trust_remote_code: "read")
+    model = SimpleNamespace(from_pretrained=from_pretrained)
+    vars(library).update(AutoConfig=configured, AutoModel=model)
+    monkeypatch.setitem(sys.modules, "transformers", library)
+    (tmp_path / "config.json").write_text('{"model_type": "net"}')
+    save_file(STATE, tmp_path / "model.safetensors")
+    [layer] = check(tmp_path).layers
+    assert layer.stride == ((2, 2) if known else None) and layer.model == tmp_path.name
 
 
 def test_an_index_of_any_name(tmp_path: Path) -> None:

@@ -32,6 +32,10 @@ class Holder:
         self.__dict__.update(held)
 
 
+class Rows(list[Any]):
+    """A list of a class of its own."""
+
+
 SLOT = {"state": {0: {"exp_avg": state()["block.0.dw.weight"]}}, "param_groups": [{"lr": 0.1}]}
 WRAPPED: dict[str, Any] = {
     "plain": state(),
@@ -42,6 +46,7 @@ WRAPPED: dict[str, Any] = {
     "unusual key": {"my_network_weights": state()},
     "params": {"params": state()},
     "list": [state()],
+    "list of a class": {"rows": Rows([state()])},
     "tuple and epoch": (state(), 3, "text"),
     "pairs": list(state().items()),
     "deep list": {"x": [[{"y": (state(),)}]]},
@@ -169,6 +174,59 @@ def test_functions_become_placeholders(
 )
 def test_damaged_pickles_raise_value_errors(content: bytes) -> None:
     with contextlib.suppress(ValueError):
+        load_inert(io.BytesIO(content))
+
+
+class Keyword:
+    """Made by keywords, which only newer protocols keep."""
+
+    def __new__(cls, *, name: str) -> Keyword:
+        return super().__new__(cls)
+
+    def __getnewargs_ex__(self) -> tuple[tuple[()], dict[str, str]]:
+        return (), {"name": "x"}
+
+
+@pytest.mark.parametrize(
+    ("content", "value"),
+    [
+        (b"\x80\x02K\x01(K\x02K\x031.", 1),  # numbers that are taken off again
+        (pickle.dumps({(1, "a"): 2, (): 3}), {(1, "a"): 2, (): 3}),
+        (b"P42\n.", "42"),  # a persistent id in text
+        (b"\x80\x02K\x01.K\x02.", 1),  # what follows the end
+    ],
+)
+def test_rare_instructions(content: bytes, value: Any) -> None:
+    assert load_inert(io.BytesIO(content)) == value
+
+
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [
+        (pickle.dumps(Keyword(name="x"), 4), f"{__name__}.Keyword"),
+        (b"\x80\x02\x82\x05)R.", "extension.5"),  # a class by its number
+    ],
+)
+def test_objects_made_in_rare_ways_are_placeholders(content: bytes, kind: str) -> None:
+    made = load_inert(io.BytesIO(content))
+    assert isinstance(made, Thing) and made.kind == kind and made.args == ()
+
+
+BUFFER = pickle.dumps(pickle.PickleBuffer(b"abc"), 5, buffer_callback=lambda _: None)
+
+
+@pytest.mark.parametrize(
+    ("content", "word"),
+    [
+        (BUFFER, "outside"),
+        (b"\x80\x02K\x01K\x02a.", "no list"),
+        (b"\x80\x02K\x01K\x02K\x03s.", "no mapping"),
+        (b"\x80\x02K\x01", "STOP"),
+        (b"\x80\x02\xfe.", "opcode"),
+    ],
+)
+def test_instructions_that_make_nothing(content: bytes, word: str) -> None:
+    with pytest.raises(ValueError, match=word):
         load_inert(io.BytesIO(content))
 
 

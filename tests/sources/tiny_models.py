@@ -85,7 +85,7 @@ def oldest(folder: Path) -> Path:
         tensors += pickle.dumps((10 + i, i, torch.FloatTensor), **protocol)
         tensors += struct.pack("<i4x", value.ndim)
         tensors += struct.pack(f"<{2 * value.ndim + 1}q", *value.shape, *value.stride(), 0)
-    storages += pickle.dumps(0, **protocol)
+    storages += pickle.dumps([], **protocol)  # views
 
     class Pickler(pickle.Pickler):
         def persistent_id(self, value: Any) -> Any:
@@ -486,7 +486,7 @@ def core_ml_package(folder: Path) -> Path:
         ints("s", 2, 2),
         ints("p", 1, 1, 1, 1),
         ints("g", 4),
-        const("t", {2: kind(2, ()), 3: {1: {1: {4: {1: "custom"}}}}}),
+        const("t", {2: kind(2, ()), 3: {1: {4: {1: "custom"}}}}),
         {
             1: "conv",
             2: [

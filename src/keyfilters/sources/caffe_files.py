@@ -40,10 +40,10 @@ def _offer(
     transposed = "econv" in kind
     out = params.number(1)
     groups = params.number(5, 1)
-    if "epthwise" in kind:  # layers of their own, that need not say their groups
-        groups = shape[0]
     if len(shape) == 4 and shape[0] == 1 and shape[1] == out > 1 and not transposed:
         shape = [out, 1, *shape[2:]]
+    if "epthwise" in kind:  # layers of their own, that need not say their groups
+        groups = shape[0]
     taps = len(shape) - 2
 
     def load() -> Array:

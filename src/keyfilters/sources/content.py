@@ -98,7 +98,7 @@ class Content:
 
     def holds(self, *words: bytes) -> bool:
         """Whether a text file, up to a size, holds all of some words."""
-        if not words or self.size > LARGEST_JSON:
+        if self.size > LARGEST_JSON:
             return False
         with (
             self.path.open("rb") as file,

@@ -18,6 +18,7 @@ __all__ = ["read_core_ml"]
 
 NETWORKS = (500, 403, 303)
 PIPELINES = (202, 200, 201)
+NESTED = ((605, 1), (605, 2), (615, 3), (615, 4))  # networks in a branch and in a loop
 
 
 def read_core_ml(path: Path, model: str) -> FilterBank:
@@ -55,12 +56,9 @@ def _read(collector: Collector, model: Message, path: Path) -> None:
 
 
 def _read_layer(collector: Collector, layer: Message) -> None:
-    for branch in (605, 615):  # branches and loops hold networks
-        if branch in layer:
-            for field in (1, 2, 5, 6):
-                for inner in layer.message(branch).messages(field):
-                    for held in inner.messages(1) if field != 5 or branch == 615 else []:
-                        _read_layer(collector, held)
+    for kind, field in NESTED:
+        for held in layer.message(kind).message(field).messages(1):
+            _read_layer(collector, held)
     if 1471 in layer:
         collector.skip(layer.text(1), "3-D convolution")
     if 100 in layer:

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Hashable, Iterator
+from collections import ChainMap
+from collections.abc import Hashable
 from math import prod
-from pathlib import Path, PurePosixPath
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from keyfilters.sources.collect import Array, Collector, Geometry, SkipError, float_array, symmetric
+from keyfilters.sources.collect import (
+    Array,
+    Collector,
+    Geometry,
+    Load,
+    SkipError,
+    float_array,
+    symmetric,
+)
 from keyfilters.sources.content import beside, mapped
 from keyfilters.sources.wire import Message
 
@@ -20,145 +30,151 @@ TYPES = {
     31: "u1", 32: "<u2", 33: "<u4", 34: "<u8",
 }  # fmt: skip
 SENTINEL = 0xDEADBEEF
-MOST_BLOCKS = 1000
 
 
-class _Program:
-    """The operations of a block by the names of what they make."""
+class _Scope:
+    """The operations of a block, and those that it sees by the names of what they make."""
 
-    def __init__(self, block: Message, path: Path) -> None:
+    def __init__(self, block: Message, path: Path, outer: ChainMap[str, Message]) -> None:
         self.path = path
         self.operations = block.messages(3)
-        self.makers = {out.text(1): op for op in self.operations for out in op.messages(3)}
+        self.makers = outer.new_child(
+            {out.text(1): op for op in self.operations for out in op.messages(3)}
+        )
 
-    def value(self, operation: Message, name: str) -> tuple[Message | None, Hashable]:
-        """Return the constant value of an input, or None, and what tells it from others."""
-        inputs = operation.mapping(2)
-        if name not in inputs:
-            return None, None
-        binding = inputs[name].message(1)
-        if 2 in binding:
-            return binding.message(2), None
-        made = self.makers.get(binding.text(1))
+    def maker(self, operation: Message, name: str) -> Message | None:
+        """Return the operation that makes an input, None if no operation does."""
+        binding = operation.mapping(2)[name].message(1)
+        return None if 2 in binding else self.makers.get(binding.text(1))
+
+    def value(self, operation: Message, name: str) -> Message | None:
+        """Return a constant that an operation takes, None if it takes none of this name.
+
+        Raises:
+            SkipError: it is no constant.
+        """
+        if name in (held := operation.mapping(5)):  # where ``constexpr_…`` had them at first
+            return held[name]
+        if name not in (inputs := operation.mapping(2)):
+            return None
+        if 2 in (binding := inputs[name].message(1)):
+            return binding.message(2)
+        made = self.maker(operation, name)
         if made is None:
-            return None, None
+            raise SkipError("its weights are no constant: they are an input")
         if made.text(1) != "const":
             raise SkipError(f"its weights are made by {made.text(1)}, which is not evaluated")
-        return made.mapping(5).get("val"), binding.text(1)
+        return made.mapping(5)["val"]
 
-    def ints(self, operation: Message, name: str) -> list[int]:
-        """Return a constant input of integers."""
+    def told(self, operation: Message, name: str, default: Any) -> Any:
+        """Return an input of integers or of text, None if it is no constant that is read."""
         try:
-            value, _ = self.value(operation, name)
-            return [] if value is None else [int(x) for x in _array(value, self.path)[0].ravel()]
+            value = self.value(operation, name)
+            if value is None:
+                return default
+            texts = value.message(3).message(1).message(4).texts(1)
+            return texts[0] if texts else tuple(int(x) for x in _array(value, self.path).ravel())
         except SkipError:
-            return []
-
-    def weight(self, operation: Message, name: str = "weight") -> tuple[Message, Message | None]:
-        """Return the value of the weights, and the operation that unpacks them, if there is one."""
-        binding = operation.mapping(2)[name].message(1)
-        made = self.makers.get(binding.text(1))
-        if made is not None and made.text(1).startswith("constexpr_"):
-            return made, made
-        value, _ = self.value(operation, name)
-        if value is None:
-            raise SkipError("its weights are no constant: they are an input")
-        return value, None
+            return None
 
 
 def offer_program(collector: Collector, program: Message, path: Path) -> None:
     """Offer the convolutions of a program, function by function."""
     for function in program.mapping(2).values():
         for block in function.mapping(3).values():
-            for inner in _blocks(block):
-                _offer_block(collector, _Program(inner, path))
+            _offer_block(collector, block, path, ChainMap())
 
 
-def _blocks(block: Message) -> Iterator[Message]:
-    stack = [block]
-    for _ in range(MOST_BLOCKS):
-        if not stack:
-            return
-        yield (one := stack.pop())
-        stack += [inner for op in one.messages(3) for inner in op.messages(4)]
+def _offer_block(
+    collector: Collector, block: Message, path: Path, outer: ChainMap[str, Message]
+) -> None:
+    scope = _Scope(block, path, outer)
+    for operation in scope.operations:
+        kind, outputs = operation.text(1), operation.messages(3)
+        if kind in ("conv", "conv_transpose"):
+            name = outputs[0].text(1) if outputs else kind
+            try:
+                _offer(collector, scope, operation, name)
+            except SkipError as error:
+                collector.skip(name, str(error))
+        for inner in operation.messages(4):
+            _offer_block(collector, inner, path, scope.makers)
 
 
-def _offer_block(collector: Collector, program: _Program) -> None:
-    for operation in program.operations:
-        kind = operation.text(1)
-        if kind not in ("conv", "conv_transpose"):
-            continue
-        outputs = operation.messages(3)
-        name = outputs[0].text(1) if outputs else kind
-        try:
-            _offer(collector, program, operation, name)
-        except SkipError as error:
-            collector.skip(name, str(error))
-
-
-def _offer(collector: Collector, program: _Program, operation: Message, name: str) -> None:
+def _offer(collector: Collector, scope: _Scope, operation: Message, name: str) -> None:
     """Offer a convolution, ``(out, in / group, *kernel)``, transposed ``(in, out / group, …)``."""
     transposed = operation.text(1) == "conv_transpose"
-    value, unpacking = program.weight(operation)
-    shape, load = _weights(program, value, unpacking)
+    made = scope.maker(operation, "weight")
+    identity: Hashable = made
+    if made is not None and made.text(1).startswith("constexpr_"):
+        shape, load = _unpacked(scope, made)
+    else:
+        value = _needed(scope, operation, "weight")
+        shape, load = _shape(value), lambda: _array(value, scope.path)
+        if 5 in value:  # functions of one program share their blobs
+            identity = (value.message(5).text(1), value.message(5).number(2))
     taps = len(shape) - 2
-    pad_type, _ = program.value(operation, "pad_type")
-    said = "" if pad_type is None else _text(pad_type)
-    pads = program.ints(operation, "pad")  # begin and end of every axis in turn
-    padding = symmetric([*pads[::2], *pads[1::2]]) if said in ("custom", "") else None
+    groups = scope.told(operation, "groups", (1,))
     geometry = Geometry(
-        (program.ints(operation, "groups") or [1])[0],
+        groups[0] if groups else None,
         transposed,
-        tuple(program.ints(operation, "strides") or [1] * taps),
-        tuple(program.ints(operation, "dilations") or [1] * taps),
-        "same" if said.startswith("same") else (0,) * taps if said == "valid" else padding,
+        scope.told(operation, "strides", (1,) * taps),
+        scope.told(operation, "dilations", (1,) * taps),
+        _padding(scope, operation, taps),
     )
     layout = ("io" if transposed else "oi") + "zyx"[3 - taps :]
-    binding = operation.mapping(2)["weight"].message(1).text(1)
-    collector.kernel(name, layout, shape, load, geometry, identity=binding or None)
+    collector.kernel(name, layout, shape, load, geometry, identity=identity)
 
 
-def _weights(program: _Program, value: Message, unpacking: Message | None):  # type: ignore[no-untyped-def]
-    if unpacking is None:
-        shape = _shape(value)
-        return shape, lambda: _array(value, program.path)[0]
-    held = unpacking.mapping(5) | {
-        name: x.message(1).message(2) for name, x in unpacking.mapping(2).items()
-    }
-    for name, argument in unpacking.mapping(2).items():
-        made = program.makers.get(argument.message(1).text(1))
-        if made is not None and made.text(1) == "const":
-            held[name] = made.mapping(5)["val"]
+def _padding(scope: _Scope, operation: Message, taps: int) -> tuple[int, ...] | str | None:
+    said = scope.told(operation, "pad_type", "valid")
+    if said in ("same", "same_lower"):
+        return "same"
+    if said == "valid":
+        return (0,) * taps
+    pads = scope.told(operation, "pad", (0,) * taps * 2) if said == "custom" else None
+    return symmetric([*pads[::2], *pads[1::2]]) if pads else None  # begin and end axis by axis
+
+
+def _needed(scope: _Scope, operation: Message, name: str) -> Message:
+    value = scope.value(operation, name)
+    if value is None:  # a later form of the operation
+        kind = operation.text(1)
+        raise SkipError(f"its weights are made by {kind} without {name}, which is not evaluated")
+    return value
+
+
+def _unpacked(scope: _Scope, operation: Message) -> tuple[tuple[int, ...], Load]:
+    """Return the shape of weights that are stored packed, and what unpacks them."""
 
     def array(name: str) -> Array:
-        return _array(held[name], program.path)[0]
+        return _array(_needed(scope, operation, name), scope.path)
 
-    kind = unpacking.text(1)
+    kind = operation.text(1)
     if kind == "constexpr_affine_dequantize":
-        shape = _shape(held["quantized_data"])
+        shape = _shape(_needed(scope, operation, "quantized_data"))
 
-        def load() -> Array:
+        def scaled() -> Array:
             scale, zero = array("scale").astype(np.float64), array("zero_point").astype(np.float64)
-            axis = int(array("axis").ravel()[0])
-            extents = [-1 if i == axis else 1 for i in range(len(shape))]
+            extents = [1] * len(shape)
+            extents[int(array("axis").ravel()[0])] = -1
             data = array("quantized_data").astype(np.float64)
             return ((data - zero.reshape(extents)) * scale.reshape(extents)).astype(np.float32)
 
-        return shape, load
+        return shape, scaled
     if kind == "constexpr_lut_to_dense":
         shape = tuple(int(x) for x in array("shape"))
 
-        def load() -> Array:
+        def looked_up() -> Array:
             table, count = array("lut"), prod(shape)
             bits = max(int(table.size).bit_length() - 1, 1)
-            packed = array("indices").view(np.uint8).ravel()
+            packed = array("indices").astype(np.uint8).ravel()
             flags = np.unpackbits(packed, bitorder="little")[: count * bits].reshape(count, bits)
             return table[flags @ (1 << np.arange(bits))].reshape(shape)
 
-        return shape, load
+        return shape, looked_up
     if kind == "constexpr_cast":
-        shape = _shape(held["source_val"])
-        return shape, lambda: array("source_val")
+        return _shape(_needed(scope, operation, "source_val")), lambda: array("source_val")
     raise SkipError(f"its weights are made by {kind}, which is not evaluated")
 
 
@@ -167,12 +183,8 @@ def _shape(value: Message) -> tuple[int, ...]:
     return tuple(x.message(1).number(1) for x in dimensions)
 
 
-def _text(value: Message) -> str:
-    return next(iter(value.message(3).message(1).message(4).texts(1)), "")
-
-
-def _array(value: Message, path: Path) -> tuple[Array, str]:
-    """Return a constant's value in its own shape, and its type."""
+def _array(value: Message, path: Path) -> Array:
+    """Return a constant's value in its own shape."""
     kind = TYPES.get(value.message(2).message(1).number(1), "")
     shape = _shape(value)
     if not kind:
@@ -193,13 +205,13 @@ def _array(value: Message, path: Path) -> tuple[Array, str]:
             values = np.array(tensor.message(field).numbers(1))
     if values.size != prod(shape):
         raise ValueError(f"{values.size} values for a constant of shape {shape}")
-    return values.reshape(shape), kind
+    return values.reshape(shape)
 
 
 def _blob(reference: Message, path: Path) -> memoryview:
     """Return the bytes of a constant in a file of blobs inside the package."""
     name = reference.text(1).removeprefix("@model_path/")
-    data = mapped(beside(path, PurePosixPath(name).as_posix()))
+    data = mapped(beside(path, name))
     at = reference.number(2)
     if at + 24 > len(data):
         raise ValueError(f"{name} is cut short")

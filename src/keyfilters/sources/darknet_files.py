@@ -16,19 +16,11 @@ __all__ = ["read_darknet"]
 Section = tuple[str, dict[str, str]]
 # Layers without weights that keep the number of channels.
 PLAIN = (
-    *("shortcut", "maxpool", "avgpool", "upsample", "dropout", "yolo", "region", "detection"),
-    *(
-        "softmax",
-        "cost",
-        "activation",
-        "logistic",
-        "sam",
-        "scale_channels",
-        "gaussian_yolo",
-        "l2norm",
-    ),
-    *("noise", "empty", "contrastive", "local_avgpool"),
-)
+    "shortcut", "maxpool", "max", "avgpool", "avg", "local_avgpool", "local_avg", "upsample",
+    "crop", "dropout", "yolo", "region", "detection", "gaussian_yolo", "softmax", "soft", "cost",
+    "activation", "logistic", "sam", "scale_channels", "l2norm", "normalization", "lrn", "noise",
+    "empty", "contrastive",
+)  # fmt: skip
 
 
 def read_darknet(path: Path, model: str) -> FilterBank:
@@ -71,14 +63,14 @@ def _read(sections: list[Section], values: np.ndarray, collector: Collector) -> 
         def number(key: str, default: int, held: dict[str, str] = held) -> int:
             return int(float(held.get(key, default)))
 
-        if kind in ("convolutional", "deconvolutional"):
+        if kind in ("convolutional", "conv", "deconvolutional", "deconv"):
             out, groups, size = number("filters", 1), number("groups", 1), number("size", 1)
             size_y, size_x = number("size_y", size), number("size_x", size)
             if min(out, groups, size_y, size_x) < 1 or before % groups or out % groups:
                 raise ValueError(
                     f"{name} has {out} filters of {before} channels in {groups} groups"
                 )
-            transposed = kind == "deconvolutional"
+            transposed = kind.startswith("deconv")
             at += out * (4 if number("batch_normalize", 0) else 1)
             count = out * (before // groups) * size_y * size_x
             if at + count > len(values):

@@ -7,7 +7,7 @@ import json
 import re
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -205,7 +205,8 @@ def _by_class(
     held: dict[tuple[str, ...], list[NamedTensor]] = {}
     counts: Counter[tuple[str, str]] = Counter()
     places: dict[tuple[str, ...], str] = {(): ""}
-    for path, kind, _ in layers_of(config):
+    wrappers: set[tuple[str, ...]] = set()
+    for path, kind, own in layers_of(config):
         snake = re.sub(r"(.)([A-Z][a-z]+)", r"\1_\2", re.sub(r"\W+", "", kind))
         snake = re.sub(r"([a-z])([A-Z])", r"\1_\2", snake).lower()
         parent = places.get(path[:-1], "")
@@ -213,6 +214,10 @@ def _by_class(
         counts[parent, snake] += 1
         inside = f"{parent}/layers" if parent else "layers"
         places[path] = f"{inside}/{snake}_{number}" if number else f"{inside}/{snake}"
+        if path[:-1] in wrappers:
+            places[path] = f"{parent}/layer"
+        if isinstance(own.get("layer"), Mapping):  # TimeDistributed and like
+            wrappers.add(path)
         if found := groups.get(places[path]):
             held[path] = found
     return held

@@ -64,7 +64,8 @@ def offer_layers(collector: Collector, config: Any, weights: Weights) -> set[str
         name = "/".join(path[-1:])
         tensors = weights(path, kind)
         if kind not in KINDS:
-            if not tensors and "Conv" in kind:
+            inside = "layers" in held or any("depthwise_kernel" in x.name for x in tensors)
+            if "Conv" in kind and not inside:
                 collector.skip(name, f"layer {kind}, which is not read")
             continue
         layout = KINDS[kind]

@@ -57,8 +57,6 @@ def read_module(
         elif _offer(collector, kernel, fused):
             depths.append(kernel.depth)
     bank = collector.bank()
-    if len(depths) != len(bank.layers):
-        return bank
     layers = [replace(x, depth=depth) for x, depth in zip(bank.layers, depths, strict=True)]
     return FilterBank(layers, bank.skipped)
 

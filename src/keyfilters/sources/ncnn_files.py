@@ -25,13 +25,14 @@ MOST_LAYERS = 1_000_000
 SAME = (-233, -234)
 # Types of layers with weights by their number in binary files.
 TYPES = {
-    2: "BatchNorm", 3: "Bias", 6: "Convolution", 12: "Embed", 15: "InnerProduct",
-    19: "MemoryData", 23: "PReLU", 29: "Scale", 38: "RNN", 39: "LSTM",
-    42: "ConvolutionDepthWise", 43: "Padding", 46: "Normalize", 53: "InstanceNorm",
-    57: "Quantize", 58: "Dequantize", 63: "Requantize", 74: "Gemm", 75: "GroupNorm",
-    76: "LayerNorm", 78: "GRU", 79: "MultiHeadAttention", 81: "Convolution1D",
+    2: "BatchNorm", 3: "Bias", 6: "Convolution", 8: "Deconvolution", 12: "Embed",
+    15: "InnerProduct", 19: "MemoryData", 23: "PReLU", 29: "Scale", 38: "RNN", 39: "LSTM",
+    42: "ConvolutionDepthWise", 43: "Padding", 46: "Normalize", 51: "DeconvolutionDepthWise",
+    53: "InstanceNorm", 57: "Quantize", 58: "Dequantize", 63: "Requantize", 74: "Gemm",
+    75: "GroupNorm", 76: "LayerNorm", 78: "GRU", 79: "MultiHeadAttention", 81: "Convolution1D",
     83: "ConvolutionDepthWise1D", 84: "Convolution3D", 85: "ConvolutionDepthWise3D",
-    93: "DeformableConv2D", 104: "RMSNorm",
+    88: "Deconvolution1D", 89: "DeconvolutionDepthWise1D", 90: "Deconvolution3D",
+    91: "DeconvolutionDepthWise3D", 93: "DeformableConv2D", 104: "RMSNorm",
 }  # fmt: skip
 
 Value = float | list[float]
@@ -161,7 +162,9 @@ def _binary(data: bytes) -> Iterator[_Layer]:
         take(inputs + outputs)
         params: dict[int, Value] = {}
         while (key := take(1)[0]) != -233:
-            if key <= -23300:
+            if key <= -23400:  # a text, of bytes
+                take((take(1)[0] + 3) // 4)
+            elif key <= -23300:
                 params[-key - 23300] = list(take(take(1)[0]))
             else:
                 params[key] = take(1)[0]
@@ -207,11 +210,10 @@ def _offer(collector: Collector, layer: _Layer, weights: _Weights) -> None:
             return values
         if scales is None:
             raise SkipError("its weights are integers without a scale")
-        each_scale = np.repeat(scales, count // scales.size) if count % scales.size == 0 else None
-        if each_scale is None:
-            raise ValueError(f"{scales.size} scales for {count} weights")
-        with np.errstate(divide="ignore"):
-            return (values / each_scale.astype(np.float64)).astype(np.float32)
+        each_scale = np.repeat(scales.astype(np.float64), count // scales.size)
+        floats = np.divide(values, each_scale, out=np.zeros(count), where=each_scale != 0)
+        with np.errstate(over="ignore"):
+            return floats.astype(np.float32)
 
     geometry = Geometry(
         transposed=transposed,
@@ -226,20 +228,20 @@ def _padding(layer: _Layer, axes: int) -> tuple[int, ...] | str | None:
     left = layer.number(4)
     if left in SAME:
         return "same"
-    if axes != 2:
-        return (left,) if axes == 1 and left == layer.number(15, left) else None
-    top = layer.number(14, left)
-    return symmetric((top, left, layer.number(16, top), layer.number(15, left)))
+    right, top = layer.number(15, left), layer.number(14, left)
+    if axes == 1:
+        return symmetric((left, right))
+    return symmetric((top, left, layer.number(16, top), right)) if axes == 2 else None
 
 
 def _pass(layer: _Layer, weights: _Weights) -> None:
     """Go past the weights of a layer that is no convolution."""
     number, kind = layer.number, layer.kind
     plain, marked = weights.plain, weights.marked
-    if kind in ("BatchNorm",):
+    if kind == "BatchNorm":
         plain(4, number(0))
     elif kind in ("Bias", "PReLU", "Quantize"):
-        plain(number(0))
+        plain(number(0, 1 if kind == "Quantize" else 0))
     elif kind == "Scale":
         if (size := number(0)) != -233:
             plain(size)

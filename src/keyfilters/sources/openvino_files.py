@@ -5,6 +5,7 @@ A weight is followed back through conversions and scales, as compressed models s
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from math import prod
 from pathlib import Path
 from xml.etree.ElementTree import Element, ParseError, XMLParser
@@ -61,12 +62,13 @@ def collect_openvino(path: Path, data: memoryview, collector: Collector) -> list
 
 
 def _parse(path: Path) -> Element:
-    content = mapped(path)
-    if len(content) > LARGEST_XML or b"<!DOCTYPE" in bytes(content[:4096]):
+    large = path.stat().st_size > LARGEST_XML
+    content = b"" if large else path.read_bytes()
+    if large or b"<!DOCTYPE" in content:
         raise ValueError("it is too large, or declares a type of document")
     parser = XMLParser()
     try:
-        parser.feed(bytes(content))
+        parser.feed(content)
         net = parser.close()
     except ParseError as error:
         raise ValueError(f"its XML is damaged ({error})") from error
@@ -112,13 +114,10 @@ class Graph:
         if held is None:
             raise ValueError("a constant without data")
         shape = _ints(held.get("shape", ""))
-        kind = TYPES.get(held.get("element_type", ""), "")
         start, size = int(held.get("offset", 0)), int(held.get("size", 0))
-        if not kind:
-            raise SkipError(f"its weights are of the type {held.get('element_type')}, not read")
         if min(start, size, *shape, 0) < 0 or start + size > len(self.data):
             raise ValueError("a constant lies outside the .bin file")
-        values = _numbers(self.data[start : start + size], kind)
+        values = _numbers(self.data[start : start + size], held.get("element_type", ""))
         if values.size != prod(shape):
             raise ValueError(f"{values.size} values for a constant of shape {shape}")
         return values.reshape(shape)
@@ -167,14 +166,16 @@ def _read(collector: Collector, graph: Graph, level: int) -> list[Graph]:
     graphs = [graph]
     for layer in graph.layers.values():
         kind, name = layer.get("type", ""), layer.get("name", "")
-        if kind == "Convolution" and layer.find("blobs/weights") is not None:
-            _offer_old(collector, graph, layer, name)
-        elif kind in LAYOUTS:
+        if kind in LAYOUTS:
+            blob = layer.find("blobs/weights") if kind == "Convolution" else None
             try:
-                _offer(collector, graph, layer, name)
+                if blob is not None:
+                    _offer_old(collector, graph, layer, blob)
+                else:
+                    _offer(collector, graph, layer, name)
             except SkipError as error:
                 collector.skip(name, str(error))
-        elif "Convolution" in kind:
+        elif "convolution" in kind.lower():
             collector.skip(name, f"operator {kind}, which is not read")
         for body in ("body", "then_body", "else_body"):
             inner = layer.find(body)
@@ -190,58 +191,68 @@ def _offer(collector: Collector, graph: Graph, layer: Element, name: str) -> Non
     axes = values.ndim - len(layout)
     if not 1 <= axes <= 3:
         raise ValueError(f"{name} has weights of shape {values.shape}")
-    held = layer.find("data")
-    told = {} if held is None else held.attrib
-    begin, end = _ints(told.get("pads_begin", "")), _ints(told.get("pads_end", ""))
-    automatic = told.get("auto_pad", "")
-    transposed = "Backprop" in kind
     shape = values.shape
     if layout == "gio":  # what is transposed is not taken; only its extents are told
         layout, shape = "io", (shape[0] * shape[1], *shape[2:])
-    geometry = Geometry(
-        groups=values.shape[0] if kind.startswith("Group") else 1,
-        transposed=transposed,
-        stride=_ints(told.get("strides", "")) or None,
-        dilation=_ints(told.get("dilations", "")) or None,
-        padding="same" if automatic.startswith("same") else symmetric([*begin, *end]),
-    )
-    if values.dtype.kind != "f":
-        raise SkipError("its weights are integers without a scale")
+    groups = values.shape[0] if kind.startswith("Group") else 1
+    geometry = _geometry(layer, axes, groups, transposed="Backprop" in kind)
+    _require_floats(values)
     layout += "zyx"[3 - axes :]
-    if values.dtype == np.float64:  # as scales are computed
-        values = values.astype(np.float32)
-    place = graph.source(layer, 1)
+    place: Hashable = graph.source(layer, 1)
+    if values.dtype == np.float64 and not np.may_share_memory(values, graph.data):
+        values = values.astype(np.float32)  # as scales are computed
+        place = (place, values.tobytes())  # what is stored once may be scaled in two ways
     collector.kernel(name, layout, shape, lambda: values, geometry, identity=place)
 
 
-def _offer_old(collector: Collector, graph: Graph, layer: Element, name: str) -> None:
+def _offer_old(collector: Collector, graph: Graph, layer: Element, blob: Element) -> None:
     """Offer a convolution of IR version 7 and before, whose weights are a blob of its own."""
-    held, blob = layer.find("data"), layer.find("blobs/weights")
-    assert blob is not None
+    held, name = layer.find("data"), layer.get("name", "")
     told = {} if held is None else held.attrib
     kernel, out = _ints(told.get("kernel", "")), int(told.get("output", 0))
-    groups = int(told.get("group", 1))
-    kind = TYPES.get(blob.get("precision", layer.get("precision", "FP32")), "<f4")
     start, size = int(blob.get("offset", 0)), int(blob.get("size", 0))
+    if not kernel:  # versions 2 and 3: ``kernel-x`` and ``kernel-y``
+        raise SkipError("the extents of its kernel are told in a form that is not read")
     if min(start, size, out) < 0 or start + size > len(graph.data) or not out * prod(kernel):
         raise ValueError(f"the weights of {name} lie outside the .bin file")
+    kind = blob.get("precision", layer.get("precision", "FP32"))
     values = _numbers(graph.data[start : start + size], kind)
+    _require_floats(values)
     each = values.size // (out * prod(kernel))
-    begin, end = _ints(told.get("pads_begin", "")), _ints(told.get("pads_end", ""))
-    geometry = Geometry(
-        groups,
-        False,
-        _ints(told.get("strides", "")) or None,
-        _ints(told.get("dilations", "")) or None,
-        symmetric([*begin, *end]),
-    )
+    geometry = _geometry(layer, len(kernel), int(told.get("group", 1)))
     layout = "oi" + "zyx"[3 - len(kernel) :]
     collector.kernel(name, layout, (out, each, *kernel), lambda: values, geometry, identity=start)
 
 
-def _numbers(data: memoryview, kind: str) -> Array:
+def _geometry(layer: Element, axes: int, groups: int, *, transposed: bool = False) -> Geometry:
+    held = layer.find("data")
+    told = {} if held is None else held.attrib
+
+    def ints(name: str, default: int) -> tuple[int, ...]:
+        return _ints(told.get(name, "")) or (default,) * axes
+
+    automatic = told.get("auto_pad", "")
+    padding: tuple[int, ...] | str | None
+    if automatic.startswith("same"):
+        padding = "same"
+    elif automatic == "valid":  # whatever the pads are
+        padding = (0,) * axes
+    else:
+        padding = symmetric([*ints("pads_begin", 0), *ints("pads_end", 0)])
+    return Geometry(groups, transposed, ints("strides", 1), ints("dilations", 1), padding)
+
+
+def _numbers(data: memoryview, name: str) -> Array:
     """Return the numbers in a buffer in their own type; bfloat16 as float32."""
+    kind = TYPES.get(name)
+    if kind is None:
+        raise SkipError(f"its weights are of the type {name}, not read")
     return float_array(data, kind) if kind == "bf16" else np.frombuffer(data, kind)
+
+
+def _require_floats(values: Array) -> None:
+    if values.dtype.kind != "f":
+        raise SkipError("its weights are integers without a scale")
 
 
 def _fake_quantize(layer: Element, operands: list[Array]) -> Array:
@@ -252,9 +263,10 @@ def _fake_quantize(layer: Element, operands: list[Array]) -> Array:
     held = layer.find("data")
     levels = int(held.get("levels", 256)) if held is not None else 256
     with np.errstate(all="ignore"):
-        step = np.round((np.clip(x, low, high) - low) / (high - low) * (levels - 1))
+        step = np.round((x - low) / (high - low) * (levels - 1))
         made = step / (levels - 1) * (new_high - new_low) + new_low
-    return np.where(x <= low, new_low, np.where(x > high, new_high, made))
+    below, above = x <= np.minimum(low, high), x > np.maximum(low, high)
+    return np.where(below, new_low, np.where(above, new_high, made))
 
 
 def _broadcastable(a: Array, b: Array) -> None:

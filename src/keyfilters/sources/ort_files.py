@@ -41,6 +41,9 @@ def _graph(table: Table, level: int, left: list[int]) -> Any:
         raise ValueError("graphs lie in each other too deep")
     graph = GraphProto(name="ort")
     graph.initializer.extend(_tensor(x) for x in table.tables(0))
+    for sparse in table.tables(7):
+        if (values := sparse.table(0)) is not None:
+            graph.sparse_initializer.add(values=_tensor(values))
     for name in table.texts(5):
         graph.input.add(name=name)
     nodes = table.tables(2)

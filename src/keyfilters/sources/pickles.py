@@ -73,12 +73,11 @@ def load_inert(
         for count, (opcode, argument, _) in enumerate(pickletools.genops(file)):
             if count > MOST:
                 raise ValueError(f"a pickle of more than {MOST} instructions")
-            if opcode.name == "STOP":
-                return machine.stack.pop()
-            machine.step(opcode.name, argument)
+            if opcode.name != "STOP":  # the last one, or `genops` raises
+                machine.step(opcode.name, argument)
+        return machine.stack.pop()
     except (IndexError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise ValueError(f"its pickle is damaged ({type(error).__name__}: {error})") from error
-    raise ValueError("its pickle has no end")
 
 
 class _Machine:
@@ -103,10 +102,7 @@ class _Machine:
         elif name in ("BINGET", "LONG_BINGET", "GET"):
             stack.append(self.memo[argument])
         elif name not in ("PROTO", "FRAME", "READONLY_BUFFER"):
-            method = getattr(self, f"_{name.lower()}", None)
-            if method is None:
-                raise ValueError(f"its pickle has the instruction {name}, which is not known")
-            method(argument)
+            getattr(self, f"_{name.lower()}")(argument)
 
     def _marked(self) -> list[Any]:
         """Take everything above the last mark."""

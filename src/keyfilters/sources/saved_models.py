@@ -117,7 +117,8 @@ class _Bundle:
                 if keras and key.endswith("/kernel" + TAIL) and entry.message(2).messages(2):
                     last = entry.message(2).messages(2)[-1].number(1)
                     # Keras 3 keeps the kernel of a dense convolution as "_kernel".
-                    name = f"{name.removesuffix('/kernel')}/depthwise_kernel" if last == 1 else name
+                    if last == 1:
+                        name = f"{name.removesuffix(TAIL).removesuffix('/kernel')}/depthwise_kernel"
                 yield NamedTensor(name, *self._tensor(entry))
 
 

@@ -31,7 +31,18 @@ KINDS = {
 COPIES = ("Identity", "ReadVariableOp", "Cast", "StopGradient", "Enter", "CheckNumerics")
 FAKE = ("FakeQuantWithMinMaxVars", "FakeQuantWithMinMaxVarsPerChannel", "FakeQuantWithMinMaxArgs")
 VARIABLES = ("VarHandleOp", "VariableV2", "Variable")
-CALLS = ("PartitionedCall", "StatefulPartitionedCall")
+# Operators that call functions -> the attributes that name these.
+CALLS = {
+    "PartitionedCall": ("f",),
+    "StatefulPartitionedCall": ("f",),
+    "If": ("then_branch", "else_branch"),
+    "StatelessIf": ("then_branch", "else_branch"),
+    "Case": ("branches",),
+    "StatelessCase": ("branches",),
+    "While": ("cond", "body"),
+    "StatelessWhile": ("cond", "body"),
+}
+CHOOSING = ("If", "StatelessIf", "Case", "StatelessCase")  # by their first input
 DEEPEST = 200  # operators in a row
 MOST_CALLS, MOST_NODES = 20_000, 20_000_000
 # Behind these the number of channels is not that of the first input.
@@ -118,9 +129,10 @@ class Graph:
                 return None
             if (layout := KINDS.get(node.op)) and len(node.inputs) > 1:
                 try:
-                    shape = graph.resolve(node.inputs[1])[0].shape
+                    weight, _, expanded = graph.resolve(node.inputs[1])
                 except SkipError:
                     return None
+                shape = (1,) * expanded + weight.shape
                 if len(shape) != len(layout):
                     return None
                 return shape[2] * shape[3] if "m" in layout else shape[layout.index("o")]
@@ -145,16 +157,16 @@ def _offer_graph(
             except SkipError as error:
                 collector.skip(node.name, str(error))
             continue
-        if "Conv" in node.op and "Backprop" not in node.op:
+        names = [x for attribute in CALLS.get(node.op, ()) for x in node.functions(attribute)]
+        if node.op in graph.functions:  # the older way to call one
+            names = [node.op]
+        elif "Conv" in node.op and "Backprop" not in node.op:
             collector.skip(node.name, f"operator {node.op}, which is not read")
-        names = [node.function("f")] if node.op in CALLS else [node.op]
-        if node.op in ("If", "StatelessIf", "While", "StatelessWhile", "Case"):
-            names = [node.function(x) for x in ("then_branch", "else_branch", "cond", "body")]
         for name in names:
             if name not in graph.functions or graph.level > DEEPEST // 4:
                 continue
             arguments, nodes = graph.functions[name]
-            inputs = node.inputs[1:] if node.op in ("If", "StatelessIf") else node.inputs
+            inputs = node.inputs[node.op in CHOOSING :]
             bound = {x: (graph, y) for x, y in zip(arguments, inputs, strict=False)}
             key = (name, tuple(_place(graph, y) for _, y in bound.values()))
             if key in called:
@@ -195,7 +207,7 @@ def _offer(collector: Collector, graph: Graph, node: Node, homes: dict[Hashable,
         if groups is None and each == 1:
             taps = "×".join(map(str, shape[:ndim]))
             raise SkipError(f"{taps} convolution of a one-channel input, as far as the graph tells")
-    padding, blocks = node.text("padding").lower(), _dilation(graph, node, ndim)
+    padding, blocks = node.text("padding").lower(), _dilation(graph, node, axes)
     geometry = Geometry(
         groups=1 if "Backprop" in node.op else groups,
         transposed="Backprop" in node.op,
@@ -214,8 +226,11 @@ def _axes(numbers: list[int], axes: slice) -> tuple[int, ...] | None:
     return tuple(numbers[axes]) if len(numbers) > 3 else None
 
 
-def _dilation(graph: Graph, node: Node, ndim: int) -> tuple[int, ...] | None:
-    """Return the dilation that Keras writes as SpaceToBatchND before the convolution."""
+def _dilation(graph: Graph, node: Node, axes: slice) -> tuple[int, ...] | None:
+    """Return the dilation that Keras writes as SpaceToBatchND before the convolution.
+
+    Its blocks count from the axis behind the batch, be this one of the convolution's or not.
+    """
     before = graph.by_name.get(node.inputs[0])
     if before is None or before.op != "SpaceToBatchND" or len(before.inputs) < 2:
         return None
@@ -223,7 +238,9 @@ def _dilation(graph: Graph, node: Node, ndim: int) -> tuple[int, ...] | None:
         block = np.asarray(graph.resolve(before.inputs[1])[0].load()).ravel()
     except SkipError:
         return None
-    return tuple(int(x) for x in block) if block.size == ndim else None
+    numbers = [1, *(int(x) for x in block)]
+    numbers += [1] * (len(KINDS[node.op]) - len(numbers))
+    return _axes(numbers, axes)
 
 
 def restored_names(nodes: list[Node], functions: Functions) -> dict[str, str]:
@@ -233,7 +250,7 @@ def restored_names(nodes: list[Node], functions: Functions) -> dict[str, str]:
     """
     by_name = {node.name: node for node in nodes}
     found: dict[str, str] = {}
-    calls = [(x, *functions[x.function("f")]) for x in nodes if x.function("f") in functions]
+    calls = [(x, *functions[y]) for x in nodes for y in x.functions("f") if y in functions]
     for call, arguments, inner in calls:
         held = {node.name: node for node in inner}
         restore = next((x for x in inner if x.op == "RestoreV2" and len(x.inputs) > 1), None)
@@ -247,7 +264,8 @@ def restored_names(nodes: list[Node], functions: Functions) -> dict[str, str]:
                 continue
             variable = by_name.get(bound.get(node.inputs[0], ""))
             source = held.get(node.inputs[1])
-            place = re.search(r":tensors:(\d+)$", source.raw_inputs[0]) if source else None
+            origin = source.raw_inputs[0] if source and source.raw_inputs else ""
+            place = re.search(r":tensors:(\d+)$", origin)
             if variable is not None and place and int(place[1]) < len(keys):
                 found[variable.text("shared_name") or variable.name] = keys[int(place[1])]
     return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from abc import ABC, abstractmethod
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from math import prod
@@ -30,7 +31,7 @@ class Stored:
     name: str = ""
 
 
-class Node:
+class Node(ABC):
     """An operator: its name, type, inputs and attributes."""
 
     name: str
@@ -38,17 +39,17 @@ class Node:
     inputs: list[str]
     raw_inputs: list[str]
 
+    @abstractmethod
     def ints(self, name: str) -> list[int]:
         """Return an attribute that is a list of integers."""
-        raise NotImplementedError
 
+    @abstractmethod
     def text(self, name: str) -> str:
         """Return an attribute that is a text."""
-        raise NotImplementedError
 
-    def function(self, name: str) -> str:
-        """Return the name of the function that is an attribute."""
-        raise NotImplementedError
+    @abstractmethod
+    def functions(self, name: str) -> list[str]:
+        """Return the names of the functions in an attribute, which is one or a list of them."""
 
     def texts(self, name: str) -> list[str]:
         """Return an attribute that is a constant of texts."""
@@ -82,8 +83,10 @@ class MessageNode(Node):
     def text(self, name: str) -> str:  # noqa: D102
         return self.held[name].text(2) if name in self.held else ""
 
-    def function(self, name: str) -> str:  # noqa: D102
-        return self.held[name].message(10).text(1) if name in self.held else ""
+    def functions(self, name: str) -> list[str]:  # noqa: D102
+        held = self.held.get(name)
+        found = [*held.messages(10), *held.message(1).messages(9)] if held else []
+        return [x.text(1) for x in found]
 
     def texts(self, name: str) -> list[str]:  # noqa: D102
         return self.held[name].message(8).texts(8) if name in self.held else []
@@ -112,8 +115,10 @@ class JsonNode(Node):
         value = (self.held.get(name) or {}).get("s", "")
         return base64.b64decode(value).decode("utf-8", "replace") if value else ""
 
-    def function(self, name: str) -> str:  # noqa: D102
-        return str(((self.held.get(name) or {}).get("func") or {}).get("name", ""))
+    def functions(self, name: str) -> list[str]:  # noqa: D102
+        held = self.held.get(name) or {}
+        found = [held["func"]] if held.get("func") else (held.get("list") or {}).get("func") or []
+        return [str(x.get("name", "")) for x in found]
 
 
 def stored_tensor(message: Message) -> tuple[tuple[int, ...], Load]:
@@ -135,8 +140,8 @@ def stored_tensor(message: Message) -> tuple[tuple[int, ...], Load]:
             values = float_array(np.array(message.numbers(13), "<u2").tobytes(), kind)
         else:
             values = np.array(message.numbers(10 if kind == "<i8" else 7))
-        if not values.size:
-            raise ValueError(f"a tensor of shape {shape} without values")
+        if not values.size:  # as TensorFlow takes it
+            return np.zeros(shape, values.dtype)
         # The last value stands for all that follow.
         return np.append(values, np.repeat(values[-1:], max(count - values.size, 0))).reshape(shape)
 

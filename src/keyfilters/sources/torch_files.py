@@ -11,6 +11,7 @@ import mmap
 import struct
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -51,19 +52,14 @@ def _load_stream(stream: Any, data: Any, level: int) -> Any:
     if level > DEEPEST:
         raise ValueError("pickles lie in each other too deep")
     storages: dict[str, Storage] = {}
-    views: list[Storage] = []
-    counts: dict[str, int] = {}
 
     def persistent(saved: Any) -> Any:
         if not isinstance(saved, tuple) or not saved or saved[0] == "module":
             return saved[1] if isinstance(saved, tuple) and len(saved) > 1 else Thing("persistent")
-        kind, key, count = _name(saved[1]), str(saved[2]), int(saved[4])
+        kind, key = _name(saved[1]), str(saved[2])
         root = storages.setdefault(key, Storage(kind, _missing(key)))
-        counts[key] = max(counts.get(key, 0), count)
-        if len(saved) > 5 and isinstance(saved[5], tuple):
-            view = Storage(kind, lambda: _held(root), int(saved[5][1]))
-            views.append(view)
-            return view
+        if len(saved) > 5 and isinstance(saved[5], tuple):  # a view, from a number on
+            return Storage(kind, lambda: _held(root), int(saved[5][1]))
         return root
 
     rebuild = {
@@ -81,11 +77,12 @@ def _load_stream(stream: Any, data: Any, level: int) -> Any:
     for key in map(str, keys if isinstance(keys, list) else []):
         (count,) = struct.unpack_from("<q", data, at)
         storage = storages.get(key)
-        size = _itemsize(storage.kind) if storage else 1
+        if storage is None:
+            raise ValueError(f"no tensor has the storage {key!r}, whose size is not told")
+        size = _itemsize(storage.kind)
         if not 0 <= count <= (len(data) - at - 8) // size:
             raise ValueError(f"it is cut short: a storage of {count} numbers does not fit")
-        if storage is not None:
-            storage.load = partial(aligned, data, at + 8, at + 8 + count * size)
+        storage.load = partial(aligned, data, at + 8, at + 8 + count * size)
         at += 8 + count * size
     return content
 
@@ -154,7 +151,7 @@ class Zip:
     """The members of a zip archive; what is not compressed stays in the file."""
 
     def __init__(self, archive: zipfile.ZipFile, data: Any, level: int = 0) -> None:
-        self.archive, self.data, self.level = archive, data, level
+        self.data, self.level = data, level
         self.members = {x.filename: x for x in archive.infolist()}
         self.storages: dict[str, Storage] = {}
         self.unpacked = 0
@@ -162,16 +159,19 @@ class Zip:
     def bytes(self, name: str) -> Any:
         """Return the content of a member as a writable buffer."""
         member = self.members[name]
-        at = member.header_offset
-        if member.compress_type == zipfile.ZIP_STORED and at + 30 <= len(self.data):
-            mark, name_size, extra = struct.unpack_from("<4s22xHH", self.data, at)
-            start = at + 30 + name_size + extra
-            if mark != b"PK\3\4" or start + member.file_size > len(self.data):
-                raise ValueError(f"the member {name!r} leads out of the archive")
-            return aligned(self.data, start, start + member.file_size)
+        at, stored = member.header_offset, member.compress_type == zipfile.ZIP_STORED
+        header = self.data[at : at + 30].tobytes().ljust(30, b"\0")
+        mark, name_size, extra = struct.unpack("<4s22xHH", header)
+        start = at + 30 + name_size + extra
+        end = start + (member.file_size if stored else member.compress_size)
+        if mark != b"PK\3\4" or end > len(self.data):
+            raise ValueError(f"the member {name!r} leads out of the archive")
+        if stored:
+            return aligned(self.data, start, end)
+        if member.compress_type != zipfile.ZIP_DEFLATED:  # all that PyTorch reads
+            raise ValueError(f"the member {name!r} is compressed in an unknown way")
         limit = 2**26 + 20 * len(self.data) - self.unpacked
-        with self.archive.open(member) as file:
-            content = file.read(max(limit, 0) + 1)
+        content = zlib.decompressobj(-15).decompress(self.data[start:end], max(limit, 0) + 1)
         if len(content) > limit:
             raise ValueError("the archive unpacks to far more than its own size")
         self.unpacked += len(content)
@@ -232,8 +232,9 @@ def _load_tar(path: Path) -> Any:
         _tar_tensors(content("tensors"), objects)
 
         def persistent(saved: Any) -> Any:
-            key = saved[0] if isinstance(saved, tuple) and saved else saved
-            return objects.get(str(key), Thing("persistent"))
+            if isinstance(saved, tuple) and saved:
+                return saved[0]  # the class of a module, before its source
+            return objects.get(str(saved), Thing("persistent"))
 
         return load_inert(content("pickle"), REBUILD, persistent)
 
@@ -246,8 +247,9 @@ def _tar_storages(file: io.BytesIO, objects: dict[str, Any]) -> None:
         data = file.read(_count(count, size) * _itemsize(_name(kind)))
         numbers = np.frombuffer(bytearray(data), np.uint8)
         objects[str(key)] = Storage(_name(kind), partial(np.asarray, numbers))
-    for _ in range(_count(load_inert(file), size)):  # views of storages
-        load_inert(file)
+    for key, root, offset, _ in load_inert(file):  # views
+        held = objects[str(root)]
+        objects[str(key)] = Storage(held.kind, held.load, int(offset))
 
 
 def _tar_tensors(file: io.BytesIO, objects: dict[str, Any]) -> None:

@@ -64,11 +64,6 @@ class StoredTensor:
     quantiser: Any = None
     dtype: torch.dtype | None = None
 
-    @property
-    def ndim(self) -> int:
-        """Number of axes."""
-        return len(self.shape)
-
     def tensor(self) -> Tensor:
         """Return the tensor, on the numbers of the file where it can.
 
@@ -200,7 +195,11 @@ def _first(args: Any) -> Any:
 
 
 def _buffer(args: Any) -> Any:
-    return _array(*args[:4])
+    """Return an array that NumPy wrote with the axes in the order of memory (K)."""
+    data, dtype, shape, order, axes = (*args, None)[:5]
+    made = _array(data, dtype, shape, order)
+    permuted = order == "K" and axes is not None and isinstance(made, np.ndarray)
+    return made.transpose(_ints(axes)) if permuted else made
 
 
 REBUILD: Mapping[str, Callable[[Any], Any]] = {

@@ -230,9 +230,6 @@ class _Module:
                     self._packed(value, inside)
                 elif isinstance(value, Thing):
                     self.walk(value, inside, level + 1)
-        for value in state.values():  # parameters that quantised modules keep packed
-            if isinstance(value, Thing) and value.kind.endswith(CONTEXTS) and "_modules" in state:
-                self._packed(value, f"{name}._packed_params")
 
     def _packed(self, thing: Thing, name: str) -> None:
         """Take the weight out of what the quantised and mobile backends keep packed."""
