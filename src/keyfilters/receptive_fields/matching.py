@@ -35,7 +35,7 @@ from keyfilters.receptive_fields.coordinates import Grid
 from keyfilters.receptive_fields.families import MATCHED, in_window
 from keyfilters.receptive_fields.forms import Family
 from keyfilters.receptive_fields.significance import FLOOR, choose_null, significance
-from keyfilters.receptive_fields.solver import climb
+from keyfilters.receptive_fields.solver import ROUNDS, Climb
 from keyfilters.receptive_fields.tables import PART, atoms_of, jets_of
 from keyfilters.scalespace import centred_unit, why_unusable
 from keyfilters.sizes import extent
@@ -46,6 +46,7 @@ __all__ = ["has_models", "match"]
 REFINED = (3, 2)  # separable families and others that are refined for every filter
 WORTH_MENTION = 2.0  # difference of the criterion below which the simpler family is preferred
 SLACK = 0.5  # by which the criterion of a local expansion may be wrong
+REACH = (0.3, 0.15)  # radians that a form may yet turn: from the grid, and after the first steps
 NULL_DRAWS = 1000
 ENTRIES = 2**23  # numbers of a large matrix of filters that are matched together, about
 _NUMBERS = ("sigma_x", "sigma_y", "second", "angle", "amplitude", "offset", "r2", "parameters")
@@ -171,7 +172,8 @@ def _match_all(
     in_parts(work, len(filters), part)
     won = [forms[int(i)] for i in columns.pop("family")]
     names = {"family": [form.name for form in won], "kind": [form.kind for form in won]}
-    return pd.DataFrame(names | columns)
+    texts = {name: pd.Series(words, dtype=str) for name, words in names.items()}  # also of none
+    return pd.DataFrame(texts | columns)
 
 
 def _match_part(
@@ -185,12 +187,12 @@ def _match_part(
     freedom = torch.tensor([len(form.parameters) for form in forms], device=device)
     tried = [_candidates(part, size, freedom, _separable(forms))
              for part in filters.float().split(unit)]  # fmt: skip
-    candidates = torch.cat([numbers for numbers, _ in tried])
-    points = {p: torch.cat([places[p] for _, places in tried]) for p in tried[0][1]}
+    candidates, on_grid = (torch.cat(x) for x in list(zip(*tried, strict=True))[:2])
+    points = {p: torch.cat([places[p] for *_, places in tried]) for p in tried[0][2]}
     which = candidates.flatten()
     rows = torch.arange(len(filters), device=device).repeat_interleave(candidates.shape[1])
-    local = _refine(filters.float()[rows], which, points, size)
-    expected = _criterion(local, freedom[which], taps).view_as(candidates)
+    local = _refine(filters.float(), candidates, on_grid, points, size, freedom)
+    expected = _criterion(local, freedom[candidates], taps)
     can_win = expected <= expected.amin(1, keepdim=True) + WORTH_MENTION + SLACK
     found = {name: torch.full_like(which, math.nan, dtype=torch.float64) for name in _NUMBERS}
     for number, own in _by_family(which, can_win.flatten().nonzero()[:, 0]):
@@ -211,18 +213,18 @@ def _match_part(
 
 def _candidates(
     filters: Tensor, size: tuple[int, int], freedom: Tensor, separable: int
-) -> tuple[Tensor, dict[int, Tensor]]:
+) -> tuple[Tensor, Tensor, dict[int, Tensor]]:
     """Families that the criterion likes best on the grid, and where on it they do best.
 
     Returns:
-        Numbers of families ``(n, c)``, and for every number of parameters p the coordinates of the
-        candidates with so many, ``(n · c, p)``.
+        Numbers of families and their shares on the grid ``(n, c)``, and for every number of
+        parameters p the coordinates of the candidates with so many, ``(n · c, p)``.
     """
     atoms = atoms_of(size, filters.device)
     sizes = atoms.sizes[: len(freedom)]
     parts = (atoms.unit[: sum(sizes)] @ filters.T).abs_().split(sizes)
-    best = torch.stack([part.amax(0) for part in parts], dim=1)
-    on_grid = _criterion(best**2, freedom, filters.shape[1])
+    best = torch.stack([part.amax(0) for part in parts], dim=1).square_()
+    on_grid = _criterion(best, freedom, filters.shape[1])
     chosen, start = [], 0
     for part, refined in zip(on_grid.tensor_split([separable], dim=1), REFINED, strict=True):
         count = min(refined, part.shape[1])
@@ -235,23 +237,51 @@ def _candidates(
     for number, own in _by_family(which, torch.arange(len(which), device=which.device)):
         where = parts[number][:, rows[own]].argmax(0)
         points[int(freedom[number])][own] = atoms.points[number][where]
-    return numbers, points
+    return numbers, best.gather(1, numbers), points
 
 
 def _refine(
-    filters: Tensor, which: Tensor, points: dict[int, Tensor], size: tuple[int, int]
+    filters: Tensor,
+    candidates: Tensor,
+    on_grid: Tensor,
+    points: dict[int, Tensor],
+    size: tuple[int, int],
+    freedom: Tensor,
 ) -> Tensor:
-    """Move coordinates to where forms explain most; return the shares, ``(n,)``."""
-    local = torch.zeros_like(filters[:, 0])
+    """Move coordinates to where forms explain most; return the shares, ``(n, c)``.
+
+    A candidate that is too far behind the best one of its filter stays where it is.
+    """
+    which, free = candidates.flatten(), freedom[candidates]
+    local, taps = on_grid.flatten().clone(), filters.shape[1]
+
+    def hopeless(reach: float) -> Tensor:
+        """Whether a candidate cannot win, even if its form turns so many radians further."""
+        share = local.view_as(candidates).clamp(0, 1)
+        nearest = (share.sqrt().acos() - reach).clamp_min(0).cos() ** 2
+        least = _criterion(share, free, taps).amin(1, keepdim=True)
+        return (_criterion(nearest, free, taps) > least + WORTH_MENTION + SLACK).flatten()
+
+    left_out = hopeless(REACH[0])
+    climbs = []
     for p, places in points.items():
         known, tops = (x.to(filters.device) for x in _largest_coordinates(size, p))
-        own = known[which].nonzero()[:, 0]
+        own = (known[which] & ~left_out).nonzero()[:, 0]
         if len(own):
-            jets, families = jets_of(size, p, filters.device), which[own]
-            places[own], local[own] = climb(
-                filters[own], families, places[own], tops[families], jets
-            )
-    return local
+            families, jets = which[own], jets_of(size, p, filters.device)
+            rows = own // candidates.shape[1]
+            climb = Climb(filters, rows, families, places[own], tops[families], jets)
+            climbs.append((own, places, climb))
+    for _ in range(ROUNDS):
+        for own, _, climb in climbs:
+            climb.advance()
+            local[own] = climb.share
+        left_out = hopeless(REACH[1])
+        for own, _, climb in climbs:
+            climb.stop(left_out[own])
+    for own, places, climb in climbs:
+        places[own] = climb.place.T
+    return local.view_as(candidates)
 
 
 @lru_cache(maxsize=32)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from keyfilters.receptive_fields.tables import Jets
 
-__all__ = ["climb"]
+__all__ = ["ROUNDS", "Climb"]
 
 ROUNDS, STEPS = 4, 2  # on second derivatives: how often a form is expanded, and steps on each
 SETTLED = 0.1  # in steps of the grid: a filter whose last step is shorter has arrived
@@ -34,27 +34,60 @@ class _Expansion(NamedTuple):
     gram: Tensor
     distance: Tensor
 
-    def value(self, table: Tensor) -> Tensor:
-        """Contract the first axis with the basis 1, ξᵢ, ½ ξᵢ², ξᵢ ξⱼ."""
-        xi, p = self.distance, len(self.distance)
-        total = table[0] + sum(xi[i] * table[1 + i] for i in range(p))
-        if len(table) > 1 + p:
-            for i in range(p):
-                total = total + (xi[i] ** 2 / 2) * table[1 + p + i]
-            for number, (i, j) in enumerate(combinations(range(p), 2), start=1 + 2 * p):
-                total = total + (xi[i] * xi[j]) * table[number]
-        return total
+    def basis(self) -> list[Tensor]:
+        """Return ξᵢ, ½ ξᵢ² and ξᵢ ξⱼ, of which only the first if the expansion is of first order.
+
+        The basis begins with 1, which is left out.
+        """
+        xi = list(self.distance)
+        if len(self.product) == 1 + len(xi):
+            return xi
+        return [*xi, *(x**2 / 2 for x in xi), *(x * y for x, y in combinations(xi, 2))]
 
     def slopes(self, table: Tensor) -> list[Tensor]:
         """Contract the first axis with the derivatives of the basis along each ξᵢ."""
         xi, p = self.distance, len(self.distance)
         found = [table[1 + i] for i in range(p)]
         if len(table) > 1 + p:
-            found = [found[i] + xi[i] * table[1 + p + i] for i in range(p)]
+            found = [torch.addcmul(found[i], xi[i], table[1 + p + i]) for i in range(p)]
             for number, (i, j) in enumerate(combinations(range(p), 2), start=1 + 2 * p):
-                found[i] = found[i] + xi[j] * table[number]
-                found[j] = found[j] + xi[i] * table[number]
+                found[i].addcmul_(xi[j], table[number])
+                found[j].addcmul_(xi[i], table[number])
         return found
+
+    def form(self) -> _Form:
+        """Return the form where the filters are."""
+        basis = self.basis()
+        weighted = _contract(basis, self.gram)
+        power, along = _contract(basis, weighted), _contract(basis, self.product)
+        shown = power > TINY
+        safe = torch.where(shown, power, torch.ones_like(power))
+        amplitude = torch.where(shown, along / safe, torch.zeros_like(power))
+        return _Form(weighted, safe, amplitude, amplitude * along)
+
+
+class _Form(NamedTuple):
+    """A form at one point: its inner products with all of an expansion, and how it fits.
+
+    Attributes:
+        weighted: ``(q, n)`` inner products.
+        power: ``(n,)`` with itself, 1 where nothing is left of it.
+        amplitude: ``(n,)`` the best one.
+        share: ``(n,)`` explained with it.
+    """
+
+    weighted: Tensor
+    power: Tensor
+    amplitude: Tensor
+    share: Tensor
+
+
+def _contract(basis: list[Tensor], table: Tensor) -> Tensor:
+    """Contract the first axis with the basis: 1, and the numbers given."""
+    total = torch.addcmul(table[0], basis[0], table[1])
+    for number, weight in enumerate(basis[1:], start=2):
+        total.addcmul_(weight, table[number])
+    return total
 
 
 class _Share(NamedTuple):
@@ -80,72 +113,83 @@ class _Share(NamedTuple):
         )
 
 
-def climb(
-    filters: Tensor, families: Tensor, points: Tensor, tops: Tensor, jets: Jets
-) -> tuple[Tensor, Tensor]:
-    """Fit one family to each filter, from given coordinates.
+class Climb:
+    """Filters that climb to where a family explains most of them, one family each.
 
     Args:
-        filters: ``(n, taps)`` centred, of unit norm.
-        families: ``(n,)`` numbers in ``in_window(MATCHED, size)``, all with p
-            parameters.
+        filters: ``(m, taps)`` centred, of unit norm.
+        rows: ``(n,)`` which of the filters each climb is for.
+        families: ``(n,)`` numbers in ``in_window(MATCHED, size)``, all with p parameters.
         points: ``(n, p)`` coordinates where to start.
         tops: ``(n, p)`` largest coordinates; the least is 0, or −inf where the largest is inf.
         jets: local expansions of the forms.
 
-    Returns:
-        Coordinates ``(n, p)``, and the explained share there as the expansion has it, ``(n,)``.
+    Attributes:
+        place: ``(p, n)`` coordinates so far.
+        share: ``(n,)`` the explained share there, as the expansion has it.
+        moving: numbers of the climbs that have not arrived.
     """
-    highs = tops.T
-    lows = torch.where(highs.isinf(), -highs, torch.zeros_like(highs))
-    search = _newton if jets.second else _gauss_newton
-    place, share = search(filters, families, points.T.contiguous(), lows, highs, jets)
-    return place.T, share
 
+    def __init__(
+        self,
+        filters: Tensor,
+        rows: Tensor,
+        families: Tensor,
+        points: Tensor,
+        tops: Tensor,
+        jets: Jets,
+    ) -> None:
+        self.filters, self.rows, self.families, self.jets = filters, rows, families, jets
+        self.place, self.highs = points.T.contiguous(), tops.T
+        self.lows = torch.where(self.highs.isinf(), -self.highs, torch.zeros_like(self.highs))
+        self.share = torch.zeros_like(self.place[0])
+        self.damping = torch.full_like(self.share, 1e-3)
+        self.moving = torch.arange(len(self.share), device=self.share.device)
 
-def _newton(
-    filters: Tensor, families: Tensor, place: Tensor, lows: Tensor, highs: Tensor, jets: Jets
-) -> tuple[Tensor, Tensor]:
-    """Climb on expansions to second order, anew only for the filters that still move."""
-    place, share = place.clone(), torch.zeros_like(place[0])
-    damping = torch.full_like(share, 1e-3)
-    moving = torch.arange(len(share), device=share.device)
-    for _ in range(ROUNDS):
-        if not len(moving):
-            break
-        start, low, high = (x[:, moving] for x in (place, lows, highs))
-        local = _Expansion(*jets(filters[moving], families[moving], start))
-        node, here, damp = start - local.distance, _share(local), damping[moving]
+    def advance(self) -> None:
+        """Take a few steps with the filters that move, on one expansion if it is of second order.
+
+        Else, on expansions to first order, all steps; a step that went too far is taken back.
+        """
+        if len(self.moving):
+            (self._newton if self.jets.second else self._gauss_newton)()
+
+    def stop(self, hopeless: Tensor) -> None:
+        """Leave climbs where they are; `hopeless` is ``(n,)`` bool."""
+        self.moving = self.moving[~hopeless[self.moving]]
+
+    def _newton(self) -> None:
+        moving = self.moving
+        start, low, high = (x[:, moving] for x in (self.place, self.lows, self.highs))
+        filters = self.filters[self.rows[moving]]
+        local = _Expansion(*self.jets(filters, self.families[moving], start))
+        node, damp = start - local.distance, self.damping[moving]
         for _ in range(STEPS):
-            before = node + local.distance
+            here, before = _share(local), node + local.distance
             moved = (before + _step(here, before, low, high, damp)).maximum(low).minimum(high)
             tried = local._replace(distance=moved - node)
-            shares = _share(tried)
-            better = shares.share > here.share
-            lost = here.share - shares.share
+            share = tried.form().share
+            better, lost = share > here.share, here.share - share
             damp = _damping(damp, better, 0.1)
             local = tried._replace(distance=torch.where(better, tried.distance, local.distance))
-            here = shares.where(better, here)
-        place[:, moving], share[moving], damping[moving] = node + local.distance, here.share, damp
+        self.place[:, moving] = node + local.distance
+        self.share[moving] = torch.where(better, share, here.share)
+        self.damping[moving] = damp
         far = (moved - before).abs().amax(0) > SETTLED
         off = (local.distance.abs() > 0.5 + SETTLED).any(0)  # another expansion is nearer
-        moving = moving[far | off | (lost > LEVEL)]  # a step taken back is tried again, shorter
-    return place, share
+        self.moving = moving[far | off | (lost > LEVEL)]  # one taken back is tried again
 
-
-def _gauss_newton(
-    filters: Tensor, families: Tensor, place: Tensor, lows: Tensor, highs: Tensor, jets: Jets
-) -> tuple[Tensor, Tensor]:
-    """Climb on expansions to first order; a step that went too far is taken back."""
-    damping = torch.full_like(place[0], 1e-3)
-    best, here = place, _share(_Expansion(*jets(filters, families, place)))
-    for _ in range(DRAWN):
-        place = (best + _step(here, best, lows, highs, damping, 4)).maximum(lows).minimum(highs)
-        shares = _share(_Expansion(*jets(filters, families, place)))
-        better = shares.share > here.share
-        damping = _damping(damping, better, 0.2)
-        best, here = torch.where(better, place, best), shares.where(better, here)
-    return best, here.share
+    def _gauss_newton(self) -> None:
+        filters, lows, highs = self.filters[self.rows], self.lows, self.highs
+        damping, best = self.damping, self.place
+        here = _share(_Expansion(*self.jets(filters, self.families, best)))
+        for _ in range(DRAWN):
+            place = (best + _step(here, best, lows, highs, damping, 4)).maximum(lows).minimum(highs)
+            shares = _share(_Expansion(*self.jets(filters, self.families, place)))
+            better = shares.share > here.share
+            damping = _damping(damping, better, 0.2)
+            best, here = torch.where(better, place, best), shares.where(better, here)
+        self.place, self.share, self.moving = best, here.share, self.moving[:0]
 
 
 def _damping(damping: Tensor, better: Tensor, eased: float) -> Tensor:
@@ -153,11 +197,7 @@ def _damping(damping: Tensor, better: Tensor, eased: float) -> Tensor:
 
 
 def _share(local: _Expansion) -> _Share:
-    weighted = local.value(local.gram)
-    power, along = local.value(weighted), local.value(local.product)
-    shown = power > TINY
-    safe = torch.where(shown, power, torch.ones_like(power))
-    amplitude = torch.where(shown, along / safe, torch.zeros_like(power))
+    weighted, safe, amplitude, share = local.form()
     steep = local.slopes(weighted)  # ⟨derivative, form⟩
     slope = [s - amplitude * t for s, t in zip(local.slopes(local.product), steep, strict=True)]
     inner = [local.slopes(column) for column in local.slopes(local.gram)]
@@ -168,7 +208,7 @@ def _share(local: _Expansion) -> _Share:
     gradient = [amplitude * s for s in slope]
     scale = [normal[i][i] for i in range(p)]
     if len(weighted) == 1 + p:
-        return _Share(amplitude * along, gradient, normal, scale)
+        return _Share(share, gradient, normal, scale)
     residual = amplitude * (local.product - amplitude * weighted)
     mixed = [amplitude * t - s for s, t in zip(slope, steep, strict=True)]
     newton = [[squared * inner[i][j] - mixed[i] * mixed[j] / safe for j in range(p)]
@@ -180,7 +220,7 @@ def _share(local: _Expansion) -> _Share:
     concave = _solve(newton, gradient)[1]
     hessian = [[torch.where(concave, newton[i][j], normal[i][j]) for j in range(p)]
                for i in range(p)]  # fmt: skip
-    return _Share(amplitude * along, gradient, hessian, scale)
+    return _Share(share, gradient, hessian, scale)
 
 
 def _step(
