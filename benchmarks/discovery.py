@@ -29,7 +29,7 @@ from keyfilters.claims import halves
 from keyfilters.discovery.discover import Discovery, discover_keys
 from keyfilters.discovery.elimination import eliminate
 from keyfilters.discovery.number import number_of_keys
-from keyfilters.discovery.universality import idealised_twin, matched_cosine, universality
+from keyfilters.discovery.universality import matched_cosine, universality
 from keyfilters.keyset import CONSENSUS
 from keyfilters.nulls import NULLS
 from keyfilters.report.discovery_figure import discovery_figure
@@ -211,7 +211,7 @@ def main() -> None:
         bank = together(banks)
         one = discover_keys(bank, size=size, kinds=KINDS, balance=len(banks) > 1)
         found[size] = one
-        twin, _ = idealised_twin(one.keys)
+        twin, _ = one.keys.idealised()
         assert one.number is not None
         told = f"{len(banks)} models. {one.words} {one.number.words}"
         values = {"trained": one.value} | one.nulls

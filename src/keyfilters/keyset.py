@@ -22,10 +22,12 @@ from keyfilters.key_names import parse_key_name
 from keyfilters.learned_filters import learn_from_bank
 from keyfilters.receptive_fields import (
     PUBLISHED_NAMES,
+    match,
     published_filters,
     published_in,
     published_parameters,
 )
+from keyfilters.receptive_fields.models import render_models
 from keyfilters.scalespace.unit import exact_centred_unit, why_unusable
 from keyfilters.sizes import Size, Window, as_size, as_window, extent
 
@@ -330,6 +332,24 @@ class KeySet:
             KeyFiltersError: no such key, or lengths that differ.
         """
         return reconstruct(self.filters, np.asarray(index), np.asarray(a), np.asarray(b))
+
+    def idealised(self) -> tuple[KeySet, pd.DataFrame]:
+        """Return the idealised receptive field of every key as a key set, and what they are.
+
+        Returns:
+            The receptive fields, in the order of the keys, and the table of `keyfilters.match`.
+
+        Raises:
+            KeyFiltersError: less than 3 taps along both sides.
+
+        >>> fields, table = KeySet.published("lindeberg2026-B").idealised()
+        >>> float((table["r2"] > 0.99).mean())
+        1.0
+        """
+        table = match(self.filters, null=None).assign(key=self.names)
+        drawn = render_models(table, self.window)
+        told = f"idealised receptive fields of: {self.provenance}"
+        return KeySet.from_filters(drawn, self.names, provenance=told), table
 
 
 def _as_keys(filters: ArrayLike | Tensor) -> NDArray[np.float64]:

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 import keyfilters as kf
 from keyfilters.discovery.discover import discover_keys
-from keyfilters.discovery.universality import idealised_twin, matched_cosine, universality
+from keyfilters.discovery.universality import matched_cosine, universality
 from keyfilters.keyset import KeySet
 from tests.discovery.test_discover import planted
 
@@ -53,9 +55,22 @@ def test_cosine_of_sets_pairs_each_key_once() -> None:
 
 def test_twins_of_idealised_keys_are_themselves() -> None:
     keys = KeySet.published("lindeberg2026-B")[[4, 5, 7]]
-    twin, table = idealised_twin(keys)
+    twin, table = keys.idealised()
     cosine = np.abs((keys.filters * twin.filters).sum((1, 2)))
     assert (cosine > 0.995).all() and table["family"].tolist() == ["x:d y:0", "x:0 y:d", "x:0 y:0"]
+
+
+def test_models_with_too_few_filters_have_no_row() -> None:
+    _, one = planted(5, 0, count=4, n=200)
+    _, other = planted(5, 1, count=4, n=200)
+    _, small = planted(7, 0, n=200)
+    few = kf.FilterBank([replace(one.layers[0], weight=one.layers[0].weight[:3])])
+    banks = {"one": one, "small": small, "few": few, "other": other}
+    matrix = universality(banks, 5, keys=4)
+    assert list(matrix.columns) == ["one", "other"]
+    assert set(matrix.index) == {"one", "other", "all others", "lines of the model itself"}
+    with pytest.raises(kf.KeyFiltersError, match="got 1"):
+        universality({"one": one, "small": small, "few": few}, 5)
 
 
 def test_too_few_models() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -26,7 +27,7 @@ from keyfilters.nulls import NULLS, null_units
 from keyfilters.receptive_fields import has_models
 from keyfilters.scalespace import centred_unit
 from keyfilters.seeds import child_seed
-from keyfilters.threads import one_thread
+from keyfilters.threads import one_thread, side_by_side
 
 if TYPE_CHECKING:
     from keyfilters.clusters.atlas import Atlas
@@ -114,11 +115,12 @@ def _gather(
     )
     progress(f"{kernel}: agreement")
     codes = {key: _prototypes(found) for key, found in evidence.fits[ONE_DIMENSION].items()}
-    agreement = {
-        key: pattern_agreement(codes[key], seeds[: len(codes[key])], part, threshold)
+    tasks = [
+        partial(pattern_agreement, codes[key], seeds[: len(codes[key])], part, threshold)
         for key, part in data.items()
-    }
-    return evidence, pd.DataFrame(agreement).T
+    ]
+    agreement = pd.DataFrame(list(side_by_side(tasks)), index=list(data))
+    return evidence, agreement
 
 
 def _sample(count: int, most: int, purpose: str, seed: int) -> NDArray[np.int64]:

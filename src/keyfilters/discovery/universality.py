@@ -16,12 +16,11 @@ from keyfilters.discovery.discover import discover_keys
 from keyfilters.discovery.shares import explained_shares
 from keyfilters.errors import KeyFiltersError
 from keyfilters.keyset import KeySet
-from keyfilters.receptive_fields import match, published_in
-from keyfilters.receptive_fields.models import render_models
+from keyfilters.receptive_fields import published_in
 from keyfilters.scalespace import centred_unit
 from keyfilters.sizes import Size, Window, as_window, extent
 
-__all__ = ["idealised_twin", "matched_cosine", "universality"]
+__all__ = ["matched_cosine", "universality"]
 
 
 def universality(
@@ -128,21 +127,6 @@ def matched_cosine(a: KeySet, b: KeySet) -> float:
     cosine = np.abs(np.einsum("iyx,jyx->ij", a.filters, b.filters))
     rows, columns = linear_sum_assignment(-cosine)
     return float(cosine[rows, columns].mean())
-
-
-def idealised_twin(keys: KeySet) -> tuple[KeySet, pd.DataFrame]:
-    """Return the idealised receptive field of every key as a key set, and what they are.
-
-    Args:
-        keys: of at least 3 taps along a side.
-
-    Returns:
-        The twins, in the order of the keys, and the table of `keyfilters.match`.
-    """
-    table = match(keys.filters, null=None).assign(key=keys.names)
-    drawn = render_models(table, keys.filters.shape[1:])
-    told = f"idealised twin of: {keys.provenance}"
-    return KeySet.from_filters(drawn, keys.names, provenance=told), table
 
 
 def _value(unit: NDArray[np.float32], keys: KeySet) -> float:

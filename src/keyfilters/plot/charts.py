@@ -10,7 +10,6 @@ import pandas as pd
 
 from keyfilters.clusters import Atlas
 from keyfilters.clusters.tables import layer_columns
-from keyfilters.discovery import Discovery
 from keyfilters.errors import KeyFiltersError
 from keyfilters.plot.axes import (
     COLOURS,
@@ -29,6 +28,8 @@ from keyfilters.texts import figure_label
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+    from keyfilters.discovery import Discovery
 
 __all__ = ["depth_profile", "discovery"]
 

@@ -8,12 +8,13 @@ import numpy as np
 import pandas as pd
 
 from keyfilters.errors import KeyFiltersError
-from keyfilters.inspection import Comparison
 from keyfilters.plot.axes import COLOURS, FILTERS, MUTED, NULL, make_axes, percent, plain
 from keyfilters.texts import figure_label
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+    from keyfilters.inspection import Comparison
 
 __all__ = ["cosines", "coverage", "flow", "steps"]
 

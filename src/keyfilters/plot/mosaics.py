@@ -11,9 +11,7 @@ from numpy.typing import NDArray
 
 from keyfilters.bank import FilterBank
 from keyfilters.clusters import Atlas
-from keyfilters.discovery.universality import idealised_twin
 from keyfilters.errors import KeyFiltersError, nearest
-from keyfilters.inspection import Comparison
 from keyfilters.keyset import KeySet
 from keyfilters.plot.axes import FRAME, make_axes, of_size
 from keyfilters.receptive_fields import has_models
@@ -21,6 +19,8 @@ from keyfilters.texts import figure_label
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+    from keyfilters.inspection import Comparison
 
 __all__ = [
     "changed",
@@ -159,7 +159,7 @@ def idealised(
             f"no filters with a shape in a layer {layer!r} of {bank!r}{nearest(str(layer), names)}"
         )
     learned = KeySet.from_filters(np.stack(kept[:count]))
-    twins = idealised_twin(learned)[0].filters
+    twins = learned.idealised()[0].filters
     cosine = (learned.filters * twins).sum(axis=(1, 2))
     fitted = cosine[:, None, None] * twins
     rows = np.concatenate([learned.filters, fitted, learned.filters - fitted])
@@ -181,7 +181,7 @@ def keys(found: KeySet, *, twins: bool = True, ax: Axes | None = None) -> Axes:
     names = list(found.names)
     if not twins or not has_models(found.window):
         return mosaic(found.filters, columns=min(len(found), 12), labels=names, ax=ax)
-    forms = idealised_twin(found)[0].filters
+    forms = found.idealised()[0].filters
     cosine = (found.filters * forms).sum(axis=(1, 2))
     shown = np.concatenate([found.filters, np.sign(cosine)[:, None, None] * forms])
     labels = [*names, *(f"r² {c**2:.2f}" for c in cosine)]

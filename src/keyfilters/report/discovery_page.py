@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from keyfilters.discovery import Discovery
-from keyfilters.discovery.universality import idealised_twin
 from keyfilters.environment import environment
 from keyfilters.nulls import NULLS
 from keyfilters.receptive_fields.families import family, formula_in
@@ -93,7 +92,7 @@ def _section(name: str, one: Discovery) -> dict[str, Any]:
 def _keys(one: Discovery) -> list[dict[str, Any]]:
     """The keys, those that serve most filters first, each beside its idealised twin."""
     explainable = "family" in one.models
-    twins = idealised_twin(one.keys)[0].filters if explainable else one.keys.filters
+    twins = one.keys.idealised()[0].filters if explainable else one.keys.filters
     rows = []
     for i in charts.by_share(one):
         model = one.models.iloc[i]

@@ -96,18 +96,23 @@ def to_svg(figure: Figure) -> str:
 
     Of axes with more than `MANY` bars and points the data are a picture inside it.
     """
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+
     for axes in figure.axes:
         points = sum(len(line.get_path()) for line in axes.lines)
         areas = sum(len(path) for area in axes.collections for path in area.get_paths())
         if points + areas + len(axes.patches) > MANY:
             for artist in (*axes.lines, *axes.patches, *axes.collections):
                 artist.set_rasterized(True)
+    for patch in (figure.patch, *(axes.patch for axes in figure.axes)):
+        patch.set_visible(False)  # the page shows through
+    figure.set_dpi(DPI)
     buffer = io.StringIO()
     with matplotlib.rc_context(STYLE), warnings.catch_warnings():  # type: ignore[arg-type]
         # Its font lacks letters of many languages; text stays text, for the fonts of the reader.
         warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
-        metadata = {"Date": None, "Creator": None}
-        figure.savefig(buffer, format="svg", metadata=metadata, transparent=True, dpi=DPI)
+        # Unlike `savefig` it draws once; the layout is part of that.
+        FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None, "Creator": None})
     text = buffer.getvalue()
     for colour, variable in PAGE_COLOURS.items():
         text = text.replace(f": {colour}", f": var({variable}, {colour})")
