@@ -33,7 +33,7 @@ fuzz-guided: $(VENV)/.dev  ## The same, led by coverage, where atheris has a whe
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.fuzz --guided 30 --record
 
 MOMENTS ?= 50
-test-killed: $(VENV)/.dev  ## Every verb stopped at MOMENTS random moments by each of three signals; hours, MOMENTS=5 takes one.
+test-killed: $(VENV)/.dev  ## Every verb stopped at MOMENTS random moments, by three signals in turn; two hours, MOMENTS=6 takes a quarter.
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/python benchmarks/killed.py --moments $(MOMENTS) --record
 
 bare-install: $(VENV)/.build  ## Wheel and source archive, without extras, by pip alone: every verb; about 6 GB.

@@ -2,8 +2,8 @@
 
     python benchmarks/killed.py [--moments 50] [--seed 0] [--only 'read;check'] [--record]
 
-Each verb first runs undisturbed. Then it is stopped by SIGINT, SIGTERM and SIGKILL in turn, so many
-times each, at moments drawn evenly from its running time. After each stop:
+Each verb first runs undisturbed. Then it is stopped so many times, by SIGINT, SIGTERM and SIGKILL
+in turn, at moments drawn evenly from its running time. After each stop:
 
 - files under their final names can be read to their end, all others are marked ``.unfinished-``;
 - no process of the command is left after a minute, and no traceback was printed;
@@ -73,7 +73,8 @@ VERBS = {
     "train": "train recipe.toml",
     "atlas": "atlas small.safetensors --seeds 1",
     "atlas --like": "atlas a.pth --like zoo-5x5",
-    "experiment": "experiment transfer --target digits?samples=100 --no-pointwise " + TINY,
+    "experiment": "experiment initialization --data digits?samples=100 --sizes 3 "
+    "--condition default --condition impulse " + TINY,
 }
 REMARKS = [
     "Columns SIGINT, SIGTERM, SIGKILL: how often the signal met the running command; at the other "
@@ -325,7 +326,7 @@ def try_verb(verb: str, folder: Path, asked: argparse.Namespace) -> dict[str, An
     """Stop a verb at all moments, run two at once, and return what came of it."""
     start = time.perf_counter()
     trials = Trials(verb, folder, asked.seed)
-    for i in range(asked.moments * len(SIGNALS)):
+    for i in range(asked.moments):
         trials.stop(SIGNALS[i % len(SIGNALS)])
     for _ in range(PAIRS):
         trials.two_at_once()
@@ -345,7 +346,7 @@ def try_verb(verb: str, folder: Path, asked: argparse.Namespace) -> dict[str, An
 def main() -> None:
     """Try every verb and write the part of the page on hardening."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--moments", type=int, default=50, help="of each signal and verb")
+    parser.add_argument("--moments", type=int, default=50, help="of each verb")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", default="", help="verbs, with semicolons between them")
     parser.add_argument("--record", action="store_true", help="write benchmarks/results")
