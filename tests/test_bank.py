@@ -9,7 +9,8 @@ from safetensors.numpy import save_file
 
 import keyfilters as kf
 from keyfilters.bank import FilterBank, Layer
-from keyfilters.errors import KeyFiltersError
+from keyfilters.errors import KeyFiltersError, SourceError
+from keyfilters.filter_rows import FilterRows
 
 
 def layer(
@@ -128,3 +129,19 @@ def test_banks_of_others_and_damaged_ones(tmp_path: Path) -> None:
         else:
             with pytest.raises(KeyFiltersError, match=message):
                 FilterBank.load(path)
+
+
+@pytest.mark.parametrize("metadata", [None, {"format": "pt"}])
+def test_tensors_of_others_are_no_bank(tmp_path: Path, metadata: dict[str, str] | None) -> None:
+    path = tmp_path / "model.safetensors"
+    save_file({"conv.weight": np.ones((4, 1, 3, 3), np.float32)}, path, metadata=metadata)
+    with pytest.raises(SourceError, match="not a filter bank"):
+        FilterBank.load(path)
+
+
+def test_no_rows_of_a_bank_are_no_filters() -> None:
+    bank = FilterBank([layer(size=(1, 7)), layer(size=(1, 7))])
+    none, some = (FilterRows(bank, np.array(rows, np.int64)) for rows in ([], [1, 5, 6]))
+    assert len(none) == 0 and none.shape == (0, 0, 0) and none[:].shape == (0, 0, 0)
+    assert some.shape == (3, 1, 7) and some[3:].shape == (0, 1, 7)
+    np.testing.assert_array_equal(some[1:], bank.stack((1, 7))[0][[5, 6]])

@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 
-from keyfilters.errors import KeyFiltersError
+from keyfilters.errors import KeyFiltersError, shown
 from keyfilters.files import (
     hold_folder,
     move_whole,
+    sweep,
     temporary_folder,
     unfinished_folder,
     write_whole,
@@ -59,6 +60,52 @@ def test_two_processes_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     write_whole(path, b"own")
     assert seen == [b"other"] and path.read_bytes() == b"own"
     assert [p.name for p in tmp_path.iterdir()] == ["x"]
+
+
+def test_a_folder_that_is_removed_while_it_is_taken_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another command removes its empty folder when it ends, and so gives back its lock."""
+    fcntl = pytest.importorskip("fcntl")
+    lock, out = fcntl.flock, tmp_path / "out"
+
+    def late(place: int, how: int) -> None:
+        out.rmdir()
+        lock(place, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with pytest.raises(KeyFiltersError, match="removed by another command"), hold_folder(out):
+        pytest.fail("it holds a folder that is gone")
+    assert not out.exists()
+
+
+def test_without_locks_folders_are_held_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    with hold_folder(tmp_path / "out"):
+        write_whole(tmp_path / "out" / "x", "x")
+    assert (tmp_path / "out" / "x").read_text() == "x"
+
+
+@pytest.mark.parametrize(("error", "stays"), [(PermissionError, True), (ProcessLookupError, False)])
+def test_what_a_process_of_another_user_writes_is_not_swept_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[OSError], stays: bool
+) -> None:
+    unfinished = tmp_path / ".unfinished-4321-0123abcd"
+    unfinished.write_text("half")
+
+    def ask(process: int, number: int) -> None:
+        assert (process, number) == (4321, 0)
+        raise error
+
+    monkeypatch.setattr("keyfilters.files.os.kill", ask)
+    sweep(tmp_path)
+    assert unfinished.exists() is stays
+
+
+def test_a_name_of_unfinished_folders_alone_is_shown_as_it_is() -> None:
+    assert shown(".unfinished-12-0123abcd") == ".unfinished-12-0123abcd"
 
 
 def test_many_threads_at_once(tmp_path: Path) -> None:

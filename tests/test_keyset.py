@@ -288,6 +288,13 @@ def test_keys_drawn_from_the_null_filters_of_a_bank() -> None:
         KeySet.named("covariance:8", 5)
 
 
+def test_no_keys_are_learned_from_filters_without_a_shape() -> None:
+    dead = FilterBank([Layer("net", "conv", np.zeros((9, 5, 5)), None, None, 0.0)])
+    for name in ("lines:4", "covariance:4"):
+        with pytest.raises(KeyFiltersError, match="no 5×5 filters to learn keys from"):
+            KeySet.named(name, 5, bank=dead)
+
+
 def test_subsets() -> None:
     keys = dataclasses.replace(KeySet.published("lindeberg2026-C2"), licence="free")
     mask = np.arange(8) >= 6

@@ -7,11 +7,14 @@ second; how long that takes on a busy machine is not measured.
 from __future__ import annotations
 
 import socket
+import ssl
 import sys
 import threading
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from http.client import IncompleteRead
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -27,7 +30,7 @@ from safetensors.torch import save_file
 
 import keyfilters as kf
 from keyfilters import network
-from keyfilters.network import ask_first, open_address, require_answer, timeout
+from keyfilters.network import ask_first, hub_answers, open_address, require_answer, timeout
 from keyfilters.pretrained import create_timm
 from keyfilters.reproduction import reproduce
 from keyfilters.training import Recipe, load_data, make_model
@@ -176,6 +179,41 @@ def test_any_answer_is_one(answering: str, monkeypatch: pytest.MonkeyPatch) -> N
         require_answer(answering)
 
 
+@pytest.mark.parametrize(("limit", "error"), [(None, TimeoutError), (30, IncompleteRead)])
+def test_downloads_of_libraries_have_a_limit_unless_they_set_one(
+    answering: str,
+    monkeypatch: pytest.MonkeyPatch,
+    limit: float | None,
+    error: type[Exception],
+) -> None:
+    monkeypatch.setenv("KEYFILTERS_TIMEOUT", "0.2")
+    given = {} if limit is None else {"timeout": limit}
+    with ask_first(), pytest.raises(error):
+        urllib.request.urlopen(f"{answering}/x", **given).read()
+
+
+def test_whoever_has_an_unknown_certificate_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library that is asked next may know the certificate."""
+
+    def refuse(*_: Any) -> Any:
+        raise urllib.error.URLError(ssl.SSLCertVerificationError("self-signed"))
+
+    monkeypatch.setattr(network, "open_address", refuse)
+    require_answer("https://127.0.0.1/x")
+
+
+def test_a_hub_that_is_set_to_be_offline_is_not_asked(
+    asked: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    hub_answers()
+    assert asked == []
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    with pytest.raises(ConnectionError):
+        hub_answers()
+    assert asked == [DEAD]
+
+
 def test_a_file_that_stops_half_way_is_not_kept(
     answering: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -259,6 +297,16 @@ def test_weights_of_timm_in_the_cache_ask_nobody(
     (tmp_path / "hub" / "models--timm--test_convnext.r160_in1k" / "refs" / "main").unlink()
     with pytest.raises(kf.KeyFiltersError, match="no answer"):
         kf.read("timm:test_convnext.r160_in1k")
+
+
+def test_weights_that_lie_at_an_address_are_not_sought_at_the_hub(asked: list[str]) -> None:
+    name = "gcvit_xxtiny.in1k"
+    config = timm.get_pretrained_cfg(name)
+    if config is None or config.hf_hub_id or not config.url:
+        pytest.skip(f"this timm has {name} at the hub")
+    with pytest.raises(kf.KeyFiltersError, match="no answer"):
+        kf.read(f"timm:{name}")
+    assert asked == [config.url]
 
 
 def test_a_repository_that_was_fetched_asks_nobody(

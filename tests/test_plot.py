@@ -12,6 +12,7 @@ import pytest
 from matplotlib.figure import Figure
 
 import keyfilters as kf
+from keyfilters.bank import Layer
 from tests.inspection.sick import healthy, spoiled, untrained
 
 
@@ -23,6 +24,12 @@ def closed() -> Iterator[None]:
 
 def image(ax: Any) -> np.ndarray[Any, Any]:
     return np.ma.filled(ax.images[0].get_array(), np.nan)
+
+
+def pairs_of_taps() -> kf.FilterBank:
+    """Filters of a window that has no receptive fields."""
+    weight = np.random.default_rng(0).normal(size=(9, 1, 2)).astype(np.float32)
+    return kf.FilterBank([Layer("net", "conv", weight, None, None, 0.0)])
 
 
 def test_mosaic_holds_every_tap_on_its_scale() -> None:
@@ -52,6 +59,8 @@ def test_mosaic_holds_every_tap_on_its_scale() -> None:
         lambda: kf.plot.idealised(healthy(), "conv9"),
         lambda: kf.plot.changed(kf.compare(healthy(1), healthy(1))),
         lambda: kf.plot.steps(kf.compare(healthy(1), healthy(1))),
+        lambda: kf.plot.coverage(kf.compare(*[pairs_of_taps()] * 2)),
+        lambda: kf.plot.flow(kf.compare(*[pairs_of_taps()] * 2)),
     ],
 )
 def test_what_cannot_be_drawn(call: Any) -> None:
@@ -117,6 +126,7 @@ def test_steps_of_a_training() -> None:
     ax = kf.plot.steps(kf.compare(bank, half, spoiled(bank, untrained)))
     assert len(ax.lines) == 3 and len(ax.get_xticks()) == 3
     np.testing.assert_allclose(ax.lines[0].get_ydata()[0], 1)
+    assert len(kf.plot.steps(kf.compare(*[pairs_of_taps()] * 3)).lines) == 1
 
 
 def test_atlas_patterns_code_and_depth(planted_atlas: kf.Atlas) -> None:

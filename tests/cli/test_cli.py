@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 import subprocess
@@ -13,7 +14,9 @@ import torch
 from torch import nn
 
 import keyfilters as kf
+from keyfilters.bank import Layer
 from keyfilters.cli import main
+from keyfilters.cli.common import one_command
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
@@ -44,8 +47,12 @@ def test_atlas_writes_its_files(
     capsys: pytest.CaptureFixture[str], model_file: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "deep" / "out"
-    code, text, _ = run(capsys, "atlas", str(model_file), "--out", str(out), "--seeds", "1")
-    assert code == 0
+    few = np.random.default_rng(0).normal(size=(9, 3, 3)).astype(np.float32)
+    small = tmp_path / "small.safetensors"
+    kf.FilterBank([Layer("small", "conv", few, None, None, 0.0)]).save(small)
+    given = (str(model_file), str(small), "--out", str(out), "--seeds", "1")
+    code, text, _ = run(capsys, "atlas", *given)
+    assert code == 0 and "3×3: no patterns looked for, 9 usable filters" in text
     assert sorted(p.name for p in out.iterdir()) == [
         "atlas.safetensors",
         "bank.safetensors",
@@ -83,8 +90,11 @@ def test_atlas_of_sources_read_at_once(
 def test_read_lists_layers_and_writes_a_bank(
     capsys: pytest.CaptureFixture[str], model_file: Path, tmp_path: Path
 ) -> None:
+    before = set(tmp_path.iterdir())
+    code, listed, _ = run(capsys, "read", str(model_file))
+    assert code == 0 and set(tmp_path.iterdir()) == before
     code, text, _ = run(capsys, "read", str(model_file), "--out", str(tmp_path / "out"))
-    assert code == 0 and "96 filters in 1 layer " in text
+    assert code == 0 and "96 filters in 1 layer " in text and text.startswith(listed)
     assert "skipped: 1 × pointwise (1×1) convolution" in text
     assert "could also be a convolution of a one-channel image" in text
     assert "unusable filter: 1 × non-finite" in text
@@ -94,11 +104,16 @@ def test_read_lists_layers_and_writes_a_bank(
     assert len(pd.read_csv(tmp_path / "out" / "skipped.csv")) == 1
 
 
-def test_sources_lists_what_is_here(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_sources_lists_what_is_here(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     code, text, _ = run(capsys, "sources", "--out", str(tmp_path))
     assert code == 0 and "safetensors" in text and "package:" in text
     found = json.loads((tmp_path / "sources.json").read_text())
     assert {"formats", "packages", "hub"} == set(found)
+    monkeypatch.setattr("keyfilters.sources.packages.installed_model_files", dict)
+    code, text, _ = run(capsys, "sources")
+    assert code == 0 and "none; for a first one" in text
 
 
 @pytest.mark.parametrize(
@@ -161,7 +176,36 @@ def test_a_failure_while_writing_leaves_nothing_behind(
     assert not out.exists()
 
 
-def test_the_version_is_told() -> None:
+@pytest.mark.parametrize("name", [None, "folder/x.pth", 7])
+def test_what_the_system_refuses_is_one_sentence(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, name: str | int | None
+) -> None:
+    def refuse() -> dict[str, list[Path]]:
+        raise OSError(errno.EIO, "Input/output error", name)
+
+    monkeypatch.setattr("keyfilters.sources.packages.installed_model_files", refuse)
+    code, _, error = run(capsys, "sources")
+    assert code == 2 and error.startswith("keyfilters: Input/output error")
+    assert error.count("\n") == 1 and ("folder/x.pth" in error) is (name == "folder/x.pth")
+
+
+def test_what_is_lost_in_a_finaliser_goes_where_it_went_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Fragile:
+        def __del__(self) -> None:
+            raise ValueError("lost")
+
+    lost: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda told: lost.append(str(told.exc_value)))
+    with one_command():
+        one = Fragile()
+        del one
+    assert lost == ["lost"]
+
+
+def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(capsys, "--version") == (0, f"keyfilters {kf.__version__}\n", "")
     done = subprocess.run(
         [sys.executable, "-m", "keyfilters", "--version"],
         capture_output=True,

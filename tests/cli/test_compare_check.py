@@ -6,8 +6,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from keyfilters.inspection import RULES
 from tests.cli.test_cli import run
-from tests.inspection.sick import healthy, one_nan, spoiled
+from tests.inspection.sick import healthy, one_nan, spoiled, untrained
 
 
 @pytest.fixture
@@ -70,6 +71,15 @@ def test_check_prints_the_worst_of_each_rule_or_all(
         assert code == 0 and len(rows) == lines
 
 
+def test_check_prints_what_every_rule_measures(
+    capsys: pytest.CaptureFixture[str], well: Path
+) -> None:
+    code, text, _ = run(capsys, "check", str(well), "--rules", "--off", "dead")
+    assert code == 0
+    told = {line.partition(" (")[0] for line in text.splitlines() if "; above " in line}
+    assert told == set(RULES) - {"dead"}
+
+
 def test_check_of_an_unknown_rule(capsys: pytest.CaptureFixture[str], well: Path) -> None:
     code, _, error = run(capsys, "check", str(well), "--off", "deed")
     assert code == 2 and "dead" in error
@@ -107,6 +117,18 @@ def test_compare_puts_steps_into_order(capsys: pytest.CaptureFixture[str], tmp_p
     assert code == 0 and "order" in text
     steps = pd.read_csv(out / "steps.csv")["name"].tolist()
     assert [name.partition("step-")[2].partition(".")[0] for name in steps] == ["0", "20", "100"]
+
+
+def test_compare_prints_patterns_that_became_others(
+    capsys: pytest.CaptureFixture[str], well: Path, tmp_path: Path
+) -> None:
+    dead = spoiled(healthy(), lambda w, rng: 0 * w, slice(2, 3))
+    spoiled(dead, untrained).save(tmp_path / "new.safetensors")
+    title = "patterns that became others"
+    code, text, _ = run(capsys, "compare", str(well), str(tmp_path / "new.safetensors"))
+    assert code == 0 and title in text
+    assert sum("conv2" in row and "–" in row for row in text.splitlines()) == 1
+    assert title not in run(capsys, "compare", str(well), str(well))[1]
 
 
 def test_compare_needs_two(capsys: pytest.CaptureFixture[str], well: Path) -> None:

@@ -5,10 +5,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import timm
+import torch
 from PIL import Image
 
 import keyfilters as kf
 from keyfilters.bank import Layer
+from keyfilters.cli.images import halves, labelled
 from tests.cli.test_cli import run
 from tests.discovery.test_discover import planted
 
@@ -54,6 +57,10 @@ def test_discover_keys_of_a_row(capsys: pytest.CaptureFixture[str], tmp_path: Pa
     assert (code, error) == (0, "") and "1×7" in text
     assert kf.KeySet.from_file(out / "keys_1x7.txt").window == (1, 7)
     assert {"curve_1x7.csv", "models_1x7.csv", "report.html"} <= {p.name for p in out.iterdir()}
+    before = set(tmp_path.rglob("*"))
+    code, alone, _ = run(capsys, "discover", str(bank), *few, "--keys", "3")
+    assert code == 0 and text.startswith(alone) and "keys explain" in alone
+    assert set(tmp_path.rglob("*")) == before
     for size, word in (("seven", "size"), ("7x1", "1×7")):
         code, _, error = run(capsys, "discover", str(bank), *few, "--size", size)
         assert code == 2 and word in error
@@ -63,11 +70,15 @@ MODEL = "timm:test_efficientnet?pretrained=false"
 FEW = ["--candidates", "6", "--rounds", "1", "--kinds", "lines", "--size", "3", "--images"]
 
 
+def picture(path: Path, seed: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 255, (170, 180, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+
+
 def pictures(folder: Path) -> None:
     for i in range(4):
-        (folder / str(i % 2)).mkdir(parents=True, exist_ok=True)
-        pixels = np.random.default_rng(i).integers(0, 255, (170, 180, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / str(i % 2) / f"{i}.png")
+        picture(folder / str(i % 2) / f"{i}.png", i)
 
 
 @pytest.mark.parametrize(
@@ -83,6 +94,34 @@ def test_discover_by_what_the_network_does(
     assert (code, error) == (0, "") and "keys explain" in text
     assert pd.read_csv(out / "curve_3.csv")[column].notna().all()
     assert not [x for x in out.iterdir() if x.name.startswith(".")]
+
+
+def test_as_many_folders_as_classes_are_taken_in_their_order(tmp_path: Path) -> None:
+    for name, seeds in (("dog", (0, 1)), ("cat", (1, 2, 3))):
+        for seed in seeds:
+            picture(tmp_path / name / f"{seed}.png", seed)
+    images, labels = labelled(str(tmp_path), timm.create_model("test_efficientnet", num_classes=2))
+    assert labels.tolist() == [0, 0, 0, 1, 1], "cat comes before dog"
+    assert torch.equal(images[0], images[4]) and not torch.equal(images[0], images[3])
+
+
+def test_one_image_cannot_be_halved(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    picture(tmp_path / "one" / "0.png", 0)
+    given = [MODEL, *FEW, str(tmp_path / "one"), "--criterion", "outputs"]
+    code, _, error = run(capsys, "discover", *given)
+    assert code == 2 and "at least two" in error
+
+
+def test_photographs_are_halved_by_their_sides() -> None:
+    model = timm.create_model("test_efficientnet")
+    left, right = halves("photos", model, 14, seed=3)
+    side = model.pretrained_cfg["input_size"][-1]
+    assert left.shape == right.shape == (14, 3, side, side)
+    assert torch.equal(left, halves("photos", model, 14, seed=3)[0])
+    assert not torch.equal(left, halves("photos", model, 14, seed=4)[0])
+    mean, std = (torch.tensor(model.pretrained_cfg[x])[:, None, None] for x in ("mean", "std"))
+    pixels = 255 * (left * std + mean)
+    torch.testing.assert_close(pixels, pixels.round(), atol=1e-3, rtol=0)
 
 
 def test_folders_that_name_no_class(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -6,8 +6,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from keyfilters.errors import KeyFiltersError
 from tests.cli.test_cli import run
 from tests.experiments.in_process import InProcess
+from tests.report.test_experiment_page import example
 
 TINY = ["--width", "8", "--depth", "1", "--epochs", "1", "--seeds", "1", "--device", "cpu"]
 
@@ -51,6 +53,48 @@ def test_options_are_those_of_the_experiment_and_those_of_all(
     for option in ("--seeds", "--executor", "--gpus-per-run", "--out", "--recipe", "--network"):
         assert option in text
     assert ("--size " in text) is (name != "initialization")
+
+
+@pytest.mark.parametrize(
+    ("there", "given", "workers"),
+    [
+        (True, (), 1),
+        (False, (), None),
+        (True, ("--workers", "3"), 3),
+        (True, ("--device", "cpu"), None),
+    ],
+)
+def test_one_run_at_a_time_on_a_gpu(
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    there: bool,
+    given: tuple[str, ...],
+    workers: int | None,
+) -> None:
+    """As many as there are cores would not fit on it."""
+    asked: list[int | None] = []
+
+    def executor_from(name: str, address: str, cpus: float, gpus: float, own: int | None) -> None:
+        asked.append(own)
+        raise KeyFiltersError("enough")
+
+    monkeypatch.setattr("torch.cuda.is_available", lambda: there)
+    monkeypatch.setattr("keyfilters.experiments.ray_cluster.executor_from", executor_from)
+    out = tmp_path / "out"
+    code, _, error = run(capsys, "experiment", "transfer", *given, "--out", str(out))
+    assert code == 2 and error == "keyfilters: enough\n" and asked == [workers]
+
+
+def test_runs_that_failed_are_told(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = example()
+    monkeypatch.setattr("keyfilters.experiments.run_experiment", lambda *_, **__: record)
+    given = ["experiment", "frozen-keys", "--condition", "learned", *TINY]
+    code, text, error = run(capsys, *given, "--out", str(tmp_path / "out"))
+    assert code == 0 and record["short"] in text
+    assert error.splitlines() == record["failures"]
 
 
 @pytest.mark.parametrize(

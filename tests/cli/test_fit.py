@@ -41,6 +41,19 @@ def test_operators_of_other_filters(capsys: pytest.CaptureFixture[str], tmp_path
     assert code == 0 and "edge" in text and "line" in text and text.count("0.6000") == 4
 
 
+def test_parameters_at_an_end_of_their_range_are_told(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """The central difference is the derivative of scale 0."""
+    np.save(tmp_path / "one.npy", np.array([[[0, 0, 0], [0.5, 0, -0.5], [0, 0, 0]]]))
+    given = ["fit", str(tmp_path / "one.npy"), "--operators", "dx", "--method", "D1"]
+    code, text, error = run(capsys, *given, "--out", str(tmp_path / "out"))
+    assert (code, error) == (0, "") and "at its end" in text
+    [row] = pd.read_csv(tmp_path / "out" / "fit.csv").to_dict("records")
+    assert (row["sigma_x"], row["sigma_y"], row["at_boundary"]) == (0, 0, "sigma_x, sigma_y")
+    assert (tmp_path / "out" / "fit.png").read_bytes().startswith(b"\x89PNG")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -12,6 +12,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import keyfilters as kf
+from keyfilters.keyset import KeySet
+from keyfilters.scalespace import centred_unit
 from tests.cli.test_cli import run
 
 MODEL = "timm:test_efficientnet?pretrained=false"
@@ -73,6 +75,70 @@ def test_replace_measures_on_images(capsys: pytest.CaptureFixture[str], tmp_path
     )
 
 
+@pytest.mark.parametrize(("grouping", "sets"), [("layer", 9), ("2", 2), ("1", 1)])
+def test_keys_of_layers_and_of_groups_of_layers(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, grouping: str, sets: int
+) -> None:
+    out = tmp_path / "out"
+    given = ["replace", "timm:test_convnext?pretrained=false", "--seed", "1"]
+    code, text, error = run(capsys, *given, "--keys", f"lines:3/{grouping}")
+    assert (code, error) == (0, "") and "keys lines:3" in text and not out.exists()
+    code, again, _ = run(capsys, *given, "--keys", f"lines:3/{grouping}", "--out", str(out))
+    assert code == 0 and again.startswith(text)
+    replaced, drawn = kf.read(out / "model.safetensors"), set[str]()
+    for layer in replaced.layers:
+        unit = centred_unit(layer.weight)
+        lines = {tuple(np.sign(x[np.abs(x).argmax()]) * x.round(3) + 0.0) for x in unit}
+        assert len(lines) <= 3
+        drawn.add(str(sorted(lines)))
+    assert len(drawn) >= sets
+    if sets == 1:
+        every = np.concatenate([centred_unit(layer.weight) for layer in replaced.layers])
+        assert (np.linalg.svd(every)[1] > 1e-3).sum() <= 3
+
+
+def test_a_file_is_replaced_on_trial_without_out(
+    capsys: pytest.CaptureFixture[str], checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, content = set(checkpoint.parent.rglob("*")), checkpoint.read_bytes()
+    monkeypatch.chdir(checkpoint.parent)
+    code, text, error = run(capsys, "replace", checkpoint.name, "--keys", "lines:6")
+    assert (code, error) == (0, "") and "net.safetensors, keys lines:6" in text
+    assert set(checkpoint.parent.rglob("*")) == before and checkpoint.read_bytes() == content
+
+
+def test_a_package_of_several_models_is_asked_which(
+    capsys: pytest.CaptureFixture[str], checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = [checkpoint, checkpoint.parent / "other.pth"]
+    monkeypatch.setattr("keyfilters.sources.package_files", lambda name: files[: len(name)])
+    code, _, error = run(capsys, "replace", "package:ab")
+    assert code == 2 and "2 models" in error and "/net.safetensors, other.pth" in error
+    assert run(capsys, "replace", "package:a", "--keys", "lines:6")[0] == 0
+
+
+def test_init_takes_keys_trained_filters_and_the_own_scale(
+    capsys: pytest.CaptureFixture[str], checkpoint: Path, tmp_path: Path
+) -> None:
+    keys = KeySet.random(2, size=7)
+    keys.save(tmp_path / "keys.npy")
+    given = ["init", "test_convnext", "--scheme", "keys", "--keys", str(tmp_path / "keys.npy")]
+    before = set(tmp_path.rglob("*"))
+    code, text, error = run(capsys, *given, "--std", "keep")
+    assert (code, error) == (0, "") and "test_convnext" in text
+    assert set(tmp_path.rglob("*")) == before
+    out = tmp_path / "out"
+    assert run(capsys, *given, "--std", "keep", "--out", str(out))[0] == 0
+    table = pd.read_csv(out / "init.csv")
+    np.testing.assert_allclose(table["rms_after"], table["rms_before"], rtol=1e-5)
+    for layer in kf.read(out / "model.safetensors").layers:
+        assert keys.assign(layer.weight).residual.max() < 1e-5
+    given = ["init", "test_convnext", "--scheme", "idealized", "--bank", str(checkpoint)]
+    assert run(capsys, *given)[0] == 0
+    code, _, error = run(capsys, *given[:-2])
+    assert code == 2 and "bank" in error
+
+
 def test_init_writes_a_model_that_timm_loads(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -107,6 +173,10 @@ def test_init_writes_a_model_that_timm_loads(
         ),
         (["replace", MODEL, "--keys", "lindeberg2026-Q"], "lindeberg2026-"),
         (["replace", MODEL, "--keys", "none.npy"], "there is no file none.npy"),
+        (["replace", MODEL, "--keys", "lines:x/3"], "expected a number of keys and of groups"),
+        (["replace", MODEL, "--keys", "kmeans:0/layer"], "as in kmeans:32/3"),
+        (["replace", MODEL, "--keys", "lines:4/0"], "expected a number of keys and of groups"),
+        (["discover", MODEL, "--executor", "local"], "type also: --out OUT"),
         (["replace", MODEL, "--layers", "stem"], "no depthwise layer is called 'stem'"),
         (["replace", MODEL, "--sensitivity"], "--sensitivity needs --images"),
         (["replace", "timm:resnet10t?pretrained=false"], "no depthwise filters in ResNet"),

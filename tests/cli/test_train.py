@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import timm
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from keyfilters.cli.common import progress_bar
@@ -29,6 +30,19 @@ samples = 128
 epochs = 2
 [ema]
 decay = 0.9
+"""
+
+
+NO_FILTERS = """
+[model]
+name = "resnet10t"
+[data]
+name = "imagefolder:{}"
+resolution = 32
+[schedule]
+steps = 1
+[batch]
+size = 16
 """
 
 
@@ -203,6 +217,32 @@ def test_a_dry_run_says_and_does_nothing(
     assert "filters:        as the model has them" in text
     code, _, error = run(capsys, *arguments)
     assert code == 2 and "--processes is for --dry-run" in error
+
+
+def test_other_processes_say_nothing_of_what_will_run(
+    capsys: pytest.CaptureFixture[str], recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    assert run(capsys, "train", str(recipe), "--dry-run") == (0, "", "")
+
+
+def test_what_is_left_out_is_told_and_nothing_is_written_without_out(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(40):
+        path = tmp_path / "images" / "ab"[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8), 6 * number).save(path)
+    path.write_bytes(b"no image")
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(NO_FILTERS.format((tmp_path / "images").as_posix()))
+    before = set(tmp_path.rglob("*"))
+    monkeypatch.chdir(tmp_path)
+    code, text, error = run(capsys, "train", str(recipe), "--device", "cpu")
+    assert code == 0 and "on test images" in text
+    told = error.splitlines()
+    assert len(told) == 2 and "39.png" in told[0] and "no depthwise filters" in told[1]
+    assert set(tmp_path.rglob("*")) == before
 
 
 def test_the_bar_shows_steps_that_are_passed_over(

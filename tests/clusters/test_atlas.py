@@ -97,6 +97,30 @@ def test_a_large_bank_is_fitted_on_a_sample_and_assigned_in_full(planted_atlas: 
     assert 0 <= of_bank["white"] <= of_bank["covariance"] <= 1  # of the sample
 
 
+@pytest.mark.usefixtures("few_steps")
+def test_a_window_without_models_has_patterns_all_the_same(tmp_path: Path) -> None:
+    taps = np.random.default_rng(0).normal(size=(90, 2, 2)).astype(np.float32)
+    bank = kf.FilterBank([Layer("net", "conv", taps, (1, 1), (1, 1), 0.0)])
+    atlas = kf.Atlas(seeds=1, counts=(1, 4), threshold=0.25).fit(bank)
+    one = atlas.sizes_[(2, 2)]
+    assert one.matched is None and one.threshold == 0.25 and not one.keys
+    assert set(atlas.words_[(2, 2)]) == {"coverage"}
+    assert (atlas.table_["family"] == "").all() and atlas.table_["r2"].isna().all()
+    expected = (atlas.table_["dissimilarity"] < 0.25).tolist()
+    assert atlas.table_["classified"].tolist() == expected
+    page = kf.write_report(atlas, tmp_path / "report.html").read_text()
+    assert "2×2" in page and "Every filter explained by" not in page
+    atlas.save(tmp_path)
+    pd.testing.assert_frame_equal(kf.Atlas.load(tmp_path).table_, atlas.table_)
+
+
+def test_an_atlas_that_is_not_fitted_says_so() -> None:
+    atlas = kf.Atlas(seeds=3)
+    with pytest.raises(AttributeError, match="fit"):
+        _ = atlas.table_
+    assert "not fitted" in atlas._repr_html_()
+
+
 def test_bad_settings_and_empty_banks() -> None:
     with pytest.raises(TypeError, match="treshold"):
         kf.Atlas(treshold=0.2)  # type: ignore[call-arg]

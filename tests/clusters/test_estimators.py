@@ -15,6 +15,8 @@ from keyfilters.clusters.estimator import Estimator
 from keyfilters.clusters.feed_forward import FeedForwardAutoencoder
 from keyfilters.clusters.pattern_book import PatternBook
 from keyfilters.clusters.principal_curve import CodeSpace, PrincipalCurve
+from keyfilters.clusters.stored import load_nested, save_nested
+from keyfilters.errors import SourceError
 from keyfilters.report.page import render_report
 from tests.clusters.test_patterns import planted_bank
 
@@ -129,6 +131,34 @@ def test_what_is_not_fitted_or_damaged(planted_atlas: kf.Atlas, tmp_path: Path) 
         (tmp_path / "atlas.safetensors").write_bytes(content)
         with pytest.raises(kf.KeyFiltersError):
             kf.Atlas.load(tmp_path)
+
+
+def test_atlases_of_before_and_of_others(planted_atlas: kf.Atlas, tmp_path: Path) -> None:
+    planted_atlas.save(tmp_path)
+    path = tmp_path / "atlas.safetensors"
+    held = load_nested(path, "keyfilters-atlas-1")
+    del held["unusable_"]  # once it was not kept
+    save_nested(path, held, "keyfilters-atlas-1")
+    again = kf.Atlas.load(tmp_path)
+    pd.testing.assert_frame_equal(
+        again.unusable_, planted_atlas.unusable_, check_dtype=False, check_categorical=False
+    )
+    save_nested(path, held, "something else")
+    with pytest.raises(SourceError, match="not a fitted atlas"):
+        kf.Atlas.load(tmp_path)
+
+
+def test_nested_results_come_back_from_their_file(tmp_path: Path) -> None:
+    value = {
+        "numbers": [1, 0.5, np.float32(0.25), np.int64(7), None, True],
+        (3, 3): ("a", np.arange(4.0)),
+        "table": pd.DataFrame({"x": [1.0, 2.0], "kind": ["edge", "centre"]}, index=[4, 9]),
+    }
+    save_nested(tmp_path / "held", value, "kind")
+    again = load_nested(tmp_path / "held", "kind")
+    assert again["numbers"] == value["numbers"] and list(again) == list(value)
+    assert again[(3, 3)][0] == "a" and again[(3, 3)][1].tolist() == [0, 1, 2, 3]
+    pd.testing.assert_frame_equal(again["table"], value["table"], check_dtype=False)
 
 
 def test_patterns_are_copied_by_scikit_learn(planted_atlas: kf.Atlas) -> None:

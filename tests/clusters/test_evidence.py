@@ -9,6 +9,8 @@ import torch
 import keyfilters as kf
 from keyfilters.claims import FILTERS
 from keyfilters.clusters.evidence import Evidence, gather_evidence
+from keyfilters.clusters.feed_forward import FeedForwardAutoencoder
+from keyfilters.clusters.methods import Problem, coverage_methods
 from keyfilters.clusters.principal_curve import PrincipalCurve
 from keyfilters.clusters.sentences import in_words
 from keyfilters.nulls import NULLS, null_units
@@ -57,6 +59,18 @@ def test_noise_of_any_smoothness_exceeds_no_null(
     # 7 claims at a level of 5 %: more than two of them would happen once in 260 times.
     assert sum(claim.p < 0.05 for claim in claims) <= 2, [(c.name, c.p) for c in claims]
     assert all(abs(claim.value - claim.nulls["covariance"]) < 0.15 for claim in claims)
+
+
+def test_the_network_of_the_paper_is_a_method_where_it_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(FeedForwardAutoencoder.__init__.__kwdefaults__, "epochs", 1)
+    plain, more = (coverage_methods(feed_forward=x, device="cpu") for x in (False, True))
+    [name] = set(more) - set(plain)
+    unit, _ = planted_bank()
+    [fitted] = more[name]([Problem(unit[:200], 3)])
+    alone = FeedForwardAutoencoder(1, 3).fit(unit[:200])
+    np.testing.assert_array_equal(fitted.dissimilarity(unit), alone.dissimilarity(unit))
 
 
 def test_words_call_chance_negligible_only_if_the_strictest_null_says_so(

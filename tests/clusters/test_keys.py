@@ -72,3 +72,8 @@ def test_what_cannot_be_learned_is_refused() -> None:
         learn_keys(filters, 1, method="pca")
     with pytest.raises(kf.KeyFiltersError, match="no filters with a shape"):
         learn_keys_by_layer(kf.FilterBank([]), 4)
+    one, two = (Layer(name, "conv", filters, None, None, 0.0) for name in ("one", "two"))
+    with pytest.raises(kf.KeyFiltersError, match="one network, got one, two"):
+        learn_keys_by_layer(kf.FilterBank([one, two]), 1)
+    with pytest.raises(kf.KeyFiltersError, match="groups must be at least 1"):
+        learn_keys_by_layer(kf.FilterBank([one]), 1, groups=0)

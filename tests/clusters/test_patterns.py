@@ -9,7 +9,7 @@ import torch
 
 from keyfilters.clusters.agreement import pattern_agreement
 from keyfilters.clusters.naming import UNNAMED, chance_similarity, name_filters
-from keyfilters.clusters.patterns import find_patterns
+from keyfilters.clusters.patterns import find_patterns, group_codes
 from keyfilters.clusters.principal_curve import PrincipalCurve
 from keyfilters.clusters.square_or_shifted import look_square, square_report
 from keyfilters.nulls import null_units
@@ -114,3 +114,9 @@ def test_squares_off_the_grid_are_told_from_squares_on_it() -> None:
     assert square_report(look_square(unit, (5, 5), 0.2), table, (5, 5))["square_like"] == 0
     looks = look_square(unit[:, :9], (3, 3), 0.2)
     assert "too small" in square_report(looks, table, (3, 3))["words"]
+
+
+def test_filters_of_one_code_are_one_pattern() -> None:
+    decoded = np.stack(list(PLANTED.values()))
+    unit = np.repeat(decoded[2:3], 7, axis=0)
+    assert group_codes(decoded, unit, 0.2).tolist() == [0] * 7

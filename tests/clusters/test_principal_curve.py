@@ -75,3 +75,10 @@ def test_code_space() -> None:
     assert space.features(space.grid()).shape == (16, 9)
     with pytest.raises(ValueError, match="1 or 2 dimensions"):
         CodeSpace.default(3)
+
+
+@pytest.mark.parametrize(("dimensions", "count"), [(1, 3), (2, 5)])
+def test_as_few_filters_as_places_are_met_by_their_own_codes(dimensions: int, count: int) -> None:
+    unit = ring(count)
+    curve = PrincipalCurve(dimensions, steps=300).fit(unit)
+    assert curve.as_prototypes().dissimilarity(unit).max() < 0.05

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,6 +27,24 @@ class Masked(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         return self._conv_forward(x, self.weight.abs(), self.bias)
+
+
+class Windowed(nn.Conv2d):
+    """A class of its own whose kernel is the stored weight times a buffer."""
+
+    def __init__(self, *sizes: int, **options: Any) -> None:
+        super().__init__(*sizes, **options)
+        self.register_buffer("window", torch.linspace(0, 1, 25).reshape(5, 5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._conv_forward(x, self.weight * self.window, self.bias)
+
+
+class Scaled(nn.Conv2d):
+    """A class that convolves with what only its network knows."""
+
+    def forward(self, x: Tensor, scale: Tensor) -> Tensor:
+        return self._conv_forward(x, self.weight * scale, self.bias)
 
 
 class Spectrum(nn.Conv2d):
@@ -57,6 +77,7 @@ WAYS: dict[str, Make] = {
     "standardised": lambda: plain(ScaledStdConv2d),
     "standardised without gain": lambda: plain(StdConv2d),
     "own class": lambda: plain(Masked),
+    "own class with a buffer": lambda: plain(Windowed),
 }
 TAKES_ANY = ("plain", "same", "weight_norm", "hooked weight_norm")
 
@@ -147,14 +168,35 @@ def test_computed_kernels_are_not_put_on_keys(way: str) -> None:
 def test_classes_that_cannot_be_followed_are_passed_over_with_a_reason() -> None:
     torch.manual_seed(0)
     experts = CondConv2d(6, 6, 5, groups=6, num_experts=2)
-    net = nn.ModuleList([plain(), plain(Spectrum), experts])
+    computed = plain()
+    computed.source = nn.Parameter(computed.weight.detach())
+    del computed.weight
+    computed.register_forward_pre_hook(lambda conv, _: setattr(conv, "weight", conv.source.abs()))
+    net = nn.ModuleList([plain(), plain(Spectrum), experts, plain(Scaled), computed])
     bank = kf.read(net)
     assert [(x.name, x.depth) for x in bank.layers] == [("0", 0.0)]
     reasons = dict(bank.skipped)
     assert "Spectrum does not convolve with one kernel" in reasons["ModuleList/1"]
     assert "mixes its experts" in reasons["ModuleList/2"]
+    assert "Scaled could not be run" in reasons["ModuleList/3"]
+    assert "something computes it" in reasons["ModuleList/4"]
     report = kf.replace_filters_(net, KEYS)
-    assert report["left"].astype(bool).tolist().count(True) == 2
+    assert report["left"].astype(bool).tolist().count(True) == 4
+    with pytest.raises(kf.KeyFiltersError, match="layer 1 cannot be put on keys"):
+        kf.parametrize_filters_(net, KEYS, layers="*")
+    report = kf.parametrize_filters_(net, KEYS)
+    assert report["left"].astype(bool).tolist() == [False] + [True] * 4
+
+
+def test_hooks_of_ones_own_hide_no_kernel() -> None:
+    conv = plain()
+    conv.register_forward_pre_hook(lambda *_: None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        nn.utils.weight_norm(conv)
+    [layer] = kf.read(nn.Sequential(conv)).layers
+    assert "weight_norm" in layer.note
+    np.testing.assert_allclose(layer.weight, convolved_with(conv), atol=1e-6)
 
 
 def test_mixed_convolutions_are_read_size_by_size() -> None:
@@ -168,9 +210,11 @@ def test_fixed_filters_and_tables_are_no_layers() -> None:
             super().__init__()
             self.register_buffer("filt", torch.ones(6, 1, 3, 3))
 
-    net = nn.Sequential(plain(), Blur())
+    table = nn.Module()
+    table.positions = nn.Parameter(torch.ones(1, 6, 3, 3))
+    net = nn.Sequential(plain(), Blur(), table)
     bank = kf.read(net)
-    assert len(bank.layers) == 1
+    assert len(bank.layers) == len(bank.skipped) == 1
     assert "buffer, not trained" in dict(bank.skipped)["Sequential/1"]
     state = {**net.state_dict(), "mask": torch.ones(6, 1, 3, 3)}
     by_name = kf.read(state)
@@ -200,11 +244,13 @@ def test_filters_that_share_memory_are_left_alone() -> None:
     assert "share memory" in left["1"] and left["0"] == left["2"] == ""
     with pytest.raises(kf.KeyFiltersError, match="share memory"):
         kf.replace_filters_(net[1:2], KEYS)
+    left = kf.parametrize_filters_(net, KEYS).set_index("layer")["left"]
+    assert "share memory" in left["1"] and left["0"] == left["2"] == ""
 
 
 def test_no_data_yet() -> None:
     with torch.device("meta"):
-        empty = nn.Sequential(plain(), plain())
+        empty = nn.Sequential(plain(), plain(Masked))
     for call in (
         lambda: kf.read(empty),
         lambda: kf.replace_filters_(empty, KEYS),
@@ -306,6 +352,59 @@ def test_programs_are_read_with_their_geometry() -> None:
         index, a, b, _ = KEYS.assign(programs[0].state_dict()["1.weight"][:, 0].numpy())
         new = kf.read(programs[0]).layers[0].weight
         np.testing.assert_allclose(new, KEYS.reconstruct(index, a, b), atol=1e-5)
+
+
+class Functional(nn.Module):
+    """A convolution that tells its geometry in its code alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(6, 1, 3, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.conv2d(x, self.weight, None, [2, 1], [1, 1], [1, 2], 6)
+
+
+class Product(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(6, 1, 3, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.weight.sum()
+
+
+class Table(nn.Module):
+    """A module that is looked up and never called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(6, 1, 3, 3))
+
+    @torch.jit.export
+    def look_up(self, x: Tensor) -> Tensor:
+        return x + self.weight.mean()
+
+
+class Mixed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.product, self.table = Functional(), Product(), Table()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.table.look_up(self.product(self.conv(x)))
+
+
+def test_scripted_modules_are_read_by_what_they_call() -> None:
+    net = Mixed()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        bank = kf.read(torch.jit.script(net))
+    [layer] = bank.layers
+    np.testing.assert_array_equal(layer.weight, net.conv.weight.detach()[:, 0])
+    assert (layer.name, layer.stride, layer.dilation) == ("conv", (2, 1), (1, 2))
+    assert [name.rpartition("/")[2] for name, _ in bank.skipped] == ["product", "table"]
+    assert all("calls no convolution" in reason for _, reason in bank.skipped)
 
 
 def one_dimensional() -> tuple[nn.Module, Tensor]:
@@ -413,6 +512,67 @@ def test_branches_are_noted_and_read_fused() -> None:
     np.testing.assert_allclose(one.weight, block.reparam_conv.weight[:, 0].detach(), atol=1e-6)
 
 
+class Block(nn.Module):
+    """Two branches that are kept apart in training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.other = plain(), plain()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.one(x) + self.other(x)
+
+    def merge(self) -> None:
+        with torch.no_grad():
+            self.one.weight += self.other.weight
+        self.other = nn.Identity()
+        self.forward = self.one.forward  # type: ignore[method-assign]
+
+
+class InPlace(Block):
+    def fuse(self) -> None:
+        self.merge()
+
+
+class Deployed(Block):
+    def switch_to_deploy(self) -> None:
+        self.merge()
+
+
+class Unfusable(Block):
+    def fuse(self) -> None:
+        raise RuntimeError("no such\nbranch")
+
+
+@pytest.mark.parametrize("kind", [InPlace, Deployed])
+def test_blocks_that_fuse_in_place_are_read_fused(kind: type[Block]) -> None:
+    block = kind()
+    expected = (block.one.weight + block.other.weight).detach()[:, 0].clone()
+    [layer] = kf.read(nn.Sequential(block), fused=True).layers
+    np.testing.assert_array_equal(layer.weight, expected)
+    assert len(kf.read(nn.Sequential(block)).layers) == 2
+
+
+def test_blocks_that_do_not_fuse_are_told() -> None:
+    net = nn.Sequential(Unfusable())
+    with pytest.raises(kf.KeyFiltersError, match=r"no such.*fused=False"):
+        kf.read(net, fused=True)
+    assert len(kf.read(net).layers) == 2
+
+
+def test_branches_are_those_of_their_block_and_not_of_a_stage_that_fuses_all() -> None:
+    class Stage(nn.Sequential):
+        def fuse(self) -> None:
+            for block in self:
+                block.fuse()
+
+    net = nn.Sequential(Stage(*[InPlace() for _ in range(9)]))
+    layers = kf.read(net).layers
+    assert len(layers) == 18
+    for i, layer in enumerate(layers):
+        assert f"branch {i % 2 + 1} of 2 of 0.{i // 2}," in layer.note
+
+
 def test_order_and_depth_are_those_of_the_forward_pass() -> None:
     class Backwards(nn.Module):
         def __init__(self, works: bool) -> None:
@@ -436,9 +596,36 @@ def test_order_and_depth_are_those_of_the_forward_pass() -> None:
     assert net.calls == 0 and net.training
     assert torch.equal(torch.random.get_rng_state(), state)
     assert kf.replace_filters_(net, KEYS)["layer"].tolist() == ["first", "last"]
-    unknown = kf.read(Backwards(works=False))
-    assert [x.name for x in unknown.layers] == ["last", "first"]
-    assert all("order of registration" in x.note for x in unknown.layers)
+    unknown = [Backwards(works=False), Backwards(works=True), nn.Sequential(plain(), plain())]
+    unknown[1].lock = threading.Lock()  # which cannot be copied
+    for conv in unknown[2]:
+        weight = conv.weight.detach()
+        del conv.weight
+        conv.register_buffer("weight", weight)  # no parameter says what the input is like
+    for net, names in zip(unknown, (["last", "first"], ["last", "first"], ["0", "1"]), strict=True):
+        layers = kf.read(net).layers
+        assert [x.name for x in layers] == names
+        assert all("order of registration" in x.note for x in layers)
+    with pytest.raises(kf.KeyFiltersError, match="cannot be copied"):
+        kf.replace_filters_(unknown[1], KEYS, images=torch.ones(1, 3, 9, 9))
+
+
+def test_networks_of_one_input_size_are_tried_on_that_size_alone() -> None:
+    seen: list[tuple[int, ...]] = []
+
+    class Fixed(nn.Module):
+        pretrained_cfg = {"input_size": (3, 37, 41), "fixed_input_size": True}  # noqa: RUF012
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.last, self.first, self.stem = plain(), plain(), nn.Conv2d(3, 6, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            seen.append(tuple(x.shape[1:]))
+            return self.last(self.first(self.stem(x)))
+
+    assert [x.name for x in kf.read(Fixed()).layers] == ["first", "last"]
+    assert set(seen) == {(3, 37, 41)}
 
 
 def test_state_dicts_tell_kernels_that_several_tensors_make() -> None:

@@ -144,3 +144,17 @@ def test_a_size_must_be_named_where_none_is_the_only_square_one() -> None:
         kf.discover_keys(kf.FilterBank(layers))
     with pytest.raises(kf.KeyFiltersError, match="no 1×9 filters"):
         kf.discover_keys(kf.FilterBank(layers), size=(1, 9))
+
+
+def test_keys_of_a_window_without_models() -> None:
+    generator = np.random.default_rng(0)
+    filters = generator.normal(size=(80, 2, 2)).astype(np.float32)
+    bank = kf.FilterBank([Layer("net", "conv", filters, None, None, 0.0)])
+    few = {"keys": 2, "count": 6, "rounds": 1, "kinds": ["lines"]}
+    found = discover_keys(bank, nulls=(), **few)
+    assert found.keys.window == (2, 2) and list(found.models) == ["key", "share"]
+    assert found.words == f"2 keys explain {found.value:.1%} of the filters' variance."
+    assert repr(found) == f"Discovery({found.words.rstrip('.')})"
+    assert "family" not in found._repr_html_()
+    row = [Layer("net", "row", filters.reshape(80, 1, 4), None, None, 0.0)]
+    assert discover_keys(kf.FilterBank(row), nulls=(), **few).keys.window == (1, 4)

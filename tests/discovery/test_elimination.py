@@ -51,6 +51,13 @@ def test_exchange_is_never_worse_and_no_single_swap_is_left(seed: int) -> None:
             assert value(gains, swapped) <= value(gains, found) * (1 + 1e-9)
 
 
+def test_as_many_swaps_as_are_allowed() -> None:
+    gains = np.random.default_rng(1).random((80, 12)) ** 3
+    start = np.array([0, 1, 2, 3])
+    values = [value(gains, exchange(gains, start, rounds=rounds)) for rounds in (0, 1, 2, 100)]
+    assert values[0] == value(gains, start) and values == sorted(set(values))
+
+
 def test_selection_takes_the_best_first() -> None:
     gains = np.random.default_rng(0).random((50, 6))
     assert select(gains, 1)[0] == gains.sum(0).argmax()

@@ -130,6 +130,32 @@ def test_slopes_of_single_seeds_are_tested() -> None:
     assert row["verdict"] == "higher" and "grows by 1.96" in sentence(row, name)
 
 
+def test_slopes_need_two_places_and_seeds_that_have_them_all() -> None:
+    rows = [
+        {"of": of, "size": size, "seed": seed, "top1": (of == "A") * 2.0 * size + seed}
+        for of in "AB"
+        for size in (3, 7)
+        for seed in range(3)
+    ]
+    trend = Trend("Does it grow?", {"of": "A"}, {"of": "B"}, "size", "tap")
+    table = pd.DataFrame(rows)
+    [row] = compare(table, ["of", "size"], [trend]).to_dict("records")
+    assert row["estimate"] == pytest.approx(2) and row["missing"] == 0
+    lost = table.assign(top1=table["top1"].where(table["size"] == 3))  # all runs of one size
+    [row] = compare(lost, ["of", "size"], [trend]).to_dict("records")
+    assert isnan(row["estimate"]) and (row["seeds"], row["missing"]) == (0, 3)
+    assert row["verdict"] == "few"
+    with pytest.raises(KeyFiltersError, match="no two conditions"):
+        compare(table[table["size"] == 3], ["of", "size"], [trend])
+
+
+def test_a_page_that_establishes_nothing_says_so() -> None:
+    table = table_of({"A": [1.0, -1.0, 0.5, -0.5, 0.2], "B": [0.0] * 5})
+    found = compare(table, ["of"], [versus("A", "B")])
+    assert found["verdict"].tolist() == ["open"]
+    assert headline(found, name).startswith("None of 1 comparisons")
+
+
 def test_unrelated_kinds_of_training_are_rarely_found_to_go_together(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -9,12 +10,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from safetensors.torch import load_file
+from torch import nn
 
 import keyfilters as kf
+from keyfilters.bank import Layer
 from keyfilters.errors import KeyFiltersError
-from keyfilters.experiments import EXPERIMENTS, Experiment, run_experiment
+from keyfilters.experiments import EXPERIMENTS, Experiment, Shared, run_experiment
+from keyfilters.experiments.experiment import Panel
+from keyfilters.experiments.filter_measures import explained as explained_of_a_network
 from keyfilters.experiments.filter_measures import explained_filters, patterns_by_step
+from keyfilters.experiments.questions import Contrast
 from keyfilters.experiments.run import Run
 from keyfilters.experiments.run_parts import build_network, load
 from keyfilters.experiments.single_run import MODEL
@@ -249,11 +256,98 @@ def test_patterns_of_too_few_filters_are_told(tmp_path: Path) -> None:
         ("emergence", {"quality": ("nose=1",)}, "'nose' cannot be changed"),
         ("emergence", {"quality": ("noise=2",)}, "at most 1"),
         ("emergence", {"quality": ("lr=fast",)}, "above 0"),
+        ("structure", {"filters": ("learnd",)}, "'learnd'.*learned"),
+        ("transfer", {"target": ("digits?samples=many",)}, "samples is no whole number"),
     ],
 )
 def test_what_the_user_can_mend(name: str, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(KeyFiltersError, match=message):
         build(name, **changes)
+
+
+def test_a_network_without_pointwise_layers_has_none_to_freeze() -> None:
+    function = importlib.import_module("keyfilters.experiments.transfer").transfer
+    shared = Shared(network="test_vit?img_size=8&patch_size=4", seeds=1, device="cpu")
+    with pytest.raises(KeyFiltersError, match="no 1×1 convolutions"):
+        function(shared, target=(DATA,))
+
+
+def test_all_images_stand_beside_few() -> None:
+    experiment = build("frozen-keys", samples=(0, 100), condition=("learned",))
+    every = len(load({"data": "digits?classes=0,1,2"}, 0).images)
+    assert [run.factors["images"] for run in experiment.runs] == [every, 100]
+
+
+def test_trained_filters_are_the_source_of_idealised_first_ones(tmp_path: Path) -> None:
+    conditions = ("default", "idealized", "idealized?std=keep")
+    weight = np.random.default_rng(0).normal(size=(30, 3, 3)).astype(np.float32)
+    bank = tmp_path / "bank.safetensors"
+    kf.FilterBank([Layer("net", "conv", weight, None, None, 0.0)]).save(bank)
+    experiment = build("initialization", condition=conditions, bank=str(bank), sizes=(3,))
+    assert [run.options["treatment"] for run in experiment.runs] == [
+        "learned",
+        f"initialize:idealized?bank={bank}",
+        f"initialize:idealized?std=keep&bank={bank}",
+    ]
+    assert [run.factors["scheme"] for run in experiment.runs] == [
+        "default",
+        "idealized",
+        "idealized",
+    ]
+
+
+def test_filters_of_a_file_take_the_place_of_a_source_network(tmp_path: Path) -> None:
+    bank = tmp_path / "lender.pth"
+    torch.save({"conv.weight": torch.ones(8, 1, 3, 3)}, bank)
+    names = ("learned", "of another network")
+    experiment = build("structure", other=str(bank), filters=names)
+    texts = {run.factors["source"]: run.options["treatment"] for run in experiment.runs}
+    assert texts["other images"] == f"transfer?from={bank}&freeze=1"
+    assert texts["another seed"] == "transfer?from=@source&freeze=1"
+
+
+def test_the_filters_of_a_network_are_measured_as_its_filters() -> None:
+    torch.manual_seed(0)
+    conv = nn.Conv2d(24, 24, 3, groups=24)
+    filters = conv.weight.detach().numpy()[:, 0]
+    assert explained_of_a_network(nn.Sequential(conv), 0) == explained_filters(filters, 0)
+
+
+MEASURE, STEPS = "tests.experiments.workers:measure", "tests.experiments.workers:steps"
+
+
+def test_a_record_has_derived_columns_and_charts_of_further_runs(tmp_path: Path) -> None:
+    rows = [
+        Run({"gain": gain, "lost": lost}, seed, MEASURE, {"gain": gain, "places": 2 + lost})
+        for gain in (0.0, 1.0)
+        for lost in (0, 1)
+        for seed in (0, 1)
+    ]
+    experiment = Experiment(
+        name="made",
+        title="?",
+        explanation="",
+        runs=rows,
+        questions=[Contrast("More?", {"gain": 1.0}, {"gain": 0.0}, "twice")],
+        panels=[Panel("top-1", at="places")],
+        columns=("twice",),
+        derive=lambda table, out: table.assign(twice=np.float64(2) * table["top1"]),
+        extra={
+            "patterns": Run({}, 0, STEPS, {"classified": [1.0, 2.0], "kind edge": [0.5, 1.5]}),
+            "lost": Run({}, 0, MEASURE.replace("measure", "misbehave"),
+                        {"manner": "raise", "always": True}),
+        },
+    )  # fmt: skip
+    record = run_experiment(experiment, tmp_path, executor=InProcess())
+    assert json.loads(json.dumps(record, allow_nan=False)) == record
+    for row in record["runs"]:
+        assert row["twice"] == pytest.approx(2 * row["top1"])
+    assert [row["estimate"] for row in record["comparisons"]] == pytest.approx([2.0, 2.0])
+    own, patterns = record["charts"]
+    assert own["at"] == [1, 2], "a run of other places is not drawn among these"
+    assert {len(line) for line in own["lines"].values()} == {2} and len(own["lines"]) == 2
+    assert patterns["title"] == "patterns" and patterns["at"] == [0, 10]
+    assert patterns["lines"] == {"classified": [[1, 2]], "edge": [[0.5, 1.5]]}
 
 
 def test_epochs_needed_are_those_of_the_reference_of_the_seed(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import pytest
 
 from keyfilters.errors import KeyFiltersError
 from keyfilters.experiments import LocalProcesses, run_grid
+from keyfilters.experiments.executors import outcome
 from keyfilters.experiments.results import failures, read_lists
 from keyfilters.experiments.run import Run
 from tests.experiments import workers
@@ -116,6 +118,34 @@ def test_what_fits_no_table_fails(tmp_path: Path, manner: str, message: str) -> 
     assert table["status"].tolist() == ["failed", "done"] and message in table["error"][0]
     again = run_grid(runs, tmp_path, attempts=3, executor=InProcess())
     assert again["attempts"].tolist() == [3, 1]
+
+
+def named(kind: str) -> Exception:
+    """An error of a class that a library which is not loaded would have."""
+    return type(kind, (Exception,), {})("gone")
+
+
+def caused(error: Exception, cause: Exception) -> Exception:
+    error.cause = cause  # type: ignore[attr-defined]
+    return error
+
+
+@pytest.mark.parametrize(
+    ("problem", "words"),
+    [
+        (named("OutOfMemoryError"), "lost again and again (OutOfMemoryError)"),
+        (named("NodeDiedError"), "lack of memory"),
+        (ValueError("too\n large"), "ValueError: too large"),
+        (KeyFiltersError("type this"), "type this"),
+        (caused(RuntimeError("remote"), KeyFiltersError("type that")), "type that"),
+    ],
+)
+def test_why_a_process_gave_no_answer_is_one_line(problem: Exception, words: str) -> None:
+    future: Future[str | None] = Future()
+    future.set_exception(problem)
+    told = outcome(future)
+    assert told is not None and words in told and "\n" not in told
+    assert told == words or not isinstance(problem, KeyFiltersError)
 
 
 def test_threads_are_limited_and_the_environment_stays(tmp_path: Path) -> None:

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import keyfilters as kf
 from keyfilters.errors import KeyFiltersError
@@ -51,6 +52,7 @@ def test_any_network_with_its_kernel_size_and_options() -> None:
     network = built(network=text, size=5)
     assert list(kf.read(network).sizes) == [(5, 5)] and len(kf.read(network)) == 80
     assert network.stem[0].kernel_size == (2, 2)  # type: ignore[index, union-attr]
+    assert built(network="test_vit?img_size=8&patch_size=4", size=5).patch_embed.num_patches == 4
     for own, words in (
         ({"network": "test_vit", "size": 7}, "kernel size of test_vit cannot be chosen"),
         ({"network": "convmixer?with=3"}, "options width, depth and size"),
@@ -110,6 +112,48 @@ def test_weights_are_borrowed_and_kept(tmp_path: Path, layers: str) -> None:
     same = {name for name, x in ours.items() if x.ndim == 4 and torch.equal(x, theirs[name])}
     expected = (lambda size: size == 3) if layers == "depthwise" else (lambda size: size == 1)
     assert same == {name for name, x in ours.items() if x.ndim == 4 and expected(x.shape[-1])}
+
+
+def test_weights_of_a_folder_that_is_no_run_are_borrowed(tmp_path: Path) -> None:
+    lender = built(3)
+    save_file(lender.state_dict(), tmp_path / MODEL)
+    weights = {"layers": "depthwise", "source": str(tmp_path), "freeze": True}
+    single_run(options(weights=weights), 0, tmp_path / "borrower")
+    ours = kf.read(tmp_path / "borrower" / MODEL).stack(3)[0]
+    np.testing.assert_array_equal(ours, kf.read(lender).stack(3)[0])
+
+
+def test_frozen_weights_that_move_fail_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train = single_run.__globals__["train"]
+
+    def careless(recipe: Any, out: Path, *, model: torch.nn.Module, **more: Any) -> Any:
+        trained = train(recipe, out, model=model, **more)
+        with torch.no_grad():
+            for weight in model.parameters():
+                weight += 1e-3
+        return trained
+
+    monkeypatch.setattr("keyfilters.experiments.single_run.train", careless)
+    weights = {"layers": "depthwise", "freeze": True}
+    with pytest.raises(KeyFiltersError, match="frozen, but moved"):
+        single_run(options(weights=weights), 0, tmp_path)
+
+
+def test_a_recipe_counts_but_for_its_model_and_data(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.toml"
+    path.write_text(
+        'seed = 9\n[model]\nname = "test_vit"\n[data]\nsamples = 7\n'
+        "[optimiser]\nlr = 0.5\n[batch]\nsize = 8\n"
+    )
+    given = replace(SMALL, recipe=str(path)).options(data=DATA)
+    assert given["recipe"] == {"optimiser": {"lr": 0.5}, "batch": {"size": 8}}
+    recipe = recipe_of(given, 4, 100)
+    assert (recipe.seed, recipe.optimiser.lr, recipe.batch.size) == (4, 0.5, 8)
+    path.write_text("[optimiser]\nrl = 0.5\n")
+    with pytest.raises(KeyFiltersError, match="'rl'"):
+        replace(SMALL, recipe=str(path)).options(data=DATA)
 
 
 def test_frozen_filters_of_a_source_and_their_control(tmp_path: Path) -> None:

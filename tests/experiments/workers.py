@@ -18,7 +18,15 @@ def measure(options: dict[str, Any], seed: int, folder: Path) -> dict[str, Any]:
     with (folder / "calls.txt").open("a") as file:
         file.write("called\n")
     top1 = options.get("gain", 0.0) + float(np.random.default_rng(seed).normal())
-    return {"top1": np.float64(top1), "note": "fine", "curve": np.array([top1 / 2, top1])}
+    found = {"top1": np.float64(top1), "note": "fine", "curve": np.array([top1 / 2, top1])}
+    if "places" in options:
+        found["places"] = list(range(1, 1 + options["places"]))
+    return found
+
+
+def steps(options: dict[str, Any], seed: int, folder: Path) -> dict[str, Any]:
+    """Return lists over two steps, as those that the options give."""
+    return {"steps": [0, 10], "words": "no list", **options}
 
 
 def misbehave(options: dict[str, Any], seed: int, folder: Path) -> dict[str, Any]:

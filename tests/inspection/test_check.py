@@ -8,6 +8,7 @@ import pytest
 from torch import nn
 
 import keyfilters as kf
+from keyfilters.bank import Layer
 from keyfilters.inspection import RULES
 from keyfilters.inspection.layer_filters import LayerFilters
 from keyfilters.inspection.rules.duplicates import nearest_sine
@@ -73,6 +74,27 @@ def test_int8_range() -> None:
     found = kf.check(spoiled(healthy(), one_large)).findings
     [row] = found[found["rule"] == "int8-range"].to_dict("records")
     assert row["channels"] == list(range(1, 96)) and row["measured"] == pytest.approx(95 / 96)
+
+
+@pytest.mark.parametrize("kept", [0, 1])
+@pytest.mark.parametrize(("value", "rule"), [(0.0, "dead-layer"), (np.nan, "non-finite")])
+def test_of_filters_without_a_shape_no_more_is_said(kept: int, value: float, rule: str) -> None:
+    """What cannot be measured, such as the spread of the norms, is no finding of its own."""
+
+    def spoil(w, rng):  # type: ignore[no-untyped-def]
+        w[kept:] = value
+        return w
+
+    found = kf.check(spoiled(healthy(), spoil)).findings
+    assert rule in set(found["rule"]) <= {rule, "dead"}
+    assert set(found["layer"]) == {"conv1"}
+
+
+@pytest.mark.parametrize(("window", "told"), [((1, 3), False), ((3, 3), True)])
+def test_few_taps_have_few_values(window: tuple[int, int], told: bool) -> None:
+    taps = np.random.default_rng(0).integers(-1, 2, (200, *window)).astype(np.float32)
+    found = kf.check(kf.FilterBank([Layer("net", "conv", taps, None, None, 0.0)])).findings
+    assert ("few-values" in set(found["rule"])) is told
 
 
 def test_channels_of_a_finding() -> None:

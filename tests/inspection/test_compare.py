@@ -129,6 +129,8 @@ def test_different_layouts_meet_by_depth_and_size() -> None:
     assert found.filters["cosine"][found.filters["layer"] == "conv0"].min() > 0.999
     row = total(found, "same pattern")
     assert 0 < row["b"] < 1 and not found.steps
+    assert f"{row['b']:.1%} have the same pattern" in found.verdict
+    assert found.verdict.startswith(f"The median filter of {found.a} meets one of {found.b}")
 
 
 def test_the_nearest_may_be_a_negative() -> None:
@@ -188,6 +190,31 @@ def test_steps_of_a_training() -> None:
 def test_nothing_to_compare() -> None:
     with pytest.raises(kf.KeyFiltersError, match=r"5×5.*7×7"):
         kf.compare(healthy(), healthy(size=7))
+
+
+def test_dead_layers_have_no_counterpart() -> None:
+    first, dead = healthy(4), spoiled(healthy(4), lambda w, rng: 0 * w, slice(None))
+    half = spoiled(first, lambda w, rng: 0 * w)
+    found = kf.compare(half, healthy(7, channels=120))
+    assert found.layers["layer"].tolist() == ["conv0", "conv2", "conv3"]
+    with pytest.raises(kf.KeyFiltersError, match="nothing to compare"):
+        kf.compare(first, dead)
+
+
+def test_steps_tell_what_receptive_fields_explain_of_the_windows_that_have_them() -> None:
+    def step(*layers: Layer) -> kf.FilterBank:
+        return kf.FilterBank(layers)
+
+    [five] = healthy(1, channels=16).layers
+    dead = Layer("net", "dead", np.zeros((8, 3, 3), np.float32), None, None, 1.0)
+    pair = Layer("net", "pair", five.weight[:, :1, :2], None, None, 1.0)
+    alone, beside, none = (
+        kf.compare(*[step(*layers)] * 3).steps for layers in ((five,), (five, dead, pair), (pair,))
+    )
+    assert alone is not None and beside is not None and none is not None
+    names = ["explained", "chance", "sigma"]
+    assert alone[names].notna().all(axis=None) and none[names].isna().all(axis=None)
+    np.testing.assert_array_equal(beside[names], alone[names])
 
 
 def test_windows_without_receptive_fields() -> None:

@@ -1,7 +1,8 @@
 from __future__ import annotations
 
+import sys
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -149,6 +150,15 @@ def test_filters_that_diverge_are_told() -> None:
     values = monitor.step()
     assert values is not None and values["filters/1/dead"] == 1
     assert "filters/5x5/explained" not in values
+
+
+def test_a_sample_of_dead_filters_explains_nothing() -> None:
+    model = net()
+    with torch.no_grad():
+        model[1].weight[2:] = 0
+    [values] = kf.Monitor(model, sample=2).history
+    assert "filters/5x5/explained" not in values and "filters/3x3/explained" in values
+    assert values["filters/1/dead"] == 30 / 32
 
 
 @pytest.mark.parametrize(
@@ -315,3 +325,61 @@ def test_callbacks_go_on_where_a_trainer_does() -> None:
     state.global_step = 6
     of_transformers.on_step_end(None, state, None)
     assert of_transformers.monitor.table["step"].tolist() == [6]
+
+
+@pytest.fixture
+def stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As much of three libraries as the adapters use."""
+    for library, name in (
+        ("lightning", "Callback"),
+        ("transformers", "TrainerCallback"),
+        ("wandb", "Image"),
+    ):
+        module = ModuleType(library)
+        setattr(module, name, type(name, (), {"__init__": lambda self, *given: None}))
+        monkeypatch.setitem(sys.modules, library, module)
+
+
+@pytest.mark.usefixtures("stand_ins")
+def test_a_run_of_weights_and_biases_gets_numbers_and_pictures() -> None:
+    told: list[tuple[int, dict[str, Any]]] = []
+    run = SimpleNamespace(log=lambda values, step: told.append((step, values)))
+    [values] = kf.Monitor(net(), log=WandbLog(run)).history
+    (first, numbers), (second, pictures) = told
+    assert first == second == 0 and numbers == {k: v for k, v in values.items() if k != "step"}
+    assert set(pictures) == {"filters/1", "filters/3"}
+    assert {type(x).__name__ for x in pictures.values()} == {"Image"}
+
+
+def test_trackers_that_take_no_pictures_get_none() -> None:
+    drawn: dict[str, Any] = {}
+
+    def log_images(batches: dict[str, Any], step: int, **options: Any) -> None:
+        drawn.update(batches)
+
+    trackers = [SimpleNamespace(name="plain"), SimpleNamespace(name="own", log_images=log_images)]
+    numbers: list[dict[str, float]] = []
+    accelerator = SimpleNamespace(trackers=trackers, log=lambda x, step: numbers.append(x))
+    kf.Monitor(net(), log=TrackerImages(accelerator))
+    assert set(drawn) == {"filters/1", "filters/3"} and len(numbers) == 1
+    assert all(picture.ndim == 4 for picture in drawn.values())
+
+
+@pytest.mark.usefixtures("stand_ins")
+@pytest.mark.parametrize("first_process", [True, False])
+def test_callbacks_measure_in_the_first_process_only(first_process: bool) -> None:
+    told: list[int] = []
+    logger = SimpleNamespace(log_metrics=lambda values, step: told.append(step))
+    trainer = SimpleNamespace(is_global_zero=first_process, loggers=[logger], global_step=0)
+    state = SimpleNamespace(is_world_process_zero=first_process, global_step=0)
+    of_lightning, of_transformers = lightning_callback(every=2), transformers_callback(every=2)
+    of_lightning.on_train_start(trainer, net())
+    of_transformers.on_train_begin(None, state, None, model=net())
+    for step in (1, 2, 3, 4):
+        trainer.global_step = state.global_step = step
+        of_lightning.on_train_batch_end(trainer, None, None, None, 0)
+        of_transformers.on_step_end(None, state, None)
+    for callback in (of_lightning, of_transformers):
+        seen = None if callback.monitor is None else callback.monitor.table["step"].tolist()
+        assert seen == ([0, 2, 4] if first_process else None)
+    assert told == ([0, 2, 4] if first_process else [])

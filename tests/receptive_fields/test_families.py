@@ -120,6 +120,12 @@ def test_dictionary_is_centred_unit_and_without_repetitions(size: tuple[int, int
     assert cosine.max() < 1 - 1e-6
 
 
+@pytest.mark.parametrize("shape", [(2, 2), (2, 0), (1,)])
+def test_a_family_takes_its_own_number_of_parameters(shape: tuple[int, ...]) -> None:
+    with pytest.raises(kf.KeyFiltersError, match=r"laplacian.*shape \(n, 1\)"):
+        family("laplacian").render(torch.ones(shape), (3, 3))
+
+
 def test_unknown_family() -> None:
     with pytest.raises(kf.KeyFiltersError, match=r"nearest names are: .*laplacian"):
         family("laplace")

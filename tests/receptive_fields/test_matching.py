@@ -256,6 +256,25 @@ def test_chunks_and_threads_change_no_bit(monkeypatch: pytest.MonkeyPatch) -> No
         torch.set_num_threads(before)
 
 
+def test_progress_counts_the_filters() -> None:
+    told: list[tuple[int, int]] = []
+    count = 2 * matching.PART + 50
+    filters = np.random.default_rng(0).normal(size=(count, 3, 3))
+    options = {"families": "separable", "null": None}
+    quiet = match(filters, **options)
+    found = match(filters, **options, chunk=64, progress=lambda *done: told.append(done))
+    pd.testing.assert_frame_equal(found, quiet)
+    done = [x for x, _ in told]
+    assert len(told) > 1 and done == sorted(set(done)) and done[-1] == count
+    assert {every for _, every in told} == {count}
+
+
+def test_filters_without_a_shape_have_no_p_values() -> None:
+    found = match(np.ones((4, 5, 5)))
+    assert found[["p", "q", "r2"]].isna().all(axis=None)
+    assert (found["flaw"] == "constant").all() and (found["p_from"] == "").all()
+
+
 def test_filters_without_a_shape_are_flagged() -> None:
     filters = np.random.default_rng(0).standard_normal((4, 5, 5))
     filters[1], filters[2, 0, 0] = 0.3, np.nan

@@ -127,6 +127,13 @@ def test_even_windows_are_drawn_half_way_between_taps() -> None:
     np.testing.assert_allclose(spread, turn @ np.diag([9.0, 2.25]) @ turn.T, atol=1e-6)
 
 
+def test_what_was_matched_in_a_row_is_drawn_in_no_other_window() -> None:
+    row = family("x:d y:0").in_window((1, 7)).render(torch.tensor([[1.0]]).double(), (1, 7))
+    table = match(row.numpy(), null=None)
+    np.testing.assert_allclose(render_models(table, (1, 7)), row, atol=1e-6)
+    assert np.isnan(render_models(table, (3, 7))).all()
+
+
 def test_families_are_those_that_differ() -> None:
     for size in ((5, 5), (4, 4), (3, 8)):
         assert in_window(MATCHED, size) == MATCHED

@@ -10,8 +10,10 @@ import pytest
 from PIL import Image
 
 import keyfilters as kf
+from keyfilters.bank import Layer
 from keyfilters.discovery import Discovery
 from keyfilters.nulls import NULLS
+from keyfilters.report.discovery_figure import discovery_figure
 from keyfilters.report.discovery_page import write_discovery_report
 from tests.discovery.test_discover import planted
 from tests.report.test_page import Checker
@@ -55,3 +57,29 @@ def test_figures_on_the_page_are_those_of_the_discovery(
     assert pixels.shape == (3, 3, 3)
     clear = np.abs(key) > 0.1 * np.abs(key).max()
     assert ((pixels[..., 0] > pixels[..., 2]) == (key > 0))[clear].all()
+
+
+def test_keys_without_models_or_nulls_have_a_page_and_a_figure(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    layers = [
+        Layer(f"net {i}", "conv", rng.normal(size=(60, 2, 2)).astype(np.float32), None, None, 0.0)
+        for i in range(3)
+    ]
+    options = {"keys": 2, "count": 6, "rounds": 1, "kinds": ["lines"]}
+    one = kf.discover_keys(kf.FilterBank(layers), nulls=(), **options)
+    figure = discovery_figure({"2×2": one})
+    labels = [line.get_label() for line in figure.axes[0].lines]
+    assert labels == ["candidates", "keys, exchanged"]
+    titles = [axes.get_title() for axes in figure.axes if axes.get_title().endswith("%")]
+    assert len(titles) == 2
+    shares = sorted(one.models["share"], reverse=True)
+    assert titles == [f"{100 * share:.0f} %" for share in shares]
+    path = tmp_path / "page.html"
+    html = write_discovery_report(
+        {"2×2": kf.discover_keys(kf.FilterBank(layers), **options)}, path
+    ).read_text()
+    checker = Checker()
+    checker.feed(html)
+    assert checker.open == [] and html.count('class="card"') == 2
+    assert "its idealised receptive field" not in html
+    assert html.count("relative depth of the layer") == 3, "one chart a model"

@@ -97,6 +97,15 @@ def test_command_line(tmp_path: Path, drawn_filters: Path) -> None:
     run = CliRunner().invoke
     listed = run(app, ["reproduce", "--list"])
     assert listed.exit_code == 0 and "echos" in re.sub(r"\W+", "", listed.output)
+    one = run(app, ["reproduce", "echos", "--list"])
+    assert one.exit_code == 0 and one.output.count("\n") < listed.output.count("\n")
+    assert "unveiling" not in one.output and "echos" in re.sub(r"\W+", "", one.output)
+    asked = run(app, ["reproduce"])
+    assert asked.exit_code == 0
+    assert asked.output == listed.output + f"name one to measure it: {', '.join(PAPERS)}\n"
+    before = set(tmp_path.iterdir())
+    assert run(app, ["reproduce", "masterkey"]).exit_code == 0
+    assert set(tmp_path.iterdir()) == before
     out = tmp_path / "out"
     done = run(app, ["reproduce", "echos", "--out", str(out)])
     assert done.exit_code == 0, done.output

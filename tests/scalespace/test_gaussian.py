@@ -52,6 +52,14 @@ def test_bad_variance(variance: float) -> None:
         discrete_gaussian(variance, 3)
 
 
+def test_whole_numbers_and_windows_without_width() -> None:
+    whole = discrete_gaussian(torch.tensor([1, 4]), 3)
+    assert whole.dtype == torch.float64
+    assert torch.equal(whole, discrete_gaussian(torch.tensor([1.0, 4.0]).double(), 3))
+    with pytest.raises(ValueError, match="radius"):
+        discrete_gaussian(1.0, -1)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_rounded_once(dtype: torch.dtype) -> None:
     variance = torch.tensor([0.3, 1.0, 4.0], dtype=dtype)

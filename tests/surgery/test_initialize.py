@@ -153,6 +153,9 @@ def test_keys_are_those_given_or_the_published_ones() -> None:
         np.testing.assert_allclose(product.abs().max(0).values, 1, rtol=1e-6)
         assert (conv.weight.flatten(1).norm(dim=1) - 1).abs().max() < 1e-6
     keys5 = KeySet.published("lindeberg2026-A", size=5)[6:]
+    pair = nn.Sequential(nn.Conv2d(4, 4, 2, groups=4), nn.Conv2d(4, 4, 5, groups=4))
+    left = initialize_filters_(pair, "keys")["left"]
+    assert left[0].startswith("no published keys are 2×2") and left[1] == ""
     report = initialize_filters_(net, "keys", keys=keys5, signs=False, std=None)
     assert report["scheme"].tolist() == ["", "", "keys", ""]
     assert all("5×5" in note for note in report["left"].iloc[[0, 3]])

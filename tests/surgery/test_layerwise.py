@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from keyfilters.errors import KeyFiltersError
 from keyfilters.input_covariance import (
     Settings,
     choose,
@@ -28,6 +29,7 @@ from tests.surgery.networks import batches, classifier
         nn.Conv2d(4, 4, 3, groups=4, padding=1),
         nn.Conv2d(4, 8, 5, groups=4, stride=2, padding=(2, 1)),
         nn.Conv2d(4, 4, (3, 5), groups=4, dilation=(2, 1), padding="same"),
+        nn.Conv2d(4, 4, 5, groups=4, padding="valid"),
     ],
 )
 def test_patches_are_what_the_filters_see(conv: nn.Conv2d) -> None:
@@ -71,6 +73,85 @@ def test_statistics_and_choice_equal_a_slow_search() -> None:
         new = np.broadcast_to(new, (16, 5, 5)).reshape(16, 25)
         error = statistics.error(torch.tensor(new))[channel]
         assert float(error) == pytest.approx(losses[best][0], rel=1e-3)
+
+
+def test_without_a_bias_or_a_norm_behind_the_mean_counts_as_well() -> None:
+    """Nothing takes up a constant: a and b are those of least squares without one."""
+    torch.manual_seed(0)
+    conv = nn.Conv2d(4, 4, 3, groups=4, padding=1, bias=False)
+    model, images = nn.Sequential(conv, nn.ReLU()), torch.rand(6, 4, 8, 8) + 1
+    filters = conv.weight.detach().double().numpy()[:, 0]
+    keys, named = KeySet.random(3, size=3), list[str]()
+    replace_filters_(model, keys, images=images, ridge=0.0, progress=named.append)
+    assert named == ["0"]
+    for channel, old in enumerate(filters):
+        seen = nn.functional.unfold(images[:, channel : channel + 1].double(), 3, padding=1)
+        seen = seen.transpose(0, 1).reshape(9, -1).numpy()
+        made = []
+        for x in keys.filters:
+            design = np.stack([x.ravel() @ seen, seen.sum(0)], axis=1)
+            (a, b), left, *_ = np.linalg.lstsq(design, old.ravel() @ seen, rcond=None)
+            made.append((float(left[0]), a * x + b))
+        best = min(made, key=lambda one: one[0])[1]
+        np.testing.assert_allclose(conv.weight.detach()[channel, 0], best, rtol=1e-3, atol=1e-5)
+
+
+class Restless(nn.Module):
+    """Calls a layer twice as long as another has its first weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = (nn.Conv2d(8, 8, 3, padding=1, groups=8) for _ in range(2))
+        self.register_buffer("before", self.first.weight.detach().clone())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.second(self.first(x))
+        return self.second(x) if torch.equal(self.first.weight, self.before) else x
+
+
+class Idle(nn.Sequential):
+    """A network whose last layer takes no part."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self[0](x)
+
+
+def idle() -> nn.Module:
+    return Idle(*(nn.Conv2d(8, 8, 3, groups=8) for _ in range(2)))
+
+
+def full() -> nn.Module:
+    """A layer in half precision whose biases are next to the largest number."""
+    conv = nn.Conv2d(8, 8, 3, groups=8, stride=2).half()
+    nn.init.constant_(conv.bias, 65504)
+    return nn.Sequential(conv)
+
+
+def striped() -> torch.Tensor:
+    """Images of columns with unlike means, which a layer of stride 2 tells apart."""
+    images = torch.rand(4, 8, 17, 17)
+    images[..., ::2] += 1000
+    return images.half()
+
+
+@pytest.mark.parametrize(
+    ("model", "images", "message"),
+    [
+        (Restless(), batches(4), "more or less often"),
+        (idle(), batches(4), "layer 1 takes no part"),
+        (full(), striped(), r"0\.bias would not be finite in torch\.float16"),
+        (full(), torch.ones(4, 8), r"expected images .*\(4, 8\)"),
+        (full(), torch.ones(0, 8, 9, 9), r"expected images .*\(0, 8, 9, 9\)"),
+    ],
+)
+def test_what_cannot_be_replaced_by_images_stays(
+    model: nn.Module, images: torch.Tensor, message: str
+) -> None:
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(KeyFiltersError, match=message):
+        replace_filters_(model, KeySet.random(2, size=3), images=images)
+    assert all(torch.equal(x, before[name]) for name, x in model.state_dict().items())
 
 
 def test_a_large_ridge_gives_the_plain_choice() -> None:
@@ -120,6 +201,36 @@ def test_recalibration_moves_statistics_by_what_surgery_moved() -> None:
     recalibrate_batchnorm_(scaled.train(), original, images)
     assert all(m.training for m in scaled.modules()) and not any(modes)
     assert recalibrate_batchnorm_(nn.Flatten(), nn.Flatten(), images) == 0
+
+
+class Repeated(nn.Module):
+    """One normalisation, called several times."""
+
+    def __init__(self, times: int) -> None:
+        super().__init__()
+        self.norm, self.times = nn.BatchNorm2d(8), times
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for _ in range(self.times):
+            x = self.norm(x)
+        return x
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (nn.Sequential(nn.BatchNorm2d(8)), "differ in their batch normalisations"),
+        (Repeated(3), "more often"),
+        (Repeated(1), "differently"),
+    ],
+)
+def test_networks_that_normalise_otherwise_are_not_recalibrated(
+    model: nn.Module, message: str
+) -> None:
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(KeyFiltersError, match=message):
+        recalibrate_batchnorm_(model, Repeated(2), batches(4))
+    assert all(torch.equal(x, before[name]) for name, x in model.state_dict().items())
 
 
 def test_consumers_are_found_through_views_and_branches() -> None:

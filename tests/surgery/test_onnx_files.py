@@ -337,6 +337,13 @@ def test_shared_weights_are_written_once(folder: Path) -> None:
     assert on_keys(numpy_helper.to_array(new.graph.initializer[0])) < 1e-6
 
 
+def test_an_optional_input_that_is_left_out_is_nobody_s_weight(folder: Path) -> None:
+    model = proto([conv(group=6)], {"w": REAL})
+    model.graph.node[0].input.append("")  # the bias
+    new, report = replace(model, folder)
+    assert report["left"].tolist() == [""] and changed(model, new) == {"w"}
+
+
 def test_layers_of_one_name_are_told_apart(folder: Path) -> None:
     tensors = {"w": REAL, "v": weights(6, 1, 5, 5), "u": weights(6, 1, 7, 7)}
     nodes = [conv("w", "x", "a", group=6), conv("v", "a", "b", group=6), conv("u", "b", group=6)]

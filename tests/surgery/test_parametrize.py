@@ -412,6 +412,12 @@ def test_contradictions_and_mistakes(network: nn.Module) -> None:
     tied[1].weight = tied[0].weight
     with pytest.raises(KeyFiltersError, match="shares its weight"):
         parametrize_filters_(tied, KEYS)
+    large = Tiny().half()
+    filters = large.first.weight.detach().float()
+    large.first.weight.data.copy_(filters * 60000 / filters.abs().max())  # a fits no float16
+    with pytest.raises(KeyFiltersError, match=r"cannot hold the amplitude of layer first"):
+        parametrize_filters_(large, KEYS)
+    assert not parametrize.is_parametrized(large.first)
     broken = Tiny()
     nn.init.constant_(broken.first.weight[3], float("nan"))
     with pytest.raises(KeyFiltersError, match="first holds filters that are not finite"):

@@ -13,6 +13,7 @@ from keyfilters.bank import Layer
 from keyfilters.keyset import KeySet
 from keyfilters.receptive_fields.models import render_models
 from keyfilters.surgery.replace import replace_filters_
+from keyfilters.surgery.targets import find_targets
 from tests.surgery.networks import batches, classifier
 
 
@@ -152,6 +153,16 @@ def test_what_cannot_be_done_is_refused_and_changes_nothing() -> None:
     with pytest.raises(kf.KeyFiltersError, match="layer 0 holds filters that are not finite"):
         replace_filters_(model, three)
     model.load_state_dict(before)
+    assert all(torch.equal(x, before[n]) for n, x in model.state_dict().items())
+
+
+def test_filters_of_another_shape_are_not_written() -> None:
+    model = classifier()
+    before = copy.deepcopy(model.state_dict())
+    [_, target], _ = find_targets(model)
+    for shape in ((16, 3, 3), (8, 5, 5), (16, 1, 5, 5)):
+        with pytest.raises(kf.KeyFiltersError, match=r"3: its filters have shape \(16, 5, 5\)"):
+            target.write_(np.zeros(shape))
     assert all(torch.equal(x, before[n]) for n, x in model.state_dict().items())
 
 

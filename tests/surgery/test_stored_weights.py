@@ -345,6 +345,20 @@ def test_keras_datasets_in_chunks(tmp_path: Path) -> None:
     assert repr(after) == repr(before)
 
 
+def test_keras_layers_that_share_a_dataset(tmp_path: Path) -> None:
+    h5py = pytest.importorskip("h5py")
+    pytest.importorskip("pyfive")
+    source = tmp_path / "net.weights.h5"
+    with h5py.File(source, "w") as file:
+        for name in ("depthwise_conv2d", "depthwise_conv2d_1"):
+            place = f"layers/{name}/vars"
+            file[f"{place}/0"] = file.get("layers/depthwise_conv2d/vars/0", HWCM)
+            file[place].attrs["name"] = name
+    target, left = replace(source)
+    assert left.tolist() == ["", "shares its weights with depthwise_conv2d"]
+    only_changed(source.read_bytes(), target.read_bytes(), HWCM)
+
+
 def test_keras_datasets_in_chunks_need_h5py(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

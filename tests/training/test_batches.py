@@ -124,6 +124,14 @@ def test_test_images_are_shared_out_without_a_rest(digits: Data) -> None:
     assert torch.equal(torch.cat(labels), digits.test_labels)
 
 
+def test_errors_that_are_no_worker_s_stay_what_they_are(digits: Data) -> None:
+    made = recipe()
+    batches = Batches(made, digits, make_accelerator(made, "cpu"))
+    batches._shift = torch.zeros(7)
+    with pytest.raises(RuntimeError, match="size of tensor"):
+        next(batches.epoch(0))
+
+
 def test_channels_last(digits: Data) -> None:
     made = Recipe.from_dict({"channels_last": True})
     colour = load_data("digits", channels=3, samples=100)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 from torch.nn.utils import parametrize
 
@@ -34,6 +38,24 @@ def structure(module: nn.Module) -> str:
 class Doubled(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return 2 * x
+
+
+class Acting(nn.Module):
+    """A module whose activation is an attribute and no module."""
+
+    def __init__(self, act: Callable[..., Any]) -> None:
+        super().__init__()
+        self.act = act
+
+
+class Counting(nn.Linear):
+    """A module whose state holds more than tensors."""
+
+    def get_extra_state(self) -> Any:
+        return {"calls": 3}
+
+    def set_extra_state(self, state: Any) -> None:
+        pass
 
 
 def hooked(hook: Callable[..., Any]) -> nn.Module:
@@ -67,6 +89,8 @@ def parametrised() -> nn.Module:
         (nn.Linear(2, 2), parametrised()),
         (nn.Sequential(nn.ReLU()), nn.Sequential(nn.ReLU(), nn.Identity())),
         (nn.Conv2d(2, 2, 1, stride=1), nn.Conv2d(2, 2, 1, stride=2)),
+        (Acting(torch.relu), Acting(torch.sigmoid)),
+        (Acting(torch.relu), Acting(partial(torch.sigmoid))),
     ],
 )
 def test_structures_that_differ(one: nn.Module, other: nn.Module) -> None:
@@ -89,6 +113,9 @@ def test_states_tell_weights_names_and_frozen_parameters_apart() -> None:
     assert fingerprint(nn.Sequential(one))["state"] != state
     one(torch.rand(2, 3, 2, 2))
     assert fingerprint(one)["state"] != state
+    plain, counting = nn.Linear(2, 2), Counting(2, 2)
+    counting.load_state_dict({**plain.state_dict(), "_extra_state": None})
+    assert fingerprint(counting)["state"] == fingerprint(plain)["state"], "of tensors only"
 
 
 def test_source_of_ones_own_classes_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,6 +182,39 @@ def test_a_checkpoint_that_was_being_written_does_not_count(
             save(accelerator, tmp_path, model, {}, {**progress, "step": 6})
     found = newest(tmp_path, own)
     assert found is not None and found[0].name == "checkpoint-3"
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_other_processes_add_their_buffers_and_leave_the_rest_to_the_first(
+    tmp_path: Path, fails: bool
+) -> None:
+    part = tmp_path / ".unfinished-checkpoint"
+    part.mkdir()
+    (part / "of the first").write_text("")
+
+    def save_state(folder: Path) -> None:
+        assert folder == part
+        if fails:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    other = SimpleNamespace(
+        process_index=1,
+        is_main_process=False,
+        wait_for_everyone=lambda: None,
+        save_state=save_state,
+    )
+    model = network(batchnorm=True)
+    progress = {"step": 3, "finished": False}
+    if fails:
+        with pytest.raises(KeyFiltersError, match="No space left"):
+            save(other, tmp_path, model, {}, progress)
+        assert [x.name for x in part.iterdir()] == ["of the first"]
+        return
+    save(other, tmp_path, model, {"ema": model.state_dict()}, progress)
+    assert {x.name for x in part.iterdir()} == {"of the first", "buffers_1.safetensors"}
+    held = load_file(part / "buffers_1.safetensors")
+    assert held.keys() == dict(model.named_buffers()).keys()
+    assert [x.name for x in tmp_path.iterdir()] == [part.name], "it gets its name from the first"
 
 
 def test_files_of_a_checkpoint_that_are_damaged(tmp_path: Path, digits: Data) -> None:

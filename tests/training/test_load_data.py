@@ -118,8 +118,17 @@ def test_fashion_mnist_in_a_folder(tmp_path: Path, inside: str, suffix: str) -> 
     assert data.test_labels.tolist() == [i % 10 for i in range(20)] and data.classes[8] == "Bag"
 
     broken = tmp_path / inside / f"t10k-images-idx3-ubyte{suffix}"
-    broken.write_bytes(broken.read_bytes()[:-900])
-    with pytest.raises(KeyFiltersError, match=r"t10k-images.* cannot be read .*; fetch it again"):
+    whole = broken.read_bytes()
+    of_words = (b"\0\0\x0c" if suffix == "" else gzip.compress(b"\0\0\x0c\3")) + bytes(16)
+    for content in (whole[:-900], of_words, gzip.compress(b"") if suffix else b""):
+        broken.write_bytes(content)
+        message = r"t10k-images.* cannot be read .*; fetch it again"
+        with pytest.raises(KeyFiltersError, match=message):
+            load_data(f"fashion-mnist:{tmp_path}")
+    broken.write_bytes(whole)
+    labels = np.arange(20, dtype=np.uint8) % 11  # of which fashion has ten
+    write_idx(tmp_path / inside / f"t10k-labels-idx1-ubyte{suffix}", labels)
+    with pytest.raises(KeyFiltersError, match="n labels below 10 are expected"):
         load_data(f"fashion-mnist:{tmp_path}")
 
 
@@ -245,10 +254,48 @@ def test_image_folders_that_are_none(tmp_path: Path) -> None:
     with pytest.raises(KeyFiltersError, match="has no folders; one for each class"):
         load_data(f"imagefolder:{tmp_path}")
     pictures(tmp_path, {"a": 10})
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(KeyFiltersError, match="has no image of these classes"):
+        load_data(f"imagefolder:{tmp_path}", classes=["empty"])
     for path in (tmp_path / "a").iterdir():
         path.write_bytes(b"")
-    with pytest.raises(KeyFiltersError, match="none of 8 images can be read"):
+    for stream in (False, True):
+        with pytest.raises(KeyFiltersError, match="none of 8 images can be read"):
+            load_data(f"imagefolder:{tmp_path}", stream=stream)
+
+
+def test_a_folder_that_cannot_be_listed_is_no_empty_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pictures(tmp_path, {"a": 10, "b": 10})
+    scandir = os.scandir
+
+    def refuse(folder: str | Path) -> Any:
+        if Path(folder).name == "b":
+            raise PermissionError(13, "Permission denied", str(folder))
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(KeyFiltersError, match=r"cannot list .*b: Permission denied"):
         load_data(f"imagefolder:{tmp_path}")
+
+
+def test_the_content_of_streamed_images_tells_them_apart_also_where_one_is_gone(
+    tmp_path: Path,
+) -> None:
+    pictures(tmp_path / "train", {"a": 3, "b": 3})
+    pictures(tmp_path / "test", {"a": 1, "b": 1})
+    items = load_data(f"imagefolder:{tmp_path}", stream=True, resolution=8).items["training"]
+    sums = [items.checksum(), items.checksum()]
+    path = tmp_path / "train" / "a" / "1.png"
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + b"x")
+    sums.append(items.checksum())
+    path.unlink()
+    sums.append(items.checksum())
+    assert sums[0] == sums[1] and len(set(sums)) == 3
+    path.write_bytes(content)
+    assert items.checksum() == sums[0]
 
 
 def test_more_than_memory_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -275,6 +322,17 @@ def test_torchvision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     message = r"EMNIST .*byclass.*; save its images as FOLDER"
     with pytest.raises(KeyFiltersError, match=message):
         load_data("torchvision:EMNIST", root=tmp_path)
+    for labels in ([{"boxes": []}], ["a person"]):
+        monkeypatch.setattr(datasets, "FakeData", lambda labels=labels: Labelled(labels))
+        with pytest.raises(KeyFiltersError, match="no whole numbers as labels"):
+            load_data("torchvision:FakeData")
+
+
+class Labelled(list[tuple[None, Any]]):
+    """A data set of torchvision that tells its labels image by image."""
+
+    def __init__(self, labels: list[Any]) -> None:
+        super().__init__((None, x) for x in labels)
 
 
 class ClassLabel:
@@ -340,6 +398,11 @@ def test_hugging_face_on_a_stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.equal(fine.images, coarse.images) and torch.equal(fine.labels, 1 - coarse.labels)
     with pytest.raises(KeyFiltersError, match=r"no column 'coarsely' .*nearest names are: coarse"):
         load_data("hf:two#coarsely")
+    texts = Rows(4)
+    del texts.features["picture"]
+    fake.load_dataset = {"texts": {"train": texts}}.get
+    with pytest.raises(KeyFiltersError, match=r"hf:texts has y: ClassLabel; an Image"):
+        load_data("hf:texts")
     fake.load_dataset = {"odd": {"all": Rows(4)}}.get
     with pytest.raises(KeyFiltersError, match="has all; train is expected"):
         load_data("hf:odd")

@@ -398,6 +398,15 @@ def test_precision_and_layout(digits: Data, precision: str) -> None:
     assert trained.model(torch.zeros(2, 1, 8, 8)).dtype == torch.float32
 
 
+def test_a_forward_method_of_the_model_s_own_stays(digits: Data) -> None:
+    model = network()
+    model.forward = own = type(model).forward.__get__(model)  # type: ignore[method-assign]
+    trained = run(recipe(schedule={"steps": 2}), digits, model=model)
+    assert vars(trained.model)["forward"] == own
+    plain = run(recipe(schedule={"steps": 2}), digits, model=network())
+    assert same(trained.model, plain.model)
+
+
 def test_the_scale_of_losses_continues(
     digits: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -29,7 +29,7 @@ from keyfilters.training import (
     normalise,
     train,
 )
-from keyfilters.training.processes import require_used, synchronise_
+from keyfilters.training.processes import keep_own_buffers_, require_used, synchronise_
 from tests.training.test_streaming import write_folder
 
 RECIPE = """
@@ -279,3 +279,17 @@ def test_hooks_survive_synchronised_batch_normalisation() -> None:
     assert not torch.equal(before, made[2].running_mean)
     with pytest.raises(KeyFiltersError, match="needs GPUs"):
         synchronise_(net, torch.device("cpu"))
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
+def test_each_process_keeps_the_statistics_of_what_it_sees(tmp_path: Path) -> None:
+    torch.distributed.init_process_group("gloo", f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        net = nn.parallel.DistributedDataParallel(nn.Sequential(nn.BatchNorm2d(3)))
+        plain = nn.Sequential(nn.BatchNorm2d(3))
+        assert net.broadcast_buffers
+        for runner in (net, plain):
+            keep_own_buffers_(runner)
+        assert not net.broadcast_buffers and not hasattr(plain, "broadcast_buffers")
+    finally:
+        torch.distributed.destroy_process_group()

@@ -60,6 +60,7 @@ def test_a_recipe_with_filters_survives_its_file(tmp_path: Path) -> None:
         ({"keys": B, "assign_from": "x", "assignment": "random"}, "what is drawn needs no source"),
         ({"keys_from": "x.pth"}, "filters.keys_from needs keys"),
         ({"keys": B, "keys_from": "x.pth"}, "come from no filters, set keys to lines:8"),
+        ({"control": "impulse"}, "filters.control is that of a transfer"),
         ({"initialize": "impulse", "transfer": "x"}, "initialize and filters.transfer would over"),
         ({"keys": B, "transfer": "x", "assign_from": "x"}, "transfer and filters.assign_from"),
     ],

@@ -61,8 +61,6 @@ class Form:
 
     def plan(self, kernel: Tensor) -> Tensors:
         """Return what to store so that this kernel is used, up to rounding, or raise."""
-        if self.fixed:
-            raise KeyFiltersError(self.fixed)
         stored = self.stored()
         dtype = next(iter(stored.values())).dtype
         new = {

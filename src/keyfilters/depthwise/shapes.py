@@ -90,8 +90,6 @@ def why_not_held(tensor: Tensor) -> str:
     >>> why_not_held(torch.ones(1, 1, 3, 3).expand(8, 1, 3, 3))[:24]
     'its filters share memory'
     """
-    if tensor.is_meta:
-        return NO_DATA
     if tensor.is_quantized:
         return QUANTISED
     if _overlaps(tensor):

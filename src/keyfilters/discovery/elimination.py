@@ -58,11 +58,8 @@ def eliminate(gains: Gains) -> Elimination:
     rows = np.arange(len(gains))
     best, best_gain, second, second_gain = two_best(gains, np.arange(count))
     order, values = [], []
-    for left in range(count, 0, -1):
+    for _ in range(count - 1):
         values.append(float(best_gain.sum(dtype=np.float64)))
-        if left == 1:
-            order.append(int(np.flatnonzero(alive)[0]))
-            break
         cost = np.bincount(best, (best_gain - second_gain).astype(np.float64), count)
         dropped = int(np.where(alive, cost, np.inf).argmin())
         order.append(dropped)
@@ -71,6 +68,8 @@ def eliminate(gains: Gains) -> Elimination:
         if len(served):
             again = two_best(gains[served], np.flatnonzero(alive))
             best[served], best_gain[served], second[served], second_gain[served] = again
+    order.append(int(np.flatnonzero(alive)[0]))
+    values.append(float(best_gain.sum(dtype=np.float64)))
     return Elimination(np.array(order), np.array(values))
 
 

@@ -107,7 +107,7 @@ class Run:
         if self.out is not None:
             if self.main:
                 write_results(self.out, trained)
-            self._save(summary)
+            self._save(self.out, summary)
         return trained
 
     def close(self) -> None:
@@ -149,7 +149,7 @@ class Run:
                         self._close_epoch(lr)
                     self.batches.skipped.update(processes.gathered(self.batches.skipped))
                     if save and self.out is not None:
-                        self._save(None)
+                        self._save(self.out, None)
                     self.runner.train()
                     started = time.perf_counter()
                 if self.step == self.steps:
@@ -265,7 +265,7 @@ class Run:
             lines = "".join(json.dumps(row) + "\n" for row in self.history)
             write_whole(self.out / "metrics.jsonl", lines)
 
-    def _save(self, summary: dict[str, Any] | None) -> None:
+    def _save(self, out: Path, summary: dict[str, Any] | None) -> None:
         """Write a checkpoint; that of a finished run has a summary."""
         states = {f"best_{name}": state for name, state in self.best.items()}
         if self.ema is not None and summary is None:
@@ -273,8 +273,7 @@ class Run:
         progress = {name: getattr(self, name) for name in PROGRESS}
         progress |= {"finished": summary is not None, "summary": summary}
         progress |= {"skipped": self.batches.skipped, "threads": torch.get_num_threads()}
-        if self.out is not None:
-            checkpoints.save(self.accelerator, self.out, self.model, states, progress)
+        checkpoints.save(self.accelerator, out, self.model, states, progress)
 
     def _load(self, folder: Path, progress: dict[str, Any]) -> None:
         from safetensors.torch import load  # a path must be UTF-8
