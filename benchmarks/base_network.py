@@ -19,6 +19,7 @@ import argparse
 import json
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from common import environment, markdown, write
 from natural_gpu import EXPLAINED, explained, spread
@@ -61,12 +62,14 @@ def main() -> None:
     atlas = kf.Atlas(seed=0).fit(bank)
     about = environment(1)
     about["command"] = "python benchmarks/base_network.py FOLDER"
-    found = trained.summary
+    found, ends = trained.summary, trained.history["seconds"].to_numpy()
     network = {
         "network": NAME,
         "filters of 7×7": len(bank),
         **{name: found[name] for name in ("parameters", "epoch", "val_top1", "test_top1")},
         "minutes": found["seconds"] / 60,
+        "seconds of an epoch, least": float(np.diff(ends, prepend=0).min()),
+        "median": float(np.median(np.diff(ends, prepend=0))),
     }
     named = ["claim", "value", "sd", "held_out", *NULLS, "q"]
     parts = {

@@ -147,9 +147,9 @@ def banks(network: str, seeds: int) -> dict[str, kf.FilterBank]:
     }
 
 
-def explained(bank: kf.FilterBank) -> list[float]:
+def explained(bank: kf.FilterBank, size: int = 7) -> list[float]:
     """Share of the filters of every network that one receptive field explains."""
-    filters, table = bank.stack(7)
+    filters, table = bank.stack(size)
     explained = kf.match(filters, null=None)["r2"].to_numpy() >= EXPLAINED
     return [float(explained[table["model"] == name].mean()) for name in table["model"].unique()]
 
