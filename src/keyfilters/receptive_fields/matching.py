@@ -187,8 +187,7 @@ def _match_part(
     freedom = torch.tensor([len(form.parameters) for form in forms], device=device)
     tried = [_candidates(part, size, freedom, _separable(forms))
              for part in filters.float().split(unit)]  # fmt: skip
-    candidates, on_grid = (torch.cat(x) for x in list(zip(*tried, strict=True))[:2])
-    points = {p: torch.cat([places[p] for *_, places in tried]) for p in tried[0][2]}
+    candidates, on_grid, points = (torch.cat(x) for x in zip(*tried, strict=True))
     which = candidates.flatten()
     rows = torch.arange(len(filters), device=device).repeat_interleave(candidates.shape[1])
     local = _refine(filters.float(), candidates, on_grid, points, size, freedom)
@@ -196,8 +195,7 @@ def _match_part(
     can_win = expected <= expected.amin(1, keepdim=True) + WORTH_MENTION + SLACK
     found = {name: torch.full_like(which, math.nan, dtype=torch.float64) for name in _NUMBERS}
     for number, own in _by_family(which, can_win.flatten().nonzero()[:, 0]):
-        measured = _measure(forms[number], points[int(freedom[number])][own],
-                            filters[rows[own]], size)  # fmt: skip
+        measured = _measure(forms[number], points[own], filters[rows[own]], size)
         for name, values in measured.items():
             found[name][own] = values
     found |= {"family": which.double(), "parameters": freedom[which] + 2.0}
@@ -213,17 +211,18 @@ def _match_part(
 
 def _candidates(
     filters: Tensor, size: tuple[int, int], freedom: Tensor, separable: int
-) -> tuple[Tensor, Tensor, dict[int, Tensor]]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """Families that the criterion likes best on the grid, and where on it they do best.
 
     Returns:
-        Numbers of families and their shares on the grid ``(n, c)``, and for every number of
-        parameters p the coordinates of the candidates with so many, ``(n · c, p)``.
+        Numbers of families and their shares on the grid ``(n, c)``, and their coordinates there,
+        ``(n · c, p)``.
     """
     atoms = atoms_of(size, filters.device)
-    sizes = atoms.sizes[: len(freedom)]
-    parts = (atoms.unit[: sum(sizes)] @ filters.T).abs_().split(sizes)
-    best = torch.stack([part.amax(0) for part in parts], dim=1).square_()
+    runs = atoms.runs(len(freedom))
+    cosines = (atoms.unit[: runs[-1].end] @ filters.T).abs_()
+    largest = [cosines[r.atom : r.end].view(r.families, r.size, -1).amax(1) for r in runs]
+    best = torch.cat(largest).T.square()
     on_grid = _criterion(best, freedom, filters.shape[1])
     chosen, start = [], 0
     for part, refined in zip(on_grid.tensor_split([separable], dim=1), REFINED, strict=True):
@@ -233,18 +232,21 @@ def _candidates(
     numbers = torch.cat(chosen, dim=1)
     which = numbers.flatten()
     rows = torch.arange(len(filters), device=which.device).repeat_interleave(numbers.shape[1])
-    points = {p: filters.new_zeros(len(which), p) for p in freedom.unique().tolist()}
-    for number, own in _by_family(which, torch.arange(len(which), device=which.device)):
-        where = parts[number][:, rows[own]].argmax(0)
-        points[int(freedom[number])][own] = atoms.points[number][where]
-    return numbers, best.gather(1, numbers), points
+    where = torch.empty_like(which)
+    for run in runs:
+        later = which - run.family
+        own = ((later >= 0) & (later < run.families)).nonzero()[:, 0]
+        first = run.atom + later[own] * run.size
+        steps = torch.arange(run.size, device=which.device)[:, None]
+        where[own] = first + cosines[first + steps, rows[own]].argmax(0)
+    return numbers, best.gather(1, numbers), atoms.points[where]
 
 
 def _refine(
     filters: Tensor,
     candidates: Tensor,
     on_grid: Tensor,
-    points: dict[int, Tensor],
+    points: Tensor,
     size: tuple[int, int],
     freedom: Tensor,
 ) -> Tensor:
@@ -264,23 +266,23 @@ def _refine(
 
     left_out = hopeless(REACH[0])
     climbs = []
-    for p, places in points.items():
+    for p in freedom.unique().tolist():
         known, tops = (x.to(filters.device) for x in _largest_coordinates(size, p))
         own = (known[which] & ~left_out).nonzero()[:, 0]
         if len(own):
             families, jets = which[own], jets_of(size, p, filters.device)
             rows = own // candidates.shape[1]
-            climb = Climb(filters, rows, families, places[own], tops[families], jets)
-            climbs.append((own, places, climb))
+            climb = Climb(filters, rows, families, points[own, :p], tops[families], jets)
+            climbs.append((own, climb))
     for _ in range(ROUNDS):
-        for own, _, climb in climbs:
+        for own, climb in climbs:
             climb.advance()
             local[own] = climb.share
         left_out = hopeless(REACH[1])
-        for own, _, climb in climbs:
+        for own, climb in climbs:
             climb.stop(left_out[own])
-    for own, places, climb in climbs:
-        places[own] = climb.place.T
+    for own, climb in climbs:
+        points[own, : len(climb.place)] = climb.place.T
     return local.view_as(candidates)
 
 
@@ -311,7 +313,7 @@ def _measure(
     form: Family, points: Tensor, filters: Tensor, size: tuple[int, int]
 ) -> dict[str, Tensor]:
     """Draw models exactly, and fit amplitude and offset: columns as ``(n,)`` float64 tensors."""
-    parameters = Grid(form, size).parameters(points.double())
+    parameters = Grid(form, size).parameters(points[:, : len(form.parameters)].double())
     drawn = form.render(parameters, size).flatten(1)
     level = drawn.mean(1)
     centred = drawn - level[:, None]

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
-from itertools import accumulate, combinations
+from itertools import accumulate, combinations, groupby
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from keyfilters.receptive_fields.coordinates import Grid
 from keyfilters.receptive_fields.families import MATCHED, in_window
@@ -32,13 +32,42 @@ class Atoms(NamedTuple):
 
     Attributes:
         unit: ``(A, taps)`` float32, centred, of unit norm; 0 where nothing is left of a form.
-        points: for each family ``(a, p)`` coordinates.
+        points: ``(A, p)`` coordinates, 0 beyond the parameters of a family.
         sizes: number of atoms of each family.
     """
 
     unit: Tensor
-    points: tuple[Tensor, ...]
+    points: Tensor
     sizes: tuple[int, ...]
+
+    def runs(self, families: int) -> list[Run]:
+        """Divide the first families into runs."""
+        found, first, atom = [], 0, 0
+        for size, same in groupby(self.sizes[:families]):
+            found.append(Run(first, count := len(list(same)), atom, size))
+            first, atom = first + count, atom + count * size
+        return found
+
+
+class Run(NamedTuple):
+    """Families that follow each other and have as many atoms each.
+
+    Attributes:
+        family: number of the first family.
+        families: how many there are.
+        atom: place of their first atom.
+        size: number of atoms of each.
+    """
+
+    family: int
+    families: int
+    atom: int
+    size: int
+
+    @property
+    def end(self) -> int:
+        """Place behind their last atom."""
+        return self.atom + self.families * self.size
 
 
 class Jets:
@@ -140,8 +169,9 @@ def atoms_of(size: tuple[int, int], device: torch.device) -> Atoms:
         norm = drawn.norm(dim=1, keepdim=True)
         shown = (norm > 0) & (min(size) >= form.smallest)
         unit.append(torch.where(shown, drawn / norm, torch.zeros_like(drawn)).float())
-    placed = tuple(x.float().to(device) for x in points)
-    return Atoms(torch.cat(unit).to(device), placed, tuple(map(len, points)))
+    most = max(x.shape[1] for x in points)
+    placed = torch.cat([nn.functional.pad(x.float(), (0, most - x.shape[1])) for x in points])
+    return Atoms(torch.cat(unit).to(device), placed.to(device), tuple(map(len, points)))
 
 
 def _products(rows: Tensor, filters: Tensor) -> Tensor:
