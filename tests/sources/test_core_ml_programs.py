@@ -212,6 +212,7 @@ def test_weights_that_are_not_evaluated_are_named(tmp_path: Path, way: str) -> N
 # ------------------------------------------------------------------ geometry
 
 PADS = ints(1, 2, 3, 4)  # before and after, axis by axis
+MANY = value(np.zeros(2**10, np.int32)) | {3: b""}  # more than axes need: they are not looked at
 
 
 @pytest.mark.parametrize(
@@ -227,6 +228,7 @@ PADS = ints(1, 2, 3, 4)  # before and after, axis by axis
         ({"pad_type": text("custom"), "pad": PADS}, ((1, 1), (1, 1), (1, 3, 2, 4))),
         ({"strides": "s", "pad_type": text("custom"), "pad": "p"}, (None, (1, 1), None)),
         ({"dilations": value(np.array([2, 2])), "pad_type": "p"}, ((1, 1), (2, 2), None)),
+        ({"strides": MANY}, (None, (1, 1), (0, 0))),
     ],
 )
 def test_geometry(tmp_path: Path, changes: dict[str, Any], expected: Any) -> None:

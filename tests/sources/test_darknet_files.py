@@ -36,7 +36,7 @@ def depthwise(channels: int) -> str:
     [
         ("[batchnorm]\n", 3 * 4, 4),  # scales, means and variances
         ("[reorg]\nstride=2\n", 0, 16),
-        ("[maxpool]\nsize=2\n[avg]\n[lrn]\n[Gaussian_yolo]\n[soft]\n", 0, 4),
+        ("[maxpool]\nsize=2\n[avg]\n[lrn]\n[Gaussian_yolo]\n[silence]\n[soft]\n", 0, 4),
         ("[conv]\nfilters=6\nsize=1\n", 6 + 6 * 4, 6),
         ("[convolutional]\nfilters=6\nsize=1\nbatch_normalize=1\n", 6 * 4 + 6 * 4, 6),
         ("[dropout]\n[route]\nlayers = -1, 0\n", 0, 8),

@@ -21,6 +21,7 @@ SHORT = RNG.integers(-8, 8, (4, 3, 3), dtype=np.int8)
 SCALES = np.array([0.5, 2, 0.25, 1], np.float32)
 LEAST = np.array([-64, -3, 0, 5], np.float32)
 PAIRS = np.stack([LEAST, SCALES], 1).ravel()
+HALVES = SCALES.astype(np.float16).view(np.uint16)
 DEPTHWISE, PLAIN = 13, 12
 WHOLE = {9: ("i", 4), 10: ("i", 4), 11: ("i", 4), 2: ("i", 3), 3: ("i", 3)}
 
@@ -74,6 +75,7 @@ BITS = {2: ("i", 1), 4: ONE, 7: ("i", 4)}
     [
         ({2: ("i", 3), 0: integers(FILTERS.astype("<f2"))}, FILTERS.astype(np.float16)),
         ({2: ("i", 4), 0: integers(INTEGERS), 1: SCALES, 4: ONE}, each(INTEGERS)),
+        ({2: ("i", 4), 0: integers(INTEGERS), 14: HALVES, 4: ONE}, each(INTEGERS)),
         ({2: ("i", 4), 0: integers(INTEGERS), 1: PAIRS}, each(INTEGERS, -128)),
         ({2: ("i", 1), 0: packed(INTEGERS, EIGHT), 1: SCALES, 4: ONE}, each(INTEGERS)),
         ({2: ("i", 1), 0: packed(FEW, [-3, 0, 90]), 1: SCALES, 4: ONE}, each(FEW)),
@@ -92,7 +94,16 @@ BITS = {2: ("i", 1), 4: ONE, 7: ("i", 4)}
         ),
     ],
     ids=[
-        *("half", "bytes", "bytes of the oldest", "packed", "levels", "factor", "scaled"),
+        *(
+            "half",
+            "bytes",
+            "half scales",
+            "bytes of the oldest",
+            "packed",
+            "levels",
+            "factor",
+            "scaled",
+        ),
         *("pairs", "pairs of four bits"),
     ],
 )
@@ -126,6 +137,7 @@ def test_scales_of_whole_layers_are_said(tmp_path: Path) -> None:
         (PLAIN, {"f9": ("i", 1), "f11": ("i", 0)}, {3: Table({2: ("i", 1)})}, "not told"),
         (PLAIN, {"f9": ("i", 2)}, {1: np.ones(72, np.float32)}, "grouped"),
         (18, {}, {1: FILTERS.ravel()}, "transposed"),
+        (55, {}, {}, "QuantizedDepthwiseConv2D"),
         (113, {}, {}, "Convolution3D"),
     ],
 )

@@ -18,6 +18,7 @@ from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
 from keyfilters.sources import ort_files  # noqa: E402
 from keyfilters.sources.ort_files import read_ort  # noqa: E402
+from tests.sources import encoders  # noqa: E402
 from tests.sources.encoders import Table, flatbuffer  # noqa: E402
 from tests.sources.tiny_models import FILTERS, OIHW  # noqa: E402
 
@@ -166,6 +167,37 @@ def test_graphs_lie_in_each_other_up_to_a_depth(
     monkeypatch.setattr(ort_files, "MOST", 5)
     with pytest.raises(SourceError, match="more than 5"):
         kf.read(write(tmp_path, nested(10)))
+
+
+@pytest.mark.parametrize("part", ["constants", "attributes"])
+@pytest.mark.parametrize("times", [3, 20])
+def test_parts_that_are_used_again_and_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str, times: int
+) -> None:
+    """Entries of a flatbuffer may all lead to one table, so that a small file means much."""
+    known: dict[int, int] = {}
+    written = encoders._table
+
+    def once(builder: Any, table: Table) -> int:
+        if id(table) not in known:
+            known[id(table)] = written(builder, table)
+        return known[id(table)]
+
+    monkeypatch.setattr(encoders, "_table", once)
+    large, kernel = np.zeros(2**15), tensor("w", OIHW)
+    if part == "constants":
+        again = [tensor("large", large.astype(np.float32))] * times * 2
+        path = write(tmp_path, graph([conv()], [kernel, *again]))
+    else:
+        held = attribute("value", INTS, large.astype(np.int64))
+        path = write(
+            tmp_path, graph([operator("Constant", "", "v", *[held] * times), conv()], [kernel])
+        )
+    if times == 3:
+        np.testing.assert_array_equal(kf.read(path).layers[0].weight, FILTERS)
+    else:
+        with pytest.raises(SourceError, match="again and again"):
+            kf.read(path)
 
 
 ELSEWHERE = Table({0: "w", 2: np.array(OIHW.shape, np.int64), 3: ("i", 1), 6: ("q", 64)})

@@ -241,6 +241,21 @@ def test_what_several_calls_use_is_read_once(tmp_path: Path) -> None:
     equal(bank.layers[1].weight, OTHERS)
 
 
+def test_many_branches_cost_no_more_than_they_are_large(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each input is followed once, however often it is handed on."""
+    followed: list[str] = []
+    place = tensorflow_graphs._place
+    monkeypatch.setattr(
+        tensorflow_graphs, "_place", lambda *where: followed.append(where[1]) or place(*where)
+    )
+    branches = {1: {9: [{1: "ConvOne"}, {1: "two"}] * 50}}
+    call = node("call", "Case", ["t", "x", "w"], branches=branches)
+    bank = frozen(tmp_path, [const("w", HWCM), call], BODIES)
+    assert [x.name for x in bank.layers] == ["w", "own"] and followed == ["x", "w"]
+
+
 def test_functions_that_call_each_other_without_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -262,7 +277,7 @@ THREE_AXES = [
     const("v", HWIO[0]),
     conv("y", "v", op="Conv2D"),
 ]
-GIANT = const("block", {1: 3, 2: {2: [{1: 2**40}]}, 7: packed([2])})
+GIANT = const("block", {1: 3, 2: {2: [{1: 2**26}]}, 7: packed([2])})
 DAMAGED: dict[str, list[Node]] = {
     "no weights": [node("dw", "DepthwiseConv2dNative", ["x"])],
     "three axes": THREE_AXES,

@@ -273,6 +273,17 @@ def test_old_files_whose_storages_cannot_be_told_apart(tmp_path: Path) -> None:
             kf.read(old_stream(tmp_path / "a.pth", value, **data))
 
 
+def test_an_archive_whose_compressed_numbers_are_damaged(tmp_path: Path) -> None:
+    value = {"dw.weight": tensor(HELD, SHAPE)}
+    path = checkpoint(tmp_path / "a.pth", value, zipfile.ZIP_DEFLATED, a=KERNEL)
+    check(path)
+    content = bytearray(path.read_bytes())
+    content[content.rindex(b"PK\1\2") + 16] ^= 1  # the checksum of the last member
+    path.write_bytes(content)
+    with pytest.raises(kf.KeyFiltersError, match="checksum"):
+        kf.read(path)
+
+
 def test_an_archive_whose_member_does_not_begin_where_it_should(tmp_path: Path) -> None:
     path = checkpoint(tmp_path / "a.pth", {"dw.weight": tensor(HELD, SHAPE)}, a=KERNEL)
     content = bytearray(path.read_bytes())

@@ -30,6 +30,7 @@ TYPES = {
     31: "u1", 32: "<u2", 33: "<u4", 34: "<u8",
 }  # fmt: skip
 SENTINEL = 0xDEADBEEF
+MOST = 6  # numbers that tell a geometry: the pads of three axes
 
 
 class _Scope:
@@ -72,6 +73,8 @@ class _Scope:
             value = self.value(operation, name)
             if value is None:
                 return default
+            if prod(_shape(value)) > MOST:
+                return None
             texts = value.message(3).message(1).message(4).texts(1)
             return texts[0] if texts else tuple(int(x) for x in _array(value, self.path).ravel())
         except SkipError:

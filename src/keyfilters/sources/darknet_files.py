@@ -19,7 +19,7 @@ PLAIN = (
     "shortcut", "maxpool", "max", "avgpool", "avg", "local_avgpool", "local_avg", "upsample",
     "crop", "dropout", "yolo", "region", "detection", "gaussian_yolo", "softmax", "soft", "cost",
     "activation", "logistic", "sam", "scale_channels", "l2norm", "normalization", "lrn", "noise",
-    "empty", "contrastive",
+    "empty", "silence", "contrastive",
 )  # fmt: skip
 
 

@@ -28,7 +28,7 @@ KINDS = {
 }
 CONVOLUTION_2D = 9  # of the union of parameters, from 1
 MOST = 500_000
-OTHERS = {113: "Convolution3D"}
+OTHERS = {55: "QuantizedDepthwiseConv2D", 96: "TfQuantizedConv2D", 113: "Convolution3D"}
 ELSEWHERE = "its weights are kept in another file, which is not read"
 
 
@@ -124,7 +124,9 @@ def _weights(main: Table, out: int, count: int) -> Array:
     factor = factor if factor and not oldest and not quantised.number(10, "<b") else 1.0
     two_sided = oldest or quantised.number(9) != 0
     least = min(smallest or -128, 0) if two_sided else None
-    return _scaled(integers, quantised.array(1, "<f4"), out, least, factor)
+    half = quantised.array(14, "<f2")
+    alpha = half if half.size else quantised.array(1, "<f4")
+    return _scaled(integers, alpha, out, least, factor)
 
 
 def _scaled(

@@ -17,11 +17,13 @@ __all__ = ["read_ort"]
 
 DEEPEST = 20
 MOST = 100_000  # operators and constants
+USED_AGAIN = 2**20  # bytes that the parts of a graph may have beyond twice the file's
 
 
 def read_ort(path: Path, model: str) -> FilterBank:
     """Read the depthwise filters of an ``.ort`` file, in graph order, as of an ONNX file."""
-    session = root(mapped(path))
+    data = mapped(path)
+    session = root(data)
     held = session.table(1)
     graph = held.table(7) if held is not None else None
     if held is None or graph is None:
@@ -29,7 +31,9 @@ def read_ort(path: Path, model: str) -> FilterBank:
     opsets = {x.text(0): x.number(1, "<q") for x in held.tables(1)}
     opsets = {"" if name == "ai.onnx" else name: number for name, number in opsets.items()}
     collector = Collector(model)
-    _read_graph(Scope(_graph(graph, 0, [MOST]), path, opsets), collector)
+    _read_graph(
+        Scope(_graph(graph, 0, [MOST, USED_AGAIN + 2 * len(data)]), path, opsets), collector
+    )
     return collector.bank()
 
 
@@ -40,16 +44,16 @@ def _graph(table: Table, level: int, left: list[int]) -> Any:
     if level > DEEPEST:
         raise ValueError("graphs lie in each other too deep")
     graph = GraphProto(name="ort")
-    graph.initializer.extend(_tensor(x) for x in table.tables(0))
-    for sparse in table.tables(7):
-        if (values := sparse.table(0)) is not None:
-            graph.sparse_initializer.add(values=_tensor(values))
-    for name in table.texts(5):
-        graph.input.add(name=name)
-    nodes = table.tables(2)
-    left[0] -= len(nodes) + len(graph.initializer)
+    nodes, constants = table.tables(2), table.tables(0)
+    left[0] -= len(nodes) + len(constants)
     if left[0] < 0:
         raise ValueError(f"more than {MOST} operators and constants")
+    graph.initializer.extend(_tensor(x, left) for x in constants)
+    for sparse in table.tables(7):  # their names alone: they are not read
+        if (values := sparse.table(0)) is not None:
+            graph.sparse_initializer.add().values.name = values.text(0)
+    for name in table.texts(5):
+        graph.input.add(name=name)
     for node in _in_order(nodes):
         made = graph.node.add(name=node.text(0), domain=node.text(2), op_type=node.text(5))
         made.input.extend(node.texts(8))
@@ -84,6 +88,7 @@ def _in_order(nodes: list[Table]) -> list[Table]:
 
 def _attribute(made: Any, table: Table, level: int, left: list[int]) -> None:
     kind = table.number(2, "<i")
+    _spend(left, 16)
     made.type = kind if 0 <= kind <= 14 else 0
     if kind == 1:
         made.f = table.float(3)
@@ -91,19 +96,32 @@ def _attribute(made: Any, table: Table, level: int, left: list[int]) -> None:
         made.i = table.number(4, "<q")
     elif kind == 3:
         made.s = table.text(5).encode()
+        _spend(left, len(made.s))
     elif kind == 4 and (tensor := table.table(6)) is not None:
-        made.t.CopyFrom(_tensor(tensor))
+        made.t.CopyFrom(_tensor(tensor, left))
     elif kind == 5 and (graph := table.table(7)) is not None:
         made.g.CopyFrom(_graph(graph, level + 1, left))
     elif kind == 6:
-        made.floats.extend(float(x) for x in table.array(8, "<f4"))
+        floats = table.array(8, "<f4")
+        _spend(left, floats.nbytes)
+        made.floats.extend(float(x) for x in floats)
     elif kind == 7:
-        made.ints.extend(table.numbers(9, "<i8"))
+        ints = table.array(9, "<i8")
+        _spend(left, ints.nbytes)
+        made.ints.extend(int(x) for x in ints)
 
 
-def _tensor(table: Table) -> Any:
+def _spend(left: list[int], size: int) -> None:
+    """Count bytes that are copied, since many parts of a file may be one and the same."""
+    left[1] -= size
+    if left[1] < 0:
+        raise ValueError("its parts are far larger than the file: they are used again and again")
+
+
+def _tensor(table: Table, left: list[int]) -> Any:
     from onnx import TensorProto
 
+    _spend(left, table.array(4, "u1").nbytes + table.array(2, "<i8").nbytes)
     made = TensorProto(name=table.text(0), data_type=table.number(3, "<i"))
     made.dims.extend(table.numbers(2, "<i8"))
     if table.number(6, "<q", -1) >= 0 and not table.array(4, "u1").size:

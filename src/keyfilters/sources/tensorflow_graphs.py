@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -162,16 +163,18 @@ def _offer_graph(
             names = [node.op]
         elif "Conv" in node.op and "Backprop" not in node.op:
             collector.skip(node.name, f"operator {node.op}, which is not read")
+        names = [x for x in dict.fromkeys(names) if x in graph.functions]
+        if not names or graph.level > DEEPEST // 4:
+            continue
+        inputs = node.inputs[node.op in CHOOSING :]
+        places = [_place(graph, x) for x in inputs]
         for name in names:
-            if name not in graph.functions or graph.level > DEEPEST // 4:
-                continue
             arguments, nodes = graph.functions[name]
-            inputs = node.inputs[node.op in CHOOSING :]
-            bound = {x: (graph, y) for x, y in zip(arguments, inputs, strict=False)}
-            key = (name, tuple(_place(graph, y) for _, y in bound.values()))
+            key = (name, tuple(places[: len(arguments)]))
             if key in called:
                 continue
             called.add(key)
+            bound = {x: (graph, y) for x, y in zip(arguments, inputs, strict=False)}
             if len(called) > MOST_CALLS or len(called) * len(nodes) > MOST_NODES:
                 raise ValueError("functions call each other too often")
             inner = Graph(nodes, graph.functions, graph.variables, bound, name, graph.level + 1)
@@ -234,13 +237,16 @@ def _dilation(graph: Graph, node: Node, axes: slice) -> tuple[int, ...] | None:
     before = graph.by_name.get(node.inputs[0])
     if before is None or before.op != "SpaceToBatchND" or len(before.inputs) < 2:
         return None
+    rank = len(KINDS[node.op])
     try:
-        block = np.asarray(graph.resolve(before.inputs[1])[0].load()).ravel()
+        stored = graph.resolve(before.inputs[1])[0]
+        if prod(stored.shape) >= rank:
+            raise ValueError(f"{before.name} has blocks along more axes than there are")
+        block = np.asarray(stored.load()).ravel()
     except SkipError:
         return None
     numbers = [1, *(int(x) for x in block)]
-    numbers += [1] * (len(KINDS[node.op]) - len(numbers))
-    return _axes(numbers, axes)
+    return _axes(numbers + [1] * (rank - len(numbers)), axes)
 
 
 def restored_names(nodes: list[Node], functions: Functions) -> dict[str, str]:

@@ -174,6 +174,8 @@ class Zip:
         content = zlib.decompressobj(-15).decompress(self.data[start:end], max(limit, 0) + 1)
         if len(content) > limit:
             raise ValueError("the archive unpacks to far more than its own size")
+        if zlib.crc32(content) != member.CRC:
+            raise ValueError(f"the member {name!r} is damaged: its checksum is another")
         self.unpacked += len(content)
         return np.frombuffer(bytearray(content), np.uint8)
 
