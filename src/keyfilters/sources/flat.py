@@ -90,13 +90,14 @@ class Table:
         start, count = self._vector(field, 4)
         if count > MOST:
             raise ValueError(f"a vector of {count} texts")
-        found = []
+        found, left = [], len(self.data) + LONGEST  # entries may all lead to one text
         for place in range(start, start + 4 * count, 4):
             at = place + self._unpack("<I", place)
-            size = self._unpack("<I", at)
-            found.append(
-                bytes(self.data[at + 4 : at + 4 + min(size, LONGEST)]).decode("utf-8", "replace")
-            )
+            size = min(self._unpack("<I", at), LONGEST)
+            left -= size
+            if left < 0:
+                raise ValueError("a vector of texts that are longer than the file")
+            found.append(bytes(self.data[at + 4 : at + 4 + size]).decode("utf-8", "replace"))
         return found
 
 
