@@ -20,6 +20,7 @@ __all__ = [
     "on_pictures",
     "pictures_table",
     "present",
+    "rates_table",
     "replaced",
     "replaced_by",
     "replaced_table",
@@ -96,6 +97,16 @@ def natural_networks() -> str:
         for row in result("natural", "networks")
     ]
     return table(["network", "seed", "epochs", "top-1, validation", "top-1, test"], body)
+
+
+def rates_table() -> str:
+    """Return the top-1 on held-out images by what the filters are and the learning rate."""
+    names = list(result("learning-rates", "means")[0])
+    body = [
+        [f"{row[x]:.1f}" if x not in ("filters", "best") else row[x] for x in names]
+        for row in result("learning-rates", "means")
+    ]
+    return table(["filters", *names[1:]], body)
 
 
 def replaced(keys: str, count: int) -> str:
