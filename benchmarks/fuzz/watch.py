@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import re
 import site
@@ -50,8 +51,9 @@ class Watch:
 
     def begin(self, text: str) -> None:
         """Begin to look; files and addresses that the text itself names may be opened."""
-        parts = [x.removeprefix("file://") for x in (text, *TYPED.split(text)) if x]
-        self._typed = tuple({_real(x) for x in parts})
+        values = [x.partition("=")[2] for x in text.split("&")]  # a path may have an = in it
+        parts = [x.removeprefix("file://") for x in (text, *values, *TYPED.split(text)) if x]
+        self._typed = tuple({_real(y) for x in parts for y in (x, *_matching(x))})
         self._connects = "://" in text
         self._on = True
 
@@ -94,6 +96,13 @@ class Watch:
         allowed = self.folder if written else (*self.folder, *OWN, *HARMLESS, *self._typed)
         if not _below(path, allowed):
             self.seen[f"opens {path[:80]} ({mode})"] += 1
+
+
+def _matching(pattern: str) -> list[str]:
+    try:
+        return glob.glob(pattern)  # noqa: PTH207
+    except (OSError, ValueError, re.error):  # no pattern of names
+        return []
 
 
 def _real(name: str) -> str:

@@ -9,6 +9,7 @@ from keyfilters.errors import KeyFiltersError, nearest
 from keyfilters.files import typed_path
 from keyfilters.learned_filters import METHODS
 from keyfilters.nulls import NULLS
+from keyfilters.query_strings import whole_number
 from keyfilters.receptive_fields import PUBLISHED
 
 __all__ = ["KeyName", "parse_key_name"]
@@ -44,9 +45,10 @@ def parse_key_name(name: str) -> KeyName:
     if name == "consensus":
         return KeyName("consensus")
     if kind == "random" or (kind in (*METHODS, *NULLS) and colon):
-        if colon and not (rest.isdecimal() and int(rest)):
+        number = whole_number(rest) if colon else 8
+        if not number:
             raise KeyFiltersError(f"{name!r}: a number of keys is expected, as in {kind}:32")
-        return KeyName(kind, number=int(rest or 8))
+        return KeyName(kind, number=number)
     label = rest if kind == "published" else name
     if label not in (*PUBLISHED, *(x.removeprefix("lindeberg2026-") for x in PUBLISHED)):
         known = (*PUBLISHED, "consensus", "random:8", "lines:32")

@@ -7,7 +7,7 @@ from typing import Any
 
 from keyfilters.errors import KeyFiltersError
 
-__all__ = ["parse"]
+__all__ = ["parse", "whole_number"]
 
 WHOLE = re.compile(r"[-+]?[0-9]{1,18}")
 NUMBER = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[-+]?[0-9]{1,3})?", re.IGNORECASE)
@@ -41,3 +41,12 @@ def _value(text: str) -> int | float | str:
     if WHOLE.fullmatch(text):
         return int(text)
     return float(text) if NUMBER.fullmatch(text) else text
+
+
+def whole_number(text: str) -> int | None:
+    """Return a number of at most 18 decimal digits, None for any other text.
+
+    >>> whole_number("32"), whole_number("²"), whole_number("9" * 5000)
+    (32, None, None)
+    """
+    return int(text) if text.isdecimal() and len(text) <= 18 else None

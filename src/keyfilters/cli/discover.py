@@ -27,6 +27,7 @@ from keyfilters.cli.common import (
 from keyfilters.cli.images import halves, labelled
 from keyfilters.cli.tables import say, show, write_parquet
 from keyfilters.errors import KeyFiltersError
+from keyfilters.query_strings import whole_number
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -103,11 +104,11 @@ def discover(
 
     check_out(out)
     check_device(device)
-    if keys != "auto" and not keys.isdigit():
+    wanted = whole_number(keys)
+    if keys != "auto" and wanted is None:
         raise KeyFiltersError(f"--keys {keys}: expected a number or auto")
     if size is not None:
         parse_size(size)  # before anything is read
-    wanted = None if keys == "auto" else int(keys)
     chosen = [kind.strip() for kind in kinds.split(",")]
     found = {}
     where = executor_of(executor, address, cpus_per_run)

@@ -24,6 +24,7 @@ from keyfilters.cli.tables import say, show
 from keyfilters.errors import KeyFiltersError
 from keyfilters.experiments import EXPERIMENTS
 from keyfilters.experiments.experiment import Shared
+from keyfilters.query_strings import whole_number
 
 __all__ = ["app"]
 
@@ -132,10 +133,10 @@ def _value(name: str, given: Any, default: Any) -> Any:
         return default
     if isinstance(given, list):
         return tuple(given)
-    parts = [part.strip() for part in given.split(",")]
-    if not all(part.isdecimal() for part in parts):
+    numbers = [whole_number(part.strip()) for part in given.split(",")]
+    if None in numbers:
         raise KeyFiltersError(f"--{name} {given}: whole numbers with commas are expected")
-    return tuple(map(int, parts))
+    return tuple(numbers)
 
 
 def _run(

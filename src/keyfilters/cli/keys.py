@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from keyfilters.errors import KeyFiltersError
+from keyfilters.query_strings import whole_number
 
 if TYPE_CHECKING:
     from keyfilters.bank import FilterBank
@@ -39,10 +40,9 @@ def keys_of(spec: str, bank: FilterBank, seed: int) -> Keys:
     method, _, number = spec.partition(":")
     if method in ("lines", "kmeans") and "/" in number:
         count, _, grouping = number.partition("/")
-        known = grouping == "layer" or (grouping.isdecimal() and int(grouping) > 0)
-        if not count.isdecimal() or int(count) < 1 or not known:
+        keys, groups = whole_number(count), whole_number(grouping)
+        if not keys or not (groups or grouping == "layer"):
             expected = f"expected a number of keys and of groups, as in {method}:32/3"
             raise KeyFiltersError(f"--keys {spec}: {expected}")
-        groups = None if grouping == "layer" else int(grouping)
-        return learn_keys_by_layer(bank, int(count), groups=groups, method=method, seed=seed)
+        return learn_keys_by_layer(bank, keys, groups=groups, method=method, seed=seed)
     return named_key_sets(spec, bank, seed) if bank.sizes else []

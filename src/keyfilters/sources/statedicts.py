@@ -224,4 +224,5 @@ def _looks_like_filters(tensor: Tensor) -> bool:
 
 def _natural(name: str) -> list[tuple[int, str]]:
     """Sort key that puts "blocks.2" before "blocks.10"."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
+    parts = re.split(r"(\d{1,18})", name)
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]
