@@ -46,6 +46,8 @@ REMARKS = [
     "may not be looked into; messages of several lines, where that of a library was quoted; a "
     "treatment whose key file has a comma in its name did not read back; a signal that arrived "
     "inside a library in C ended in the error of that library.",
+    "And: numbers of thousands of digits as a number of keys. Two faults that were told beside it "
+    "were none: a file whose name has an = in it, and one that a pattern named.",
 ]
 
 

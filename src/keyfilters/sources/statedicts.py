@@ -84,14 +84,18 @@ def _found(checkpoint: Any, wanted: str) -> _Found:
     while prefix := next((p for p in PREFIXES if all(n.startswith(p) for n in names)), None):
         names = {name.removeprefix(prefix): old for name, old in names.items()}
     tensors: dict[str, Tensor] = {}
+    others = list(chosen.others)
     for name, old in names.items():
-        tensor = as_tensor(held.tensors[old])
-        if tensor is not None and len(name) <= LONGEST:
+        if (tensor := as_tensor(held.tensors[old])) is None:
+            continue
+        if len(name) <= LONGEST:
             tensors[name] = tensor
+        else:
+            others.append((f"{name[:40]}…", f"its name has {len(name):,} characters"))
     note = ""
     if len(sets) > 1:
         note = f"of {len(sets)} sets of weights {held.name or 'the top'!r}: {chosen.why}"
-    return _Found(tensors, held.geometry, chosen.others, note)
+    return _Found(tensors, held.geometry, others, note)
 
 
 def read_state_dict(
