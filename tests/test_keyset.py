@@ -509,3 +509,11 @@ def test_named_keys_are_those_of_their_seed_kind_and_size(tmp_path: Path) -> Non
     np.testing.assert_array_equal(KeySet.named(file, 5).filters, keys.filters)
     with pytest.raises(KeyFiltersError, match="5×5"):
         KeySet.named(file, 7)
+
+
+def test_receptive_fields_of_idealised_keys_are_the_keys() -> None:
+    keys = KeySet.published("lindeberg2026-B")[[4, 5, 7]]
+    fields, table = keys.idealised()
+    cosine = np.abs((keys.filters * fields.filters).sum((1, 2)))
+    assert (cosine > 0.995).all() and fields.names == keys.names
+    assert table["family"].tolist() == ["x:d y:0", "x:0 y:d", "x:0 y:0"]

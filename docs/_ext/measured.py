@@ -12,6 +12,7 @@ from recorded import RESULTS, number, percent, result, rows, table
 __all__ = [
     "compared_pairs",
     "hardening",
+    "natural_accuracy",
     "natural_claim",
     "natural_networks",
     "natural_share",
@@ -76,6 +77,12 @@ def natural_share(network: str, step: str, bank: str = "its own", name: str = "n
 def natural_claim(network: str, claim: str, column: str = "value") -> str:
     """Return a claim about the last filters of a network of natural.json, or of its null."""
     return percent(rows("natural", "claims", network=network, claim=claim)[0][column], 1)
+
+
+def natural_accuracy(network: str) -> str:
+    """Return the share of test images that a network of small-networks.json gets right."""
+    found = rows("small-networks", "explained", network=network)[-1]
+    return percent(found["test_top1"], 1)
 
 
 def natural_table(name: str = "natural") -> str:

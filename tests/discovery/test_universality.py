@@ -53,13 +53,6 @@ def test_cosine_of_sets_pairs_each_key_once() -> None:
     assert matched_cosine(same, apart) == pytest.approx((1 + cosine) / 2)
 
 
-def test_twins_of_idealised_keys_are_themselves() -> None:
-    keys = KeySet.published("lindeberg2026-B")[[4, 5, 7]]
-    twin, table = keys.idealised()
-    cosine = np.abs((keys.filters * twin.filters).sum((1, 2)))
-    assert (cosine > 0.995).all() and table["family"].tolist() == ["x:d y:0", "x:0 y:d", "x:0 y:0"]
-
-
 def test_models_with_too_few_filters_have_no_row() -> None:
     _, one = planted(5, 0, count=4, n=200)
     _, other = planted(5, 1, count=4, n=200)

@@ -256,6 +256,16 @@ def test_chunks_and_threads_change_no_bit(monkeypatch: pytest.MonkeyPatch) -> No
         torch.set_num_threads(before)
 
 
+def test_candidates_that_are_left_out_would_not_have_won(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = [planted(form, 60, 7, 0.1, seed=i)[0] for i, form in enumerate(MATCHED)]
+    noise = np.random.default_rng(0).normal(size=(1000, 7, 7))
+    filters = np.concatenate([*drawn, noise])
+    found = match(filters, null=None)
+    monkeypatch.setattr(matching, "REACH", (np.pi, np.pi))
+    lost = (match(filters, null=None)["r2"] - found["r2"]).to_numpy()
+    assert (lost > 1e-3).mean() < 1e-3
+
+
 def test_progress_counts_the_filters() -> None:
     told: list[tuple[int, int]] = []
     count = 2 * matching.PART + 50

@@ -31,56 +31,66 @@ from keyfilters.query_strings import whole_number
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from keyfilters.bank import FilterBank
+    from keyfilters.discovery import Discovery
     from keyfilters.sizes import Window
 
 PROGRESS = ".unfinished-drops"
 SHOWN = ("key", "share", "family", "sigma_x", "sigma_y", "second", "r2")
 
 
+KernelSize = Annotated[
+    str | None,
+    typer.Option(
+        help="Kernel size, such as 7 or 1x7 (rows x columns); default: each that has enough.",
+        show_default=False,
+    ),
+]
+KeyCount = Annotated[
+    str, typer.Option(help="How many to keep; auto: the number of keys that the filters ask for.")
+]
+Candidates = Annotated[int, typer.Option(help="Candidates of a round.", min=2)]
+Kinds = Annotated[
+    str,
+    typer.Option(help="Where candidates come from, with commas: code, lines, kmeans, idealized."),
+]
+Rounds = Annotated[
+    int, typer.Option(help="Rounds; from the second on around the survivors.", min=1)
+]
+CriterionName = Annotated[
+    str,
+    typer.Option(
+        help="What dropping a candidate must hurt least: variance (of the filters); or of one "
+        "timm: model, on --images: outputs (of layers), agreement (with its answers), accuracy."
+    ),
+]
+Images = Annotated[
+    str | None,
+    typer.Option(
+        help="Folder of images, or photos for those that scikit-image and scikit-learn bring, "
+        "for the criteria that ask the model. No other images measure the result.",
+        show_default=False,
+    ),
+]
+Crops = Annotated[int, typer.Option(help="Crops to take from photos.", min=2)]
+Balance = Annotated[
+    bool, typer.Option(help="Let every model count alike, however many filters it has.")
+]
+
+
 def discover(
     source: Sources,
-    size: Annotated[
-        str | None,
-        typer.Option(
-            help="Kernel size, such as 7 or 1x7 (rows x columns); default: each that has enough.",
-            show_default=False,
-        ),
-    ] = None,
-    keys: Annotated[
-        str,
-        typer.Option(help="How many to keep; auto: the number of keys that the filters ask for."),
-    ] = "auto",
-    candidates: Annotated[int, typer.Option(help="Candidates of a round.", min=2)] = 50,
-    kinds: Annotated[
-        str,
-        typer.Option(
-            help="Where candidates come from, with commas: code, lines, kmeans, idealized."
-        ),
-    ] = "code,lines,idealized",
-    rounds: Annotated[
-        int, typer.Option(help="Rounds; from the second on around the survivors.", min=1)
-    ] = 2,
-    criterion: Annotated[
-        str,
-        typer.Option(
-            help="What dropping a candidate must hurt least: variance (of the filters); or of one "
-            "timm: model, on --images: outputs (of layers), agreement (with its answers), accuracy."
-        ),
-    ] = "variance",
-    images: Annotated[
-        str | None,
-        typer.Option(
-            help="Folder of images, or photos for those that scikit-image and scikit-learn bring, "
-            "for the criteria that ask the model. No other images measure the result.",
-            show_default=False,
-        ),
-    ] = None,
-    count: Annotated[int, typer.Option(help="Crops to take from photos.", min=2)] = 56,
-    balance: Annotated[
-        bool, typer.Option(help="Let every model count alike, however many filters it has.")
-    ] = False,
+    size: KernelSize = None,
+    keys: KeyCount = "auto",
+    candidates: Candidates = 50,
+    kinds: Kinds = "code,lines,idealized",
+    rounds: Rounds = 2,
+    criterion: CriterionName = "variance",
+    images: Images = None,
+    count: Crops = 56,
+    balance: Balance = False,
     out: Out = None,
     seed: Seed = 0,
     device: Device = "cpu",
@@ -98,8 +108,6 @@ def discover(
     it, or as many as it has classes. Only what asks the network is computed on --device.
     """
     import keyfilters as kf
-    from keyfilters.report.discovery_figure import discovery_figure
-    from keyfilters.report.discovery_page import write_discovery_report
     from keyfilters.sizes import extent, parse_size
 
     check_out(out)
@@ -137,19 +145,27 @@ def discover(
             say(one.number.words)
     if out is not None:
         with folder_at_once(out) as unfinished:
-            for window, one in found.items():
-                k = window[0] if len(set(window)) == 1 else "x".join(map(str, window))
-                one.keys.save(unfinished / f"keys_{k}.safetensors")
-                one.keys.save(unfinished / f"keys_{k}.txt")
-                one.curve.to_csv(unfinished / f"curve_{k}.csv", index=False)
-                one.models.to_csv(unfinished / f"models_{k}.csv", index=False)
-                write_parquet(one.served, unfinished / f"served_{k}.parquet")
-            named = {extent(window): one for window, one in found.items()}
-            write_discovery_report(named, unfinished / "report.html", command=command_line())
-            figure = discovery_figure(named)
-            figure.savefig(unfinished / "discovery.png", dpi=150)
+            _write(found, unfinished)
         shutil.rmtree(out / PROGRESS, ignore_errors=True)
         say(f"The page: {(out / 'report.html').resolve()}")
+
+
+def _write(found: dict[Window, Discovery], folder: Path) -> None:
+    """Write the keys of every kernel size, their tables, the page and the figure."""
+    from keyfilters.report.discovery_figure import discovery_figure
+    from keyfilters.report.discovery_page import write_discovery_report
+    from keyfilters.sizes import extent
+
+    for window, one in found.items():
+        k = window[0] if len(set(window)) == 1 else "x".join(map(str, window))
+        one.keys.save(folder / f"keys_{k}.safetensors")
+        one.keys.save(folder / f"keys_{k}.txt")
+        one.curve.to_csv(folder / f"curve_{k}.csv", index=False)
+        one.models.to_csv(folder / f"models_{k}.csv", index=False)
+        write_parquet(one.served, folder / f"served_{k}.parquet")
+    named = {extent(window): one for window, one in found.items()}
+    write_discovery_report(named, folder / "report.html", command=command_line())
+    discovery_figure(named).savefig(folder / "discovery.png", dpi=150)
 
 
 def _asked(
