@@ -147,15 +147,15 @@ class Climb:
         self.moving = torch.arange(len(self.share), device=self.share.device)
 
     def advance(self) -> None:
-        """Take a few steps with the filters that move, on one expansion if it is of second order.
+        """Take some steps with the filters that move.
 
-        Else, on expansions to first order, all steps; a step that went too far is taken back.
+        With second derivatives these are a few steps on one expansion, without them all steps.
         """
         if len(self.moving):
             (self._newton if self.jets.second else self._gauss_newton)()
 
     def stop(self, hopeless: Tensor) -> None:
-        """Leave climbs where they are; `hopeless` is ``(n,)`` bool."""
+        """Take no further step with filters that are `hopeless`, ``(n,)`` bool."""
         self.moving = self.moving[~hopeless[self.moving]]
 
     def _newton(self) -> None:
