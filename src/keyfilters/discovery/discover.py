@@ -117,17 +117,9 @@ def discover_keys(
     for kind in nulls:
         tell(f"the same search on the {kind} null")
         on_null[kind] = search.run(judge.on_null(kind, child_seed(seed, "discovery")))
-    options: dict[str, object] = {
-        "filters": len(unit),
-        "size": as_size(window),
-        "count": count,
-        "kinds": list(kinds),
-        "rounds": rounds,
-        "balance": balance,
-        "criterion": criterion,
-        "images": 0 if images is None else len(images),
-        "seed": seed,
-    }
+    options: dict[str, object] = {"filters": len(unit), "size": as_size(window), "count": count}
+    options |= {"kinds": list(kinds), "rounds": rounds, "balance": balance, "criterion": criterion}
+    options |= {"images": 0 if images is None else len(images), "seed": seed}
     chosen = _described(found.keys, bank, options)
     served = served_by(table, unit, chosen)
     return Discovery(
