@@ -79,10 +79,16 @@ def natural_claim(network: str, claim: str, column: str = "value") -> str:
     return percent(rows("natural", "claims", network=network, claim=claim)[0][column], 1)
 
 
-def natural_accuracy(network: str) -> str:
-    """Return the share of test images that a network of small-networks.json gets right."""
-    found = rows("small-networks", "explained", network=network)[-1]
-    return percent(found["test_top1"], 1)
+def natural_accuracy(network: str, step: str = "") -> str:
+    """Return the share of test images that a network of small-networks.json gets right.
+
+    Or, after a step, that of the validation images.
+    """
+    if step:
+        return percent(
+            rows("small-networks", "explained", network=network, step=step)[0]["val_top1"], 1
+        )
+    return percent(rows("small-networks", "explained", network=network)[-1]["test_top1"], 1)
 
 
 def natural_table(name: str = "natural") -> str:
