@@ -67,6 +67,7 @@ NATURAL = Shared(
 FEW_CORES = Shared(size=7, width=64, batch=128)  # convmixer; 8×8 places; batch normalisation
 CIFAR = f"hf:{os.environ.get('KEYFILTERS_CIFAR10', 'KEYFILTERS_CIFAR10')}"
 OTHER = f"hf:{folder}" if (folder := os.environ.get("KEYFILTERS_CALTECH101")) else ""
+VEHICLES, ANIMALS = f"{CIFAR}?classes=0,1,8,9", f"{CIFAR}?classes=2,3,4,5,6,7"
 OF_OTHERS = "keys_from=@lender&drawn=1"
 NATURAL_KEYS = (
     *("learned", "frozen", "keys?drawn=1", "keys?keys=random&drawn=1"),
@@ -114,6 +115,16 @@ EXPERIMENTS: dict[str, tuple[Callable[..., Experiment], Shared, dict[str, Any]]]
         structure,
         FEW_CORES,
         {"data": CIFAR, "other": OTHER, "steps": 1000, "filters": TAKEN},
+    ),
+    "animals-to-vehicles": (
+        structure,
+        FEW_CORES,
+        {"data": VEHICLES, "other": ANIMALS, "steps": 1000, "filters": TAKEN},
+    ),
+    "vehicles-to-animals": (
+        structure,
+        FEW_CORES,
+        {"data": ANIMALS, "other": VEHICLES, "steps": 1000, "filters": TAKEN},
     ),
     "initialization-natural": (
         initialization,
