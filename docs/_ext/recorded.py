@@ -66,7 +66,8 @@ def about(name: str) -> str:
     """Return the command, the date, the machine and the versions behind a file of results."""
     found = load(name)["about"]
     versions = ", ".join(f"{key} {value}" for key, value in found["versions"].items())
-    seeds = f"{len(found['seeds'])} seeds. " if found.get("seeds") else ""
+    number = len(found.get("seeds", ()))
+    seeds = f"{number} seed{'s' * (number > 1)}. " if number else ""
     source = f"../../benchmarks/results/{name}.json"
     return (
         f"```\n{found['command']}\n```\n\n{seeds}{found['machine']}; Python {found['python']}; "

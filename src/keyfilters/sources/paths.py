@@ -185,8 +185,9 @@ def _read_unknown(
     what = what_it_is(path)
     if "damaged" in what and is_archive(path) and not path.name.lower().endswith((".pth", ".pt")):
         return _read_archive(path, progress, chosen, level)
+    stem = path.name.partition(".")[0]
     for other in sorted(path.parent.iterdir()) if path.parent.is_dir() else []:
-        if other != path and other.is_file() and other.name.startswith(path.name.partition(".")[0]):
+        if other != path and other.is_file() and other.name.partition(".")[0] == stem:
             kind = recognise(other)
             if kind and path in companions(other, kind):
                 return kind.read(other, model, chosen)
