@@ -66,7 +66,7 @@ def about(name: str) -> str:
     """Return the command, the date, the machine and the versions behind a file of results."""
     found = load(name)["about"]
     versions = ", ".join(f"{key} {value}" for key, value in found["versions"].items())
-    number = len(found.get("seeds", ()))
+    number = len(found.get("seeds") or ())
     seeds = f"{number} seed{'s' * (number > 1)}. " if number else ""
     source = f"../../benchmarks/results/{name}.json"
     return (
