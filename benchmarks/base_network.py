@@ -1,6 +1,6 @@
 """The base network that two cores can train on natural images: its accuracy, and its filters.
 
-Trains recipes/cifar10-convmixer.toml, twenty to forty minutes on two cores, and asks how many of
+Trains recipes/cifar10-convmixer.toml, twenty minutes or more on two cores, and asks how many of
 its filters one idealised receptive field explains, beside all four nulls, over the steps. Kill it
 and it goes on where it was, in out/base. Writes results/base-network.md and .json.
 

@@ -10,9 +10,10 @@ Those of natural images train on the images of the folder KEYFILTERS_CIFAR10 (an
 those of KEYFILTERS_CALTECH101, if it is set), as the Hugging Face hub has them. structure-small
 takes 80 minutes on two cores: a convmixer, whose learning rate was chosen from .004, .01 and .02 by
 two epochs of learned filters, seed 0; structure-few (a tenth of the images), transfer-natural-small
-(from Caltech-101, two hours), initialization-natural and frozen-natural-small train the same
-network, an hour each. structure and frozen-natural train the network of
-recipes/cifar10-convnext.toml, for a GPU, or for days: minutes with --workers 12 on a large one.
+(from Caltech-101, two hours), animals-to-vehicles, vehicles-to-animals, initialization-natural and
+frozen-natural-small train the same network, an hour each. structure and frozen-natural train the
+network of recipes/cifar10-convnext.toml, for a GPU, or for days: minutes with --workers 12 on a
+large one.
 """
 
 from __future__ import annotations

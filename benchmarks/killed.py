@@ -43,6 +43,7 @@ from hardening import record
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
 LONGEST = 600  # seconds that a stopped command may take to end, on a busy machine
 GONE = 60  # seconds for its other processes to end, on a busy machine: one may import torch
+TRIES = 5  # moments drawn for one stop, as the command may have ended before
 PAIRS = 3  # how often two of the same command run at once
 RECIPE = """
 [model]
@@ -237,13 +238,14 @@ class Trials:
         log = spare / "log"  # none, if it was stopped at once
         return process.exitcode, log.read_text(errors="replace") if log.exists() else ""
 
-    def stop(self, number: signal.Signals) -> None:
-        """Stop the verb once, and run it again."""
+    def stop(self, number: signal.Signals) -> bool:
+        """Stop the verb once, and run it again; say whether the signal met it running."""
         spare = Path(tempfile.mkdtemp(dir=self.place))
         out = spare / "out"
         process = self._begin(spare)
         process.join(float(self.rng.uniform(0, self.seconds)))
-        if process.exitcode is None:
+        met = process.exitcode is None
+        if met:
             os.kill(process.pid, number)
             self.counts[f"stopped by {number.name}"] += 1
         code, log = self._finish(process, spare)
@@ -294,6 +296,7 @@ class Trials:
             print(self.verb, number.name, faults, flush=True)
         else:
             shutil.rmtree(spare)
+        return met
 
     def _differs(self, out: Path) -> list[str]:
         """Return how the files of a command that was run again differ from undisturbed ones."""
@@ -327,7 +330,9 @@ def try_verb(verb: str, folder: Path, asked: argparse.Namespace) -> dict[str, An
     start = time.perf_counter()
     trials = Trials(verb, folder, asked.seed)
     for i in range(asked.moments):
-        trials.stop(SIGNALS[i % len(SIGNALS)])
+        for _ in range(TRIES):
+            if trials.stop(SIGNALS[i % len(SIGNALS)]):
+                break
     for _ in range(PAIRS):
         trials.two_at_once()
     counts, faults = trials.counts, trials.faults

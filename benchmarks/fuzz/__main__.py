@@ -46,8 +46,9 @@ REMARKS = [
     "may not be looked into; messages of several lines, where that of a library was quoted; a "
     "treatment whose key file has a comma in its name did not read back; a signal that arrived "
     "inside a library in C ended in the error of that library.",
-    "And: numbers of thousands of digits as a number of keys. Two faults that were told beside it "
-    "were none: a file whose name has an = in it, and one that a pattern named.",
+    "And: numbers of thousands of digits as a number of keys; neighbours of a file that were "
+    "opened as their names only began alike. One fault that was told was none: a file with an = in "
+    "its name.",
 ]
 
 

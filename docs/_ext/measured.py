@@ -84,11 +84,9 @@ def natural_accuracy(network: str, step: str = "") -> str:
 
     Or, after a step, that of the validation images.
     """
-    if step:
-        return percent(
-            rows("small-networks", "explained", network=network, step=step)[0]["val_top1"], 1
-        )
-    return percent(rows("small-networks", "explained", network=network)[-1]["test_top1"], 1)
+    where = {"network": network} | ({"step": step} if step else {})
+    found = rows("small-networks", "explained", **where)[-1]
+    return percent(found["val_top1" if step else "test_top1"], 1)
 
 
 def natural_table(name: str = "natural") -> str:

@@ -19,7 +19,6 @@ from keyfilters.errors import KeyFiltersError, nearest
 from keyfilters.keyset import KeySet
 from keyfilters.nulls import NULLS
 from keyfilters.scalespace import centred_unit
-from keyfilters.seeds import child_seed
 from keyfilters.sizes import Size, Window, as_size, as_window, extent
 
 __all__ = ["Discovery", "discover_keys"]
@@ -107,19 +106,24 @@ def discover_keys(
         tell("number of keys")
         number = number_of_keys(unit, window, halves(table), seed=seed)
     wanted = keys or min(count, (number and number.number) or PUBLISHED_NUMBER)
-    weight = weights(table["model"], balance)
     judge = make_criterion(
-        criterion, unit, window, weight, needs, folder=folder, seed=seed, progress=tell
-    )
+        criterion, unit, window, weights(table["model"], balance), needs,
+        folder=folder, seed=seed, progress=tell,
+    )  # fmt: skip
     search = Search(window, count, tuple(kinds), rounds, wanted, seed)
     found = search.run(judge, fewest=keys or 1, tell=tell)
-    on_null = {}
-    for kind in nulls:
-        tell(f"the same search on the {kind} null")
-        on_null[kind] = search.run(judge.on_null(kind, child_seed(seed, "discovery")))
-    options: dict[str, object] = {"filters": len(unit), "size": as_size(window), "count": count}
-    options |= {"kinds": list(kinds), "rounds": rounds, "balance": balance, "criterion": criterion}
-    options |= {"images": 0 if images is None else len(images), "seed": seed}
+    on_null = search.on_nulls(judge, nulls, tell=tell)
+    options: dict[str, object] = {
+        "filters": len(unit),
+        "size": as_size(window),
+        "count": count,
+        "kinds": list(kinds),
+        "rounds": rounds,
+        "balance": balance,
+        "criterion": criterion,
+        "images": 0 if images is None else len(images),
+        "seed": seed,
+    }
     chosen = _described(found.keys, bank, options)
     served = served_by(table, unit, chosen)
     return Discovery(

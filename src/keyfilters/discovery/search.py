@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +15,7 @@ from keyfilters.discovery.elimination import exchange
 from keyfilters.discovery.shares import explained_shares
 from keyfilters.errors import KeyFiltersError
 from keyfilters.keyset import KeySet
-from keyfilters.seeds import child_integer
+from keyfilters.seeds import child_integer, child_seed
 from keyfilters.sizes import Window
 
 __all__ = ["Found", "Search"]
@@ -92,3 +92,17 @@ class Search:
             pools=pools,
             curve=pd.concat(curves, ignore_index=True),
         )
+
+    def on_nulls(
+        self,
+        criterion: Criterion,
+        nulls: Sequence[str],
+        *,
+        tell: Callable[[str], None] = lambda name: None,
+    ) -> dict[str, Found]:
+        """Search null filters of each kind in the same way, see `keyfilters.null_bank`."""
+        found = {}
+        for kind in nulls:
+            tell(f"the same search on the {kind} null")
+            found[kind] = self.run(criterion.on_null(kind, child_seed(self.seed, "discovery")))
+        return found
