@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from sklearn.cluster import KMeans
 
 from keyfilters.clusters.prototypes import PrototypeSet, kmeans_prototypes, nearest_prototype
 from keyfilters.scalespace import centred_unit
@@ -32,6 +33,16 @@ def test_kmeans_with_more_centres_than_distinct_filters() -> None:
     assert nearest_prototype(unit, found)[1].max() < 1e-5
 
 
+@pytest.mark.parametrize("count", [1, 2, 7, 30])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_kmeans_starts_where_that_of_scikit_learn_does(count: int, seed: int) -> None:
+    unit = planted(keys=40, each=30, noise=1.0)[0].astype(np.float32)
+    expected = KMeans(count, n_init=2, random_state=seed).fit(unit).cluster_centers_
+    shown = np.linalg.norm(expected, axis=1) > 1e-6
+    found = kmeans_prototypes(unit, count, seed, restarts=2)
+    np.testing.assert_allclose(found, centred_unit(expected[shown]), atol=1e-5)
+
+
 @pytest.mark.parametrize("either_sign", [False, True])
 def test_nearest_equals_a_slow_loop(either_sign: bool) -> None:
     generator = np.random.default_rng(0)
@@ -42,6 +53,20 @@ def test_nearest_equals_a_slow_loop(either_sign: bool) -> None:
         similar = [abs(s) for s in similar] if either_sign else similar
         assert i == int(np.argmax(similar))
         assert d == pytest.approx(1 - max(similar), abs=1e-6)
+
+
+def test_greedy_choice_equals_a_slow_loop() -> None:
+    generator = np.random.default_rng(1)
+    unit, prototypes = (centred_unit(generator.normal(size=(n, 9))) for n in (300, 40))
+    covers = np.abs(unit @ prototypes.T) > 0.6
+    left, order = np.ones(300, bool), list[int]()
+    while len(order) < 25:
+        gain = [-1 if k in order else int((covers[:, k] & left).sum()) for k in range(40)]
+        order.append(int(np.argmax(gain)))
+        left &= ~covers[:, order[-1]]
+    chosen = PrototypeSet(prototypes, either_sign=True).most_covering(unit, (3, 25), 0.4, seed=0)
+    np.testing.assert_array_equal(chosen[3].prototypes, prototypes[order[:3]])
+    np.testing.assert_array_equal(chosen[25].prototypes, prototypes[order])
 
 
 def test_greedy_choice_takes_what_covers_most() -> None:

@@ -92,9 +92,15 @@ def gather_evidence(
         for key, unit in data.items()
     }
     progress("k-means")
-    for key, found in problems.items():
-        curve = counts if key in (FILTERS, *STRICT) else ()
-        found.cluster(curve, len(seeds) if key == FILTERS else 1)
+    wanted = [
+        task
+        for key, found in problems.items()
+        for task in found.clusterings(
+            counts if key in (FILTERS, *STRICT) else (), len(seeds) if key == FILTERS else 1
+        )
+    ]
+    longest_first = sorted(wanted, key=lambda task: task[1] * len(task[0].unit), reverse=True)
+    deque(side_by_side([partial(one.kmeans, n) for one, n in longest_first]), maxlen=0)
     claims, prototypes, sweeps = [], {}, []
     fits: dict[str, dict[str, list[Fitted]]] = {}
     for name, fit in coverage_methods(feed_forward=feed_forward, device=device).items():
@@ -132,8 +138,8 @@ class _Problems:
         halves = [Problem(unit[half], seeds[0]), Problem(unit[~half], seeds[0])]
         return cls([Problem(unit, seed) for seed in seeds], halves, half)
 
-    def cluster(self, curve: Sequence[int], seeds: int) -> None:
-        """Find the k-means prototypes that are wanted later, on all cores.
+    def clusterings(self, curve: Sequence[int], seeds: int) -> list[tuple[Problem, int]]:
+        """Return what is clustered by k-means later, and into how many prototypes.
 
         Args:
             curve: numbers of prototypes of the rate–distortion curve, if one is drawn.
@@ -142,8 +148,7 @@ class _Problems:
         wanted = [(problem, {START, *KMEANS, *curve}) for problem in self.whole[:seeds]]
         wanted += [(problem, {START}) for problem in self.whole[seeds:]]
         wanted += [(problem, {START, *KMEANS}) for problem in self.halves]
-        tasks = [partial(problem.kmeans, n) for problem, counts in wanted for n in sorted(counts)]
-        deque(side_by_side(tasks), maxlen=0)
+        return [(problem, n) for problem, counts in wanted for n in sorted(counts)]
 
     @property
     def all(self) -> list[Problem]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -18,8 +19,9 @@ from keyfilters.receptive_fields import match
 from keyfilters.receptive_fields.families import MATCHED
 from keyfilters.receptive_fields.models import mean_scale, render_models
 from keyfilters.receptive_fields.significance import significance
+from keyfilters.receptive_fields.tables import make_tables
 from keyfilters.scalespace import half_grid_offset, separability_index
-from keyfilters.threads import one_thread, undivided
+from keyfilters.threads import one_thread, side_by_side
 
 __all__ = ["Matched", "match_filters"]
 
@@ -82,12 +84,10 @@ def match_filters(
         device: where to compute.
     """
     size = (filters.shape[1], filters.shape[2])
-    samples = {kind: null[:NULL_SAMPLE] for kind, null in nulls.items()}
-    together = np.concatenate(list(samples.values())).reshape(-1, *size)
-    with undivided():
-        found = match(together, null=None, device=device)["r2"].to_numpy()
-    ends = np.cumsum([len(sample) for sample in samples.values()])
-    null_r2 = dict(zip(samples, np.split(found, ends[:-1]), strict=True))
+    make_tables(size, torch.device(device))
+    samples = [null[:NULL_SAMPLE].reshape(-1, *size) for null in nulls.values()]
+    matched = side_by_side([partial(match, x, null=None, device=device) for x in samples])
+    null_r2 = {kind: x["r2"].to_numpy() for kind, x in zip(nulls, matched, strict=True)}
     table, left = _match_all(filters, size, device)
     decides = significance(table["r2"].to_numpy(), null_r2[DECIDES], DECIDES)
     for place, name in enumerate(decides):

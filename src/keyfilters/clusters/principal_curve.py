@@ -281,10 +281,10 @@ def unit_form(filters: Tensor) -> Tensor:
     return centred / centred.norm(dim=-1, keepdim=True).clamp_min(TINY)
 
 
-def _sum_by_code(filters: Tensor, decoded: Tensor, step: int = 65536) -> Tensor:
+def _sum_by_code(filters: Tensor, decoded: Tensor) -> Tensor:
     """Sum of the filters at the code that decodes nearest to each: ``(G, taps)``."""
     total = torch.zeros_like(decoded)
-    for part in filters.split(step):
+    for part in filters.split(65536 if filters.is_cuda else 1024):  # its products fit a CPU's cache
         cosine = part @ decoded.T
         # NumPy's argmax along rows is several times faster than PyTorch's on the CPU.
         nearest = cosine.argmax(1) if cosine.is_cuda else torch.tensor(cosine.numpy().argmax(1))

@@ -88,15 +88,16 @@ class PrototypeSet:
         if len(unit) > sample:
             unit = unit[np.random.default_rng(seed).choice(len(unit), sample, replace=False)]
         similarity = unit @ self.prototypes.T
-        covers = ((np.abs(similarity) if self.either_sign else similarity) > 1 - threshold).astype(
-            np.float32
-        )
+        covers = (np.abs(similarity) if self.either_sign else similarity) > 1 - threshold
         counts = [count for count in counts if count <= len(self)]
-        left = np.ones(len(unit), dtype=np.float32)
+        left = np.ones(len(unit), dtype=bool)
+        gain = covers.sum(axis=0)  # filters that a prototype covers and none of those chosen does
         chosen: list[int] = []
         while counts and len(chosen) < max(counts):
-            gain = left @ covers
-            gain[chosen] = -1
-            chosen.append(int(gain.argmax()))
-            left = left * (1 - covers[:, chosen[-1]])
+            best = int(gain.argmax())
+            newly = left & covers[:, best]
+            gain -= covers[newly].sum(axis=0)
+            gain[best] = -len(unit)  # never again
+            left &= ~newly
+            chosen.append(best)
         return {n: PrototypeSet(self.prototypes[chosen[:n]], self.either_sign) for n in counts}

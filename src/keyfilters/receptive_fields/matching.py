@@ -36,7 +36,7 @@ from keyfilters.receptive_fields.families import MATCHED, in_window
 from keyfilters.receptive_fields.forms import Family
 from keyfilters.receptive_fields.significance import FLOOR, choose_null, significance
 from keyfilters.receptive_fields.solver import ROUNDS, Climb
-from keyfilters.receptive_fields.tables import PART, atoms_of, jets_of
+from keyfilters.receptive_fields.tables import PART, atoms_of, jets_of, make_tables
 from keyfilters.scalespace import centred_unit, why_unusable
 from keyfilters.sizes import extent
 from keyfilters.threads import in_parts, one_thread, workers
@@ -145,9 +145,7 @@ def _match_all(
 ) -> pd.DataFrame:
     """Match filters that have a shape, part by part, several threads at a time."""
     size = (filters.shape[1], filters.shape[2])
-    atoms_of(size, device)  # before several threads want the tables
-    for freedom in {len(form.parameters) for form in forms}:
-        jets_of(size, freedom, device)
+    make_tables(size, device, forms)
     columns = {name: np.empty(len(filters)) for name in ("family", *_NUMBERS)}
     most = max(8, ENTRIES // (10 * max(size) ** 2))
     # Starts of parts are multiples of it, whatever the chunk; those of callers too (columns.GRAIN).

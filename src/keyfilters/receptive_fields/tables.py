@@ -8,7 +8,9 @@ form are then a few inner products, which are tabulated or cost one product with
 from __future__ import annotations
 
 import math
-from functools import lru_cache
+from collections import deque
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
 from itertools import accumulate, combinations, groupby
 from typing import NamedTuple
 
@@ -17,8 +19,10 @@ from torch import Tensor, nn
 
 from keyfilters.receptive_fields.coordinates import Grid
 from keyfilters.receptive_fields.families import MATCHED, in_window
+from keyfilters.receptive_fields.forms import Family
+from keyfilters.threads import side_by_side
 
-__all__ = ["Atoms", "Jets", "Tabulated", "atoms_of", "jets_of"]
+__all__ = ["Atoms", "Jets", "Tabulated", "atoms_of", "jets_of", "make_tables"]
 
 LARGEST = 81  # taps of a window up to which derivatives are tabulated
 ENTRIES = 2**24  # numbers that are drawn at once, about
@@ -172,6 +176,21 @@ def atoms_of(size: tuple[int, int], device: torch.device) -> Atoms:
     most = max(x.shape[1] for x in points)
     placed = torch.cat([nn.functional.pad(x.float(), (0, most - x.shape[1])) for x in points])
     return Atoms(torch.cat(unit).to(device), placed.to(device), tuple(map(len, points)))
+
+
+def make_tables(size: tuple[int, int], device: torch.device, forms: Sequence[Family] = ()) -> None:
+    """Make what `atoms_of` and `jets_of` return, before several threads want it.
+
+    Args:
+        size: window ``(k_y, k_x)``.
+        device: where it is needed.
+        forms: whose expansions are needed; default: all.
+    """
+    forms = forms or in_window(MATCHED, size)
+    most_first = sorted({len(form.parameters) for form in forms}, reverse=True)
+    tasks: list[Callable[[], object]] = [partial(jets_of, size, p, device) for p in most_first]
+    tasks.append(partial(atoms_of, size, device))
+    deque(side_by_side(tasks), maxlen=0)
 
 
 def _products(rows: Tensor, filters: Tensor) -> Tensor:
