@@ -14,7 +14,8 @@ import numpy as np
 from check import PACKAGES, trained
 
 import keyfilters as kf
-from keyfilters.clusters.pattern_book import SHIPPED, PatternBook
+from keyfilters.clusters.load_atlas import SHIPPED
+from keyfilters.clusters.pattern_book import PatternBook
 
 SIZE = (5, 5)
 MOST = 2000  # filters of a model, so that no model outweighs the others

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from keyfilters.bank import Layer as Layer
     from keyfilters.clusters import Atlas as Atlas
     from keyfilters.clusters.keys import learn_keys as learn_keys
-    from keyfilters.clusters.pattern_book import load_atlas as load_atlas
+    from keyfilters.clusters.load_atlas import load_atlas as load_atlas
     from keyfilters.discovery import discover_keys as discover_keys
     from keyfilters.discovery.universality import universality as universality
     from keyfilters.errors import KeyFiltersError as KeyFiltersError
@@ -58,7 +58,7 @@ _PUBLIC = {
     "init": "",
     "initialize_filters_": "keyfilters.surgery",
     "learn_keys": "keyfilters.clusters.keys",
-    "load_atlas": "keyfilters.clusters.pattern_book",
+    "load_atlas": "keyfilters.clusters.load_atlas",
     "match": "keyfilters.receptive_fields",
     "null_bank": "keyfilters.nulls",
     "parametrize_filters_": "keyfilters.surgery",

@@ -7,7 +7,8 @@ import pandas as pd
 import pytest
 
 import keyfilters as kf
-from keyfilters.clusters.pattern_book import SHIPPED, PatternBook
+from keyfilters.clusters.load_atlas import SHIPPED
+from keyfilters.clusters.pattern_book import PatternBook
 from keyfilters.nulls import NULLS
 from tests.inspection.sick import healthy
 

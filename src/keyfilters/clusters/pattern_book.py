@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from keyfilters.bank import FilterBank
 from keyfilters.claims import FILTERS
-from keyfilters.errors import KeyFiltersError, SourceError, nearest, refuse_damage
+from keyfilters.errors import KeyFiltersError, SourceError, refuse_damage
 from keyfilters.nulls import NULLS, null_bank
 from keyfilters.scalespace import centred_unit, why_unusable
 from keyfilters.tensor_files import save_tensors
@@ -24,10 +24,9 @@ from keyfilters.tensor_files import save_tensors
 if TYPE_CHECKING:
     from keyfilters.clusters.atlas import Atlas
 
-__all__ = ["PatternBook", "load_atlas", "name_filters_of", "named_beside_nulls"]
+__all__ = ["PatternBook", "name_filters_of", "named_beside_nulls"]
 
 FORMAT = "keyfilters-patterns-1"
-SHIPPED = Path(__file__).parent / "shipped"
 COLUMNS = ("pattern", "name", "kind", "formula", "share")
 BLOCK = 8192
 
@@ -227,32 +226,3 @@ def named_beside_nulls(
         table = named_by.predict(null_bank(bank, kind, seed))
         shares[kind] = float(table["classified"][usable].mean())
     return found, shares
-
-
-def load_atlas(name: str | os.PathLike[str]) -> PatternBook | Atlas:
-    """Load patterns that name the filters of other models: `predict` and `transform`.
-
-    Args:
-        name: ``"zoo-5x5"``, which ships with the package; a file that `PatternBook.save` wrote; or
-            a folder that `Atlas.save` or ``keyfilters atlas`` wrote.
-
-    Raises:
-        KeyFiltersError: no such patterns.
-
-    >>> len(load_atlas("zoo-5x5").get_params()["table"])
-    55
-    """
-    shipped = SHIPPED / f"{name}.safetensors"
-    if shipped.exists():
-        return PatternBook.load(shipped)
-    if Path(name).is_dir():
-        from keyfilters.clusters.atlas import Atlas  # it needs this module
-
-        return Atlas.load(name)
-    if not Path(name).exists():
-        known = sorted(path.stem for path in SHIPPED.glob("*.safetensors"))
-        raise KeyFiltersError(
-            f"no atlas {str(name)!r}{nearest(str(name), known)}; there are {', '.join(known)}, or "
-            "give a file or folder"
-        )
-    return PatternBook.load(name)

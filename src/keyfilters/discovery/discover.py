@@ -114,16 +114,10 @@ def discover_keys(
     found = search.run(judge, fewest=keys or 1, tell=tell)
     on_null = search.on_nulls(judge, nulls, tell=tell)
     options: dict[str, object] = {
-        "filters": len(unit),
-        "size": as_size(window),
-        "count": count,
-        "kinds": list(kinds),
-        "rounds": rounds,
-        "balance": balance,
-        "criterion": criterion,
-        "images": 0 if images is None else len(images),
-        "seed": seed,
-    }
+        "filters": len(unit), "size": as_size(window), "count": count, "kinds": list(kinds),
+        "rounds": rounds, "balance": balance, "criterion": criterion,
+        "images": 0 if images is None else len(images), "seed": seed,
+    }  # fmt: skip
     chosen = _described(found.keys, bank, options)
     served = served_by(table, unit, chosen)
     return Discovery(

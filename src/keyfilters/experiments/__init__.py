@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from keyfilters.experiments.executors import LocalProcesses as LocalProcesses
     from keyfilters.experiments.experiment import Experiment as Experiment
     from keyfilters.experiments.experiment import Shared as Shared
-    from keyfilters.experiments.experiment import run_experiment as run_experiment
     from keyfilters.experiments.grid import run_grid as run_grid
+    from keyfilters.experiments.perform import run_experiment as run_experiment
     from keyfilters.experiments.ray_cluster import RayCluster as RayCluster
     from keyfilters.experiments.run import Run as Run
 
@@ -25,7 +25,7 @@ _PUBLIC = {
     "Run": "run",
     "Shared": "experiment",
     "compare": "comparison",
-    "run_experiment": "experiment",
+    "run_experiment": "perform",
     "run_grid": "grid",
     "summarise": "comparison",
 }

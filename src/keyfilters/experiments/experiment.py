@@ -1,15 +1,12 @@
 """An experiment as data: its runs as rows of factors, its questions, and what its page draws.
 
 An experiment is a function in a file of its own: from the options that all share, and its own,
-it makes an `Experiment`. `run_experiment` performs it and returns the record, plain JSON, from
-which the page is drawn.
+it makes an `Experiment`, see `keyfilters.experiments.perform`.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -20,10 +17,9 @@ from keyfilters.experiments.questions import Question
 if TYPE_CHECKING:
     import pandas as pd
 
-    from keyfilters.experiments.executors import Executor
     from keyfilters.experiments.run import Run
 
-__all__ = ["Experiment", "Panel", "Shared", "run_experiment"]
+__all__ = ["Experiment", "Panel", "Shared"]
 
 DATA_HELP = (
     "digits, photos, fashion-mnist, imagefolder:FOLDER, torchvision:NAME or hf:NAME; also a part, "
@@ -147,39 +143,3 @@ class Experiment:
 
     def _constant(self, name: str) -> bool:
         return name in self.factors and len({str(run.factors[name]) for run in self.runs}) == 1
-
-
-def run_experiment(
-    experiment: Experiment,
-    out: str | os.PathLike[str],
-    *,
-    executor: Executor | None = None,
-    progress: Callable[[str], object] = lambda words: None,
-) -> dict[str, Any]:
-    """Perform an experiment in a folder, and return its record; the same call goes on there.
-
-    Args:
-        experiment: what is done.
-        out: folder of its runs.
-        executor: see `run_grid`.
-        progress: see `run_grid`.
-
-    Returns:
-        The record, see `record_of`.
-
-    Raises:
-        KeyFiltersError: as `run_grid`; or nothing that can be compared has run.
-    """
-    from keyfilters.experiments.grid import run_grid
-    from keyfilters.experiments.record import record_of
-    from keyfilters.experiments.results import read_record
-    from keyfilters.experiments.single_run import forget
-
-    forget()
-    table = run_grid(experiment.runs, out, executor=executor, progress=progress)
-    extra = {}
-    for title, run in experiment.extra.items():
-        with suppress(KeyFiltersError):  # one of its sources failed, and the page tells that
-            run_grid([run], out, executor=executor, progress=progress)
-            extra[title] = read_record(Path(out, run.folder, "result.json"))["result"]
-    return record_of(experiment, table, Path(out), extra)

@@ -39,7 +39,7 @@ __all__ = ["MODEL", "forget", "layer_count", "make_run", "single_run"]
 
 FUNCTION = f"{__name__}:single_run"
 MODEL = "model.safetensors"  # in the folder of a run: the trained weights
-DEPTHWISE, POINTWISE = "depthwise", "pointwise"
+DEPTHWISE = "depthwise"
 
 
 def single_run(options: dict[str, Any], seed: int, folder: Path) -> dict[str, Any]:

@@ -6,7 +6,6 @@ length is believed beyond the end of the file.
 
 from __future__ import annotations
 
-import struct
 from functools import cached_property
 
 import numpy as np
@@ -130,8 +129,3 @@ def varint(data: memoryview, at: int) -> tuple[int, int]:
 def _signed(value: int) -> int:
     value &= 2**64 - 1
     return value - 2**64 if value >= 2**63 else value
-
-
-def float_of(bits: memoryview | int) -> float:
-    """Return a single float of a field that is not packed."""
-    return 0.0 if isinstance(bits, int) or len(bits) != 4 else float(struct.unpack("<f", bits)[0])
