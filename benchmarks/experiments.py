@@ -10,10 +10,10 @@ Those of natural images train on the images of the folder KEYFILTERS_CIFAR10 (an
 those of KEYFILTERS_CALTECH101, if it is set), as the Hugging Face hub has them. structure-small
 takes 80 minutes on two cores: a convmixer, whose learning rate was chosen from .004, .01 and .02 by
 two epochs of learned filters, seed 0; structure-few (a tenth of the images), transfer-natural-small
-(from Caltech-101, two hours), animals-to-vehicles, vehicles-to-animals, initialization-natural and
-frozen-natural-small train the same network, an hour each. structure and frozen-natural train the
-network of recipes/cifar10-convnext.toml, for a GPU, or for days: minutes with --workers 12 on a
-large one.
+(from Caltech-101, two hours), animals-to-vehicles, vehicles-to-animals, fine-tuning-natural,
+initialization-natural and frozen-natural-small train the same network, an hour each. structure and
+frozen-natural train the network of recipes/cifar10-convnext.toml, for a GPU, or for days: minutes
+with --workers 12 on a large one.
 """
 
 from __future__ import annotations
@@ -77,6 +77,8 @@ NATURAL_KEYS = (
 FEW_FILTERS = ("learned", "own first", "8 idealised keys", "8 keys of idealised covariance",
                "8 random keys")  # fmt: skip
 TAKEN = ("learned", "own first", "of another network", "same covariance")
+TUNED = ("learned", "frozen", "idealized", "keys", "keys?keys=random",
+         "keys?keys=covariance:8&keys_from=@trained")  # fmt: skip
 EXPERIMENTS: dict[str, tuple[Callable[..., Experiment], Shared, dict[str, Any]]] = {
     "initialization": (
         initialization,
@@ -126,6 +128,11 @@ EXPERIMENTS: dict[str, tuple[Callable[..., Experiment], Shared, dict[str, Any]]]
         structure,
         FEW_CORES,
         {"data": ANIMALS, "other": VEHICLES, "steps": 1000, "filters": TAKEN},
+    ),
+    "fine-tuning-natural": (
+        replacement,
+        replace(FEW_CORES, epochs=2),
+        {"data": CIFAR, "treatment": TUNED, "early_treatment": TUNED[:4:3], "tuning_epochs": 1},
     ),
     "initialization-natural": (
         initialization,

@@ -15,6 +15,7 @@ from keyfilters.experiments.experiment import DATA_HELP, Experiment, Panel, Shar
 from keyfilters.experiments.frozen_keys import (
     KEYS,
     LEARNED,
+    NOISE,
     NONE,
     RANDOM,
     TREATMENT_HELP,
@@ -120,9 +121,12 @@ def _questions(margin: float) -> list[Question]:
         Contrast(match, {**tuned, "filters": "idealized"}, kept, margin=margin),
         Contrast("After tuning, do the keys beat random ones used in the same way?",
                  {**tuned, "keys": KEYS}, {"keys": RANDOM}),
-        Contrast("Before any tuning, do the keys beat random ones?",
-                 {**tuned, "keys": KEYS, "bias": False, "sigma": False}, {"keys": RANDOM},
-                 "before"),
+        Contrast("After tuning, do the keys beat noise of the covariance of filters?",
+                 {**tuned, "keys": KEYS}, {"keys": NOISE}),
+        *(Contrast(f"Before any tuning, do the keys beat {words}?",
+                   {**tuned, "keys": KEYS, "bias": False, "sigma": False}, {"keys": other},
+                   "before")
+          for words, other in (("random ones", RANDOM), ("such noise", NOISE))),
         Contrast("Does a learned b help?", {**tuned, "bias": True}, {"bias": False}),
         Contrast("Does a learned σ help?", {**tuned, "sigma": True}, {"sigma": False}),
         Contrast("Is it better to freeze the filters than to let them learn on?",
