@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Any, TypeVar
@@ -32,7 +33,10 @@ __all__ = [
 
 T = TypeVar("T")
 FOREIGN = (RuntimeError, TypeError, ValueError, AssertionError, LookupError, AttributeError)
-WRAPPED = ("module", "_orig_mod")  # DataParallel, DDP, AveragedModel, EMA; torch.compile
+WRAPPED = ("module", "_orig_mod")  # the second of torch.compile
+WRAPPERS = re.compile(
+    r"DataParallel|AveragedModel|OptimizedModule|Ema|EMA|MovingAverage|DeepSpeedEngine|DDP|FSDP"
+)
 SIDES = (64, 224, 32)  # of an example image in pixels, tried in this order
 LENGTHS = (64, 1024, 16_000)  # of an example signal in samples
 
@@ -40,7 +44,8 @@ LENGTHS = (64, 1024, 16_000)  # of an example signal in samples
 def unwrapped(module: nn.Module) -> nn.Module:
     """Return the network inside DataParallel, DDP, torch.compile, AveragedModel or an EMA.
 
-    A wrapper has one child, called ``module`` or ``_orig_mod``, and no parameter of its own.
+    A wrapper has one child, called ``module`` or ``_orig_mod``, no parameter of its own, and a
+    class that is known to add nothing: others may prepare the images, and are part of the network.
 
     >>> inner = nn.Sequential(nn.Conv2d(3, 8, 1))
     >>> unwrapped(nn.DataParallel(inner)) is inner
@@ -49,7 +54,8 @@ def unwrapped(module: nn.Module) -> nn.Module:
     while True:
         children = dict(module.named_children())
         name = next(iter(children), "")
-        if len(children) != 1 or name not in WRAPPED or module._parameters:
+        known = any(WRAPPERS.search(kind.__name__) for kind in type(module).__mro__)
+        if len(children) != 1 or name not in WRAPPED or module._parameters or not known:
             return module
         module = children[name]
 
@@ -192,8 +198,8 @@ def undoing(model: nn.Module, *, always: bool = False) -> Iterator[None]:
 def call_order(model: nn.Module, wanted: Iterable[nn.Module]) -> dict[nn.Module, int] | str:
     """Find the order in which modules of a network are called in a forward pass on an example.
 
-    A copy runs that shares the parameters and nothing else, so that the model's caches, hooks and
-    modes stay as they are.
+    A copy runs that shares nothing, so that weights, caches, hooks and modes stay as they are, also
+    where a forward pass changes weights, such as one with a max-norm constraint.
 
     Returns:
         Place of the first call of every module that is called; or why no pass could be made.
@@ -239,10 +245,10 @@ def on_example(model: nn.Module, look: Callable[[nn.Module, Tensor], T]) -> T | 
     return None
 
 
-def copied(model: nn.Module, shared: Iterable[Tensor] = ()) -> nn.Module:
+def copied(model: nn.Module) -> nn.Module:
     """Return a copy of a network, also where hooks have computed a weight with gradients.
 
-    Tensors in `shared` are not copied. What cannot be copied raises a KeyFiltersError.
+    What cannot be copied raises a KeyFiltersError.
     """
     memo = {
         id(x): x.detach().clone()
@@ -251,19 +257,16 @@ def copied(model: nn.Module, shared: Iterable[Tensor] = ()) -> nn.Module:
         if isinstance(x, Tensor) and not x.is_leaf
     }
     try:
-        return copy.deepcopy(model, {**memo, **{id(x): x for x in shared}})
+        return copy.deepcopy(model, memo)
     except Exception as error:  # of any kind: this is the network's own code
         raise KeyFiltersError(f"the network cannot be copied: {first_line(error)}") from error
 
 
 def _twin(model: nn.Module) -> nn.Module:
-    """Copy a network but for its parameters, in evaluation mode and without the user's hooks."""
-    shared: list[Tensor] = list(model.parameters())
-    if any(is_lazy(x) or x.is_meta for x in [*shared, *model.buffers()]):
+    """Copy a network, in evaluation mode and without the user's hooks."""
+    if any(is_lazy(x) or x.is_meta for x in [*model.parameters(), *model.buffers()]):
         raise KeyFiltersError("the network has no weights yet")
-    for module in model.modules():
-        shared += [x for x in vars(module).values() if isinstance(x, Tensor)]
-    twin = copied(model, shared).eval()
+    twin = copied(model).eval()
     for module in twin.modules():
         module._forward_hooks.clear()
         pre = module._forward_pre_hooks

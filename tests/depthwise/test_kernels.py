@@ -644,3 +644,126 @@ def test_state_dicts_tell_kernels_that_several_tensors_make() -> None:
     net = nn.Sequential(nn.Conv2d(3, 6, 1), WAYS["orthogonal"]())
     with pytest.raises(kf.KeyFiltersError, match="parametrisation that names do not tell"):
         kf.read(net.state_dict())
+
+
+class MaxNorm(nn.Conv2d):
+    """A constraint as of EEGNet: every pass changes the stored weight."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.weight.data = torch.renorm(self.weight.data, 2, 0, 0.5)
+        return super().forward(x)
+
+
+def test_a_pass_that_changes_weights_does_not_change_those_of_the_model() -> None:
+    net = nn.Sequential(plain(MaxNorm), plain(), nn.Flatten(), nn.Linear(6 * 81, 2))
+    before = {name: x.clone() for name, x in net.state_dict().items()}
+    bank = kf.read(net)
+    assert all(torch.equal(x, before[name]) for name, x in net.state_dict().items())
+    used = torch.renorm(before["0.weight"], 2, 0, 0.5)
+    np.testing.assert_allclose(bank.layers[0].weight, used[:, 0], rtol=1e-6)
+    small = KEYS.filters[:1].repeat(6, 0) * 0.01
+    kf.transfer_filters_(net[:1], kf.read({"0.weight": torch.tensor(small)[:, None]}))
+    torch.testing.assert_close(net[0].weight[:, 0].double(), torch.tensor(small), rtol=1e-6, atol=0)
+
+
+class Preprocessed(nn.Module):
+    """What prepares images is a part of the network, whatever its network is called."""
+
+    def __init__(self, name: str, net: nn.Module) -> None:
+        super().__init__()
+        self.name = name
+        self.add_module(name, net)
+
+    def forward(self, x: Tensor) -> Tensor:
+        prepared: Tensor = getattr(self, self.name)((x - 128) / 60)
+        return prepared
+
+
+def test_the_name_of_a_child_makes_no_wrapper() -> None:
+    images = 255 * torch.rand(8, 6, 9, 9)
+    changed = []
+    for name in ("net", "module"):
+        net = nn.Sequential(plain(), nn.BatchNorm2d(6), nn.ReLU(), plain(), nn.BatchNorm2d(6))
+        model = Preprocessed(name, net)
+        for _ in range(3):
+            model(images)
+        kf.replace_filters_(model, KEYS, images=images)
+        changed.append(model.eval()(images))
+    torch.testing.assert_close(*changed)
+
+
+def test_complex_weights_are_left_alone() -> None:
+    net = nn.Sequential(plain(), nn.Conv2d(6, 6, 5, groups=6, dtype=torch.complex64))
+    before = net[1].weight.detach().clone()
+    bank = kf.read(net)
+    assert [x.name for x in bank.layers] == ["0"] and "complex" in bank.skipped[0][1]
+    report = kf.replace_filters_(net, KEYS)
+    assert "complex" in report.set_index("layer")["left"]["1"]
+    assert torch.equal(net[1].weight, before)
+
+
+class BlurPool(nn.Module):
+    """A convolution with a fixed buffer."""
+
+    def __init__(self, stride: Any) -> None:
+        super().__init__()
+        self.stride = stride
+        self.register_buffer("filt", torch.full((6, 1, 3, 3), 1 / 9))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.conv2d(x, self.filt, stride=self.stride, groups=6)
+
+
+@pytest.mark.parametrize("stride", [2, (2, 2)])
+@pytest.mark.parametrize("way", ["fx", "exported"])
+def test_programs_tell_buffers_from_filters_and_modules_from_functions(
+    way: str, stride: Any
+) -> None:
+    net = nn.Sequential(plain(), BlurPool(stride), plain()).eval()
+    images = torch.zeros(1, 6, 19, 19)
+    made = torch.fx.symbolic_trace(net) if way == "fx" else program(way, net, images)
+    bank = kf.read(made)
+    assert [x.name for x in bank.layers] == ["0", "2"]
+    [(name, why)] = bank.skipped
+    assert name.endswith("/1.filt") and "buffer" in why
+    kf.initialize_filters_(made, "covariance")
+    assert torch.equal(made.get_buffer("1.filt"), net[1].filt)
+
+
+def test_a_kernel_that_a_program_uses_twice_is_one_layer() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = plain()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.conv(self.conv(x))  # type: ignore[no-any-return]
+
+    made = program("exported", Twice(), torch.zeros(1, 6, 9, 9))
+    assert [x.name for x in kf.read(made).layers] == ["conv"]
+
+
+def test_strides_that_a_graph_computes_are_named() -> None:
+    class Grouped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.kernel = nn.Parameter(torch.rand(6, 1, 5, 5))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return nn.functional.conv2d(x, self.kernel, groups=x.shape[1])
+
+    bank = kf.read(torch.fx.symbolic_trace(nn.Sequential(plain(), Grouped())))
+    assert [x.name for x in bank.layers] == ["0"]
+    assert ["computed" in why for _, why in bank.skipped] == [True]
+
+
+@pytest.mark.filterwarnings("ignore:.*(weight_norm|torch.jit).* is deprecated:FutureWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+def test_what_a_trace_hides_is_named_and_scripted_parts_are_read() -> None:
+    net = nn.Sequential(torch.nn.utils.weight_norm(plain()), plain()).eval()
+    bank = kf.read(torch.jit.trace(net, torch.zeros(1, 6, 9, 9)))
+    assert [x.name for x in bank.layers] == ["1"]
+    [(name, why)] = bank.skipped
+    assert name.endswith("/0") and "read the module" in why
+    mixed = nn.Sequential(torch.jit.script(nn.Sequential(plain())), plain(), plain())
+    assert [x.name for x in kf.read(mixed).layers][-2:] == ["1", "2"]

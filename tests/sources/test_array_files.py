@@ -16,6 +16,7 @@ import pytest
 
 import keyfilters as kf
 from keyfilters.bank import Layer
+from keyfilters.sources.collect import BY_NAME
 from tests.sources.tiny_models import FILTERS, HWCM, HWIO, OIHW
 
 KERNEL = np.ascontiguousarray(HWCM.transpose(0, 1, 3, 2))  # (k_y, k_x, 1, out), as Flax has it
@@ -231,3 +232,38 @@ def test_a_checkpoint_that_lists_nothing(tmp_path: Path, tensorstore: Any) -> No
     (tmp_path / "_CHECKPOINT_METADATA").write_text("{}")
     with pytest.raises(kf.KeyFiltersError, match="_METADATA"):
         kf.read(tmp_path)
+
+
+def test_names_of_pytorch_decide_the_layout(tmp_path: Path) -> None:
+    kernels = {"stem.weight": np.ones((32, 3, 3, 3), "f4"), "b.depthwise.weight": OIHW}
+    np.savez(tmp_path / "a.npz", **kernels)
+    assert check(tmp_path / "a.npz").name == "b.depthwise"
+    wide = np.arange(64 * 9, dtype="f4").reshape(64, 1, 9)
+    np.savez(
+        tmp_path / "b.npz", **{"stem.conv.weight": np.ones((64, 3, 9), "f4"), "b.weight": wide}
+    )
+    check(tmp_path / "b.npz", wide)
+
+
+def test_arrays_that_are_no_floats_are_named(tmp_path: Path) -> None:
+    kernels = {f"{kind}/depthwise_kernel": HWCM.astype(kind) for kind in ("i1", "f4")}
+    kernels["brain/depthwise_kernel"] = np.zeros(HWCM.shape, "V2")
+    np.savez(tmp_path / "a.npz", **kernels)
+    bank = kf.read(tmp_path / "a.npz")
+    assert [x.name for x in bank.layers] == ["f4"]
+    assert [name for name, _ in bank.skipped] == ["a/i1", "a/brain/depthwise_kernel"]
+
+
+def test_flax_keeps_depthwise_kernels_in_groups_and_sorts_names(tmp_path: Path) -> None:
+    """However a layer is called; the first one by name need not see the image."""
+    msgpack = pytest.importorskip("msgpack")
+    tree = {f"block_{i}": {"depthwise": {"kernel": leaf(KERNEL)}} for i in (1, 10, 2)}
+    (tmp_path / "a.msgpack").write_bytes(msgpack.packb(tree))
+    layers = kf.read(tmp_path / "a.msgpack").layers
+    assert [x.name for x in layers] == [f"block_{i}/depthwise" for i in (1, 2, 10)]
+    assert all(BY_NAME in x.note for x in layers)
+    np.testing.assert_array_equal(layers[0].weight, FILTERS)
+    unsorted = {key: tree[key] for key in ("block_2", "block_10", "block_1")}
+    (tmp_path / "b.msgpack").write_bytes(msgpack.packb({"a": leaf(np.ones(1)), **unsorted}))
+    layers = kf.read(tmp_path / "b.msgpack").layers
+    assert [x.name for x in layers] == ["block_10/depthwise", "block_1/depthwise"]

@@ -16,7 +16,7 @@ from safetensors.torch import save, save_file
 from torch import Tensor, nn
 
 import keyfilters as kf
-from keyfilters.sources.statedicts import BY_NAME
+from keyfilters.sources.collect import BY_NAME
 
 
 def weights(count: int = 4, seed: int = 0) -> dict[str, Tensor]:
@@ -307,3 +307,15 @@ def test_every_cut_of_a_download_is_one_sentence(tmp_path: Path, suffix: str) ->
         with pytest.raises(kf.KeyFiltersError) as error:
             kf.read(file)
         assert "\n" not in str(error.value)
+
+
+def test_shards_come_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    """An index lists weights by name; which file comes first there says nothing."""
+    held = weights(2)
+    files = {"blocks.0.dw.weight": "model-00002-of-00002.bin"}
+    files["blocks.1.dw.weight"] = "model-00001-of-00002.bin"
+    for name, file in files.items():
+        torch.save({name: held[name]}, tmp_path / file)
+    index = tmp_path / "model.bin.index.json"
+    index.write_text(json.dumps({"weight_map": files}))
+    assert [x.name for x in kf.read(index).layers] == ["blocks.1.dw", "blocks.0.dw"]

@@ -14,6 +14,7 @@ import pytest
 
 import keyfilters as kf
 from keyfilters.errors import SourceError
+from keyfilters.sources.collect import BY_NAME
 
 h5py = pytest.importorskip("h5py")
 pytest.importorskip("pyfive")
@@ -264,3 +265,33 @@ def test_an_archive_that_unpacks_to_far_more(
     monkeypatch.setattr(keras_files, "LARGEST_PART", 1000)
     with pytest.raises(SourceError, match="unpacks"):
         kf.read(path)
+
+
+def test_weights_alone_come_in_the_order_of_the_lists_of_names(tmp_path: Path) -> None:
+    names = ["conv_dw_2", "conv_dw_1", "conv_dw_10"]
+    inside = [f"block/{i}/depthwise_kernel:0" for i in (3, 20, 4)]
+    datasets = {f"{name}/{name}/depthwise_kernel:0": HWCM for name in names}
+    path = h5(tmp_path, datasets | {f"inner/{name}": HWCM for name in inside})
+    with h5py.File(path, "a") as file:
+        file.attrs["layer_names"] = [x.encode() for x in (*names, "inner", "no_weights")]
+        file["inner"].attrs["weight_names"] = [x.encode() for x in inside]
+    layers = kf.read(path).layers
+    expected = [f"{name}/{name}" for name in names] + [f"inner/block/{i}" for i in (3, 20, 4)]
+    assert [x.name for x in layers] == expected
+    assert not any(BY_NAME in x.note for x in layers)
+
+
+def test_weights_alone_of_keras_3_come_in_the_order_of_numbers(tmp_path: Path) -> None:
+    groups = [f"layers/depthwise_conv2d{end}" for end in ("", "_2", "_10")]
+    layers = kf.read(h5(tmp_path, {f"{group}/vars/0": HWCM for group in groups})).layers
+    assert [x.name for x in layers] == [group.removeprefix("layers/") for group in groups]
+    assert all(BY_NAME in x.note for x in layers)
+
+
+def test_names_of_layers_may_hold_a_slash(tmp_path: Path) -> None:
+    names = [f"expanded_conv_{i}/depthwise" for i in (1, 2, 10)]
+    layers = [layer("DepthwiseConv2D", name, strides=[2, 2]) for name in names]
+    kernels = {f"model_weights/{x}/{x}/depthwise_kernel:0": HWCM for x in names}
+    bank = kf.read(h5(tmp_path, kernels, json.dumps(model(*layers))))
+    assert [(x.name, x.stride) for x in bank.layers] == [(name, (2, 2)) for name in names]
+    assert not bank.skipped

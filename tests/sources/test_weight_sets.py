@@ -241,3 +241,45 @@ def test_a_pickle_without_end_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr("keyfilters.sources.pickles.MOST", 100)
     with pytest.raises(ValueError, match="instructions"):
         load_inert(io.BytesIO(b"\x80\x02" + b"]" * 200 + b"."))
+
+
+def test_names_that_resemble_those_of_states_are_taken() -> None:
+    kernel = torch.rand(8, 1, 3, 3)
+    names = ["body.weight", "upscaler.dw.weight", "optimus.dw.weight", "grad_scaler.weight"]
+    bank = kf.read({name: kernel + i for i, name in enumerate(names)} | {"exp_avg": kernel})
+    assert [x.name for x in bank.layers] == [name.removesuffix(".weight") for name in names]
+    assert [name for name, _ in bank.skipped] == ["state_dict/exp_avg"]
+    inside = kf.read({"upscaler": {"a.weight": kernel}, "optimizer": {"b.weight": kernel}})
+    assert [x.name for x in inside.layers] == ["a"]
+
+
+@pytest.mark.parametrize("steps", [{}, {"average.n_averaged": torch.tensor(3)}])
+def test_an_average_that_is_wrapped_once_more_is_no_second_network(steps: dict[str, Any]) -> None:
+    model = {"model.a.weight": torch.rand(8, 1, 3, 3), "model.b.weight": torch.rand(8, 1, 3, 3)}
+    copy = {name.replace("model", "average.module"): x + 1 for name, x in model.items()}
+    bank = kf.read({**model, **steps, **copy})
+    assert len(bank) == 16 and "model" in bank.skipped[0][0]
+    np.testing.assert_array_equal(bank.layers[0].weight, copy["average.module.a.weight"][:, 0])
+
+
+def test_a_wrapped_module_keeps_what_its_convolutions_tell(tmp_path: Path) -> None:
+    net = nn.Sequential(
+        nn.Conv2d(1, 8, 3), nn.Conv2d(8, 8, 3, stride=2, groups=8), nn.ConvTranspose2d(8, 8, 4)
+    )
+    torch.save(net, tmp_path / "plain.pth")
+    torch.save(nn.DataParallel(net), tmp_path / "wrapped.pth")
+    plain, wrapped = (kf.read(tmp_path / f"{name}.pth") for name in ("plain", "wrapped"))
+    assert [(x.name, x.stride, x.groups) for x in wrapped.layers] == [("1", (2, 2), 8)]
+    reasons = [[why for _, why in bank.skipped] for bank in (plain, wrapped)]
+    assert reasons[0] == reasons[1] and len(reasons[0]) == 2
+
+
+def test_convolutions_that_encode_positions_are_taken() -> None:
+    kernel, line = torch.rand(8, 1, 3, 3), torch.rand(8, 1, 3)
+    held = {"stem.weight": torch.ones(8, 3, 3, 3), "b.pos_embed.weight": kernel}
+    others = {"pos_embed": torch.rand(4, 1, 3, 3), "blur.weight": kernel}
+    bank = kf.read({**held, "b.attn.weight": kernel + 1, **others})
+    assert [x.name for x in bank.layers] == ["b.pos_embed", "b.attn"]
+    assert {f"state_dict/{name}" for name in others} <= {name for name, _ in bank.skipped}
+    held = {"stem.weight": torch.ones(8, 3, 3), "b.pos_embed.weight": line}
+    assert [x.name for x in kf.read(held).layers] == ["b.pos_embed"]

@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -318,3 +319,14 @@ def test_what_cannot_be_frozen_is_refused(net: nn.Module) -> None:
         freeze_filters_(net)
     assert all(parameter.requires_grad for parameter in net.parameters())
     freeze_filters_(net, layers=["1.*"]).check()
+
+
+def test_what_was_removed_since_needs_no_release() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # the older way, still common
+        conv = torch.nn.utils.weight_norm(nn.Conv2d(6, 6, 3, groups=6))
+    net = nn.Sequential(conv, nn.BatchNorm2d(6))
+    freeze_filters_(net, batchnorm="frozen")
+    torch.nn.utils.remove_weight_norm(net[0])
+    unfreeze_filters_(net)
+    assert all(x.requires_grad for x in net.parameters())

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,7 @@ import keyfilters as kf
 from keyfilters.bank import Layer
 from keyfilters.keyset import KeySet
 from keyfilters.receptive_fields.models import render_models
+from keyfilters.surgery.files import replace_in_file
 from keyfilters.surgery.replace import replace_filters_
 from keyfilters.surgery.targets import find_targets
 from tests.surgery.networks import batches, classifier
@@ -186,3 +189,37 @@ def test_lists_of_keys() -> None:
         with pytest.raises(kf.KeyFiltersError, match=message):
             kf.replace_filters_(net, keys)
     assert all(torch.equal(before[name], x) for name, x in net.state_dict().items())
+
+
+def test_arrays_are_written_in_place_or_left_alone(tmp_path: Path) -> None:
+    model = {"stem.weight": np.ones((8, 3, 3, 3), "f4")}
+    model["dw.weight"] = np.random.default_rng(0).normal(size=(8, 1, 3, 3)).astype("f4")
+    model["fixed.weight"] = model["dw.weight"] + 1
+    before = {name: x.copy() for name, x in model.items()}
+    keys = KeySet.random(4, size=3)
+    torch.save({"state_dict": model}, tmp_path / "a.pth")
+    replace_in_file(tmp_path / "a.pth", tmp_path / "b.pth", keys)
+    saved = torch.load(tmp_path / "b.pth", weights_only=False)["state_dict"]
+    model["fixed.weight"].flags.writeable = False
+    report = replace_filters_(model, keys).set_index("layer")
+    assert report["left"]["dw"] == "" and "copy" in report["left"]["fixed"]
+    assert not np.array_equal(model["dw.weight"], before["dw.weight"])
+    np.testing.assert_array_equal(model["fixed.weight"], before["fixed.weight"])
+    np.testing.assert_array_equal(saved["dw.weight"], model["dw.weight"])
+
+
+def test_names_with_brackets_and_a_progress_that_stops() -> None:
+    convs = {f"conv[{k}x{k}]": nn.Conv2d(8, 8, k, groups=8) for k in (3, 5)}
+    model = nn.Sequential(OrderedDict(convs))
+    before = {name: x.clone() for name, x in model.state_dict().items()}
+
+    def stop(name: str) -> None:
+        if name == "conv[5x5]":
+            raise KeyboardInterrupt
+
+    sets = [KeySet.random(4, size=k) for k in (3, 5)]
+    with pytest.raises(KeyboardInterrupt):
+        replace_filters_(model, sets, progress=stop)
+    assert all(torch.equal(x, before[name]) for name, x in model.state_dict().items())
+    report = replace_filters_(model, sets, layers=["conv[3x3]"]).set_index("layer")
+    assert report["left"]["conv[3x3]"] == ""

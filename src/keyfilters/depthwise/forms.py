@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from keyfilters.depthwise.probing import probe
+from keyfilters.depthwise.probing import hands_over_its_weight, probe
 from keyfilters.depthwise.shapes import QUANTISED, why_not_held
 from keyfilters.errors import KeyFiltersError
 from keyfilters.passes import evaluating, first_line, quiet
@@ -273,10 +273,7 @@ def form_of(conv: nn.Module) -> Form:
             return Form(conv)
     if weight.is_meta:
         return Form(conv)
-    made = probe(conv, {})
-    if made.data_ptr() == weight.data_ptr() and made.shape == weight.shape:
-        return Form(conv)
-    return Derived(conv)
+    return Form(conv) if hands_over_its_weight(conv) else Derived(conv)
 
 
 def why_not_writable(form: Form) -> str:

@@ -14,8 +14,8 @@ from torch.nn.parameter import is_lazy
 
 from keyfilters.depthwise.branches import METHODS, branch_notes
 from keyfilters.depthwise.forms import Form, Quantised, form_of, why_not_writable
-from keyfilters.depthwise.programs import program_kernels
-from keyfilters.depthwise.shapes import NO_DATA, ConvShape, why_not_depthwise
+from keyfilters.depthwise.programs import exported_kernels, scripted_kernels
+from keyfilters.depthwise.shapes import COMPLEX, NO_DATA, ConvShape, why_not_depthwise
 from keyfilters.errors import KeyFiltersError
 from keyfilters.passes import call_order, clean_name, unwrapped
 
@@ -118,10 +118,11 @@ def kernels(module: nn.Module, *, order: bool = True) -> list[Kernel]:
     [('0', 'pointwise (1×1) convolution'), ('1', '')]
     """
     root = unwrapped(module)
-    program = isinstance(root, (torch.jit.ScriptModule, fx.GraphModule))
-    listed = [_shaped(Kernel(**x)) for x in program_kernels(root)] if program else []
-    listed = [_judged(kernel) for kernel in listed]
-    if not listed:
+    if isinstance(root, fx.GraphModule):
+        listed = _in_graph(root)
+    elif isinstance(root, torch.jit.ScriptModule) and (found := scripted_kernels(root)):
+        listed = [_judged(_shaped(Kernel(**fields))) for fields in found]
+    else:
         listed = _in_modules(root)
         if order and sum(kernel.depthwise for kernel in listed) > 1:
             listed = _by_calls(root, listed)
@@ -170,6 +171,22 @@ def _in_modules(root: nn.Module) -> list[Kernel]:
     return found
 
 
+def _in_graph(root: fx.GraphModule) -> list[Kernel]:
+    """List the convolutions of a graph, modules and functions, in its order."""
+    modules = {kernel.name: kernel for kernel in _in_modules(root)}
+    listed: dict[str, Kernel] = {}
+    used = [clean_name(str(x.target)) for x in root.graph.nodes if x.op == "get_attr"]
+    for name, fields in exported_kernels(root):
+        if fields is None:
+            listed |= {x: k for x, k in modules.items() if f"{x}.".startswith(f"{name}.")}
+        else:
+            listed[name] = _judged(_shaped(Kernel(**fields)))
+    for name, kernel in modules.items():  # also what the graph does not call
+        if kernel.shape is not None or not any(x.startswith(f"{name}.") for x in used):
+            listed.setdefault(name, kernel)
+    return list(listed.values())
+
+
 def _kernel(name: str, module: nn.Module) -> Kernel | None:
     if isinstance(module, _ConvNd):
         stored = [*module._parameters.values(), *module._buffers.values()]
@@ -209,8 +226,11 @@ def _judged(kernel: Kernel) -> Kernel:
     """Say whether the kernel can be read and written."""
     if kernel.form is None:
         return kernel
-    if any(x.is_meta for x in kernel.form.stored().values()):
-        return replace(kernel, form=None, unreadable=NO_DATA, unwritable=NO_DATA)
+    stored = kernel.form.stored().values()
+    why = NO_DATA if any(x.is_meta for x in stored) else ""
+    why = why or (COMPLEX if any(x.is_complex() for x in stored) else "")
+    if why:
+        return replace(kernel, form=None, unreadable=why, unwritable=why)
     return replace(kernel, unwritable=why_not_writable(kernel.form))
 
 
@@ -246,7 +266,8 @@ def _pair(value: Any) -> tuple[int, int]:
 
 def _by_calls(root: nn.Module, listed: list[Kernel]) -> list[Kernel]:
     """Put kernels in the order of the forward pass; what it does not call follows its neighbour."""
-    wanted = [x.module for x in listed if x.depthwise and x.module is not None]
+    modules = [x.module for x in listed if x.depthwise and x.module is not None]
+    wanted = [x for x in modules if not isinstance(x, torch.jit.ScriptModule)]  # take no hooks
     calls = call_order(root, wanted)
     if isinstance(calls, str):
         note = f"depth follows the order of registration: {calls}"

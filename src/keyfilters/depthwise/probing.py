@@ -12,7 +12,7 @@ from keyfilters.errors import KeyFiltersError
 from keyfilters.passes import first_line
 from keyfilters.tracing import conv_calls
 
-__all__ = ["probe"]
+__all__ = ["hands_over_its_weight", "probe"]
 
 
 def probe(conv: Any, values: dict[str, Tensor]) -> Tensor:
@@ -29,18 +29,35 @@ def probe(conv: Any, values: dict[str, Tensor]) -> Tensor:
     >>> torch.equal(probe(conv, {}), conv.weight)
     True
     """
-    own = {**conv._parameters, **conv._buffers}
+    return _probed(conv, values)[0]
+
+
+def hands_over_its_weight(conv: Any) -> bool:
+    """Tell whether a convolution convolves with its parameter ``weight`` as it is stored.
+
+    Raises:
+        KeyFiltersError: as `probe`.
+    """
+    made, twin = _probed(conv, {})
+    same = made.data_ptr() == twin.weight.data_ptr() and made.shape == conv.weight.shape
+    return same and torch.equal(made, conv.weight.detach())  # the pass may have changed it
+
+
+def _probed(conv: Any, values: dict[str, Tensor]) -> tuple[Tensor, Any]:
+    """Return what `probe` does, and the copy that ran, which shares nothing with its model."""
+    own = {name: x for name, x in {**conv._parameters, **conv._buffers}.items() if x is not None}
     kind = type(conv).__name__
     try:
-        twin = copy.deepcopy(conv, {id(x): x for x in own.values() if x is not None}).eval()
-        for name, value in values.items():
+        twin = copy.deepcopy(conv, {id(x): x.detach() for x in own.values()}).eval()
+        for name, value in (own | values).items():
+            copied = value.detach().clone()
             if name in twin._parameters:
-                twin._parameters[name] = nn.Parameter(value.detach(), requires_grad=False)
+                twin._parameters[name] = nn.Parameter(copied, requires_grad=False)
             else:
-                twin._buffers[name] = value.detach()
+                twin._buffers[name] = copied
         twin._forward_hooks.clear()
         twin._forward_pre_hooks.clear()
-        like = next(x for x in own.values() if x is not None and x.is_floating_point())
+        like = next(x for x in own.values() if x.is_floating_point())
         sides = [d * (k - 1) + 1 for k, d in zip(conv.kernel_size, conv.dilation, strict=True)]
         images = torch.zeros(1, conv.in_channels, *sides, dtype=like.dtype, device=like.device)
         calls = conv_calls(twin, [twin], images)
@@ -51,4 +68,4 @@ def probe(conv: Any, values: dict[str, Tensor]) -> Tensor:
         ) from error
     if len(calls) != 1:
         raise KeyFiltersError(f"its class {kind} does not convolve with one kernel")
-    return calls[0].weight.detach()
+    return calls[0].weight.detach(), twin

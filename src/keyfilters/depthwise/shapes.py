@@ -17,9 +17,18 @@ from torch import Tensor
 
 from keyfilters.sizes import extent
 
-__all__ = ["NO_DATA", "QUANTISED", "ConvShape", "extent", "why_not_depthwise", "why_not_held"]
+__all__ = [
+    "COMPLEX",
+    "NO_DATA",
+    "QUANTISED",
+    "ConvShape",
+    "extent",
+    "why_not_depthwise",
+    "why_not_held",
+]
 
 NO_DATA = "it has no data (meta device); type model.to_empty(device=...) and load the weights first"
+COMPLEX = "its weights are complex, which have no real filters"
 QUANTISED = "its weights are quantised; write the filters of the model before quantisation"
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from keyfilters.bank import FilterBank
 from keyfilters.errors import SourceError
-from keyfilters.sources.collect import Array, Collector, float_array
+from keyfilters.sources.collect import Array, Collector, SkipError, float_array
 from keyfilters.sources.content import load_json, mapped
 from keyfilters.sources.statedicts import read_state_dict
 from keyfilters.sources.tensorflow_names import NamedTensor, offer_by_name
@@ -32,6 +32,7 @@ def read_numpy(path: Path, model: str) -> FilterBank:
     """
     with path.open("rb") as file:
         start = file.read(6)
+    unread: list[tuple[str, str]] = []
     if start.startswith(b"\x93NUMPY"):
         tensors = {model: _load(np.memmap(path, np.uint8, "r").tobytes(), "array")}
     else:
@@ -45,9 +46,13 @@ def read_numpy(path: Path, model: str) -> FilterBank:
                 if limit < 0:
                     raise ValueError("the archive unpacks to far more than its own size")
                 name = member.filename.removesuffix(".npy")
-                if (array := _load(content, name)) is not None:
-                    tensors[name] = array
-    return _read(tensors, model)
+                try:
+                    if (array := _load(content, name)) is not None:
+                        tensors[name] = array
+                except SkipError as error:
+                    unread.append((f"{model}/{name}", str(error)))
+    bank = _read(tensors, model)
+    return FilterBank(bank.layers, [*bank.skipped, *unread])
 
 
 def _load(content: bytes, name: str) -> Any:
@@ -61,6 +66,10 @@ def _load(content: bytes, name: str) -> Any:
         else np.lib.format.read_array_header_2_0(file)
     )
     shape, fortran, dtype = header
+    if dtype.kind == "V" and len(shape) > 2:
+        raise SkipError(
+            f"an array of type {dtype.str}, which NumPy does not know; save it as float32"
+        )
     if dtype.kind not in "fiu":
         return None
     if prod(shape) * dtype.itemsize > len(content) - file.tell() or min(shape, default=0) < 0:
@@ -74,14 +83,21 @@ def _read(tensors: Mapping[str, Any], model: str) -> FilterBank:
     kernels = [x for x in tensors.values() if x.ndim == 4]
     torch_like = sum(x.shape[1] == 1 < x.shape[0] and x.shape[2] > 1 for x in kernels)
     named = any(x.endswith(("kernel", "kernel:0")) or "depthwise" in x for x in tensors)
-    if torch_like and not named:
+    dotted = any(x.endswith(".weight") for x in tensors)  # PyTorch's names, and no one else's
+    if dotted or (torch_like and not named):
         native = {k: v.astype(v.dtype.newbyteorder("=")) for k, v in tensors.items()}
         return read_state_dict(native, model)
     collector = Collector(model)
     offer_by_name(
-        collector, [NamedTensor(k, v.shape, partial(np.asarray, v)) for k, v in tensors.items()]
+        collector, [NamedTensor(k, v.shape, partial(_floats, v)) for k, v in tensors.items()]
     )
     return collector.bank()
+
+
+def _floats(array: Array) -> Array:
+    if array.dtype.kind != "f":
+        raise SkipError(f"{array.dtype} weights without scales")
+    return array
 
 
 def read_flax(path: Path, model: str) -> FilterBank:
@@ -103,7 +119,9 @@ def read_flax(path: Path, model: str) -> FilterBank:
         mapped(path), ext_hook=extension, raw=False, strict_map_key=False, use_list=True
     )
     collector = Collector(model)
-    offer_by_name(collector, list(_flat(content, "", 0)))
+    tensors = list(_flat(content, "", 0))
+    names = [tensor.name.split("/") for tensor in tensors]
+    offer_by_name(collector, tensors, in_model_order=names != sorted(names))  # JAX sorts mappings
     return collector.bank()
 
 
@@ -158,7 +176,8 @@ def read_orbax(path: Path, model: str) -> FilterBank:
         return tensorstore.open({"driver": driver, "kvstore": store}, read=True).result()
 
     collector = Collector(model)
-    offer_by_name(collector, _stored(names, opened))
+    in_model_order = names != sorted(names)
+    offer_by_name(collector, _stored(names, opened), in_model_order=in_model_order)
     return collector.bank()
 
 

@@ -8,6 +8,7 @@ filters each of a depthwise kernel, ``g`` groups, ``1`` an axis of extent one. P
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from math import prod
@@ -19,11 +20,16 @@ from numpy.typing import NDArray
 from keyfilters.bank import FilterBank, Layer
 from keyfilters.depthwise import ConvShape, why_not_depthwise
 
-__all__ = ["Array", "Collector", "Geometry", "SkipError", "float_array", "symmetric"]
+__all__ = ["BY_NAME", "SHAPE_ONLY", "Array", "Collector", "Geometry", "SkipError", "float_array",
+           "natural_order", "symmetric"]  # fmt: skip
 
 Array = NDArray[Any]
 Load = Callable[[], NDArray[Any]]
 LARGEST = 2**26  # values of one depthwise kernel: far above any real one
+
+# Notes of layers.
+SHAPE_ONLY = "known by its shape only: could also be a convolution of a one-channel image"
+BY_NAME = "depth follows the order of names, since the file does not keep that of its layers"
 
 
 class SkipError(Exception):
@@ -207,6 +213,12 @@ def _pair(numbers: tuple[int, ...] | None, missing: int) -> Any:
         return None
     numbers = tuple(int(x) for x in numbers)
     return (missing, *numbers) if len(numbers) == 1 else numbers
+
+
+def natural_order(name: str) -> list[tuple[int, str]]:
+    """Return a sort key that puts ``"blocks.2"`` before ``"blocks.10"``."""
+    parts = re.split(r"(\d{1,18})", name)
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]
 
 
 def symmetric(pads: Sequence[int]) -> tuple[int, ...] | None:

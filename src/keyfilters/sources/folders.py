@@ -197,7 +197,7 @@ def read_index(path: Path) -> ModelFiles:
     """
     try:
         named = load_json(path)["weight_map"].values()
-        names = list(dict.fromkeys(map(str, named)))
+        names = sorted(set(map(str, named)))  # weights are listed by name, not in order
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise SourceError(f"{path} is not a readable index of shards: {error!r}") from error
     label = path.name[: -len(INDEX)] if path.name.endswith(INDEX) else path.name

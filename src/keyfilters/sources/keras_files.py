@@ -123,14 +123,16 @@ def collect_keras(
     config = _config(file) if config is None else config
     tensors = list(_tensors(file, load))
     if config is None:
-        offer_by_name(collector, list(_named(file, tensors)))
+        ordered = _in_kept_order(file, tensors)
+        named = list(_named(file, ordered or tensors))
+        offer_by_name(collector, named, in_model_order=bool(ordered))
         return
     legacy = "model_weights" in file or "layer_names" in file.attrs
     held = _by_layer(tensors) if legacy else _by_variables(file, tensors, config)
 
     def weights(names: tuple[str, ...], kind: str) -> list[NamedTensor]:
         for i in range(len(names)):
-            if found := held.get(names[i:]):
+            if found := held.get(tuple("/".join(names[i:]).split("/"))):
                 return found
         return []
 
@@ -221,6 +223,17 @@ def _by_class(
         if found := groups.get(places[path]):
             held[path] = found
     return held
+
+
+def _in_kept_order(file: Any, tensors: list[NamedTensor]) -> list[NamedTensor]:
+    """Return the tensors in the order of the lists of names that older files keep, if they do."""
+    rank: dict[str, int] = {}
+    for layer in map(_text, np.ravel(file.attrs.get("layer_names", ()))):
+        inside = [x.name for x in tensors if x.name.startswith(f"{layer}/")]
+        kept = file[layer].attrs.get("weight_names", ()) if inside else ()
+        for name in (*(f"{layer}/{_text(x)}" for x in np.ravel(kept)), *inside):
+            rank.setdefault(name, len(rank))
+    return sorted(tensors, key=lambda x: rank.get(x.name, len(rank))) if rank else []
 
 
 def _named(file: Any, tensors: list[NamedTensor]) -> Iterator[NamedTensor]:

@@ -41,7 +41,7 @@ def read_saved_model(path: Path, model: str) -> FilterBank:
     bank = collector.bank()
     if bundle and not bank.layers:
         collector = Collector(model)
-        offer_by_name(collector, bundle.named())
+        offer_by_name(collector, bundle.named(), in_model_order=False)
         return FilterBank(collector.bank().layers, [*bank.skipped, *collector.skipped])
     return bank
 
@@ -49,7 +49,7 @@ def read_saved_model(path: Path, model: str) -> FilterBank:
 def read_checkpoint(path: Path, model: str) -> FilterBank:
     """Read the depthwise filters of a checkpoint, by its ``.index`` file and by names."""
     collector = Collector(model)
-    offer_by_name(collector, _Bundle(path).named())
+    offer_by_name(collector, _Bundle(path).named(), in_model_order=False)
     return collector.bank()
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from keyfilters.bank import FilterBank
 from keyfilters.errors import SourceError
-from keyfilters.sources.collect import Collector, Geometry
+from keyfilters.sources.collect import BY_NAME, SHAPE_ONLY, Collector, Geometry, natural_order
 from keyfilters.sources.parametrised import made_kernels
 from keyfilters.sources.torch_tensors import as_tensor
 from keyfilters.sources.weight_sets import WRAPPERS, choose_set, weight_sets
@@ -29,13 +29,14 @@ __all__ = ["FIRST", "WRAPPERS", "read_state_dict", "to_array", "unwrap", "why_to
 LONGEST = 1000  # characters of a name
 PREFIXES = ("module.", "_orig_mod.")  # DistributedDataParallel, torch.compile
 
-SHAPE_ONLY = "known by its shape only: could also be a convolution of a one-channel image"
-BY_NAME = "depth follows the order of names, since the file does not keep that of its layers"
 # Buffers with the shape of filters: fixed blur and Gabor kernels, masks, tables of positions.
+_FIXED = (
+    r"filt|blur\w*|gauss\w*|gabor\w*|sobel\w*|haar\w*|wavelet\w*|kernel_?mask|mask|masks|\w*_mask"
+)
+FIXED = re.compile(rf"(^|[._])({_FIXED})$")
 BUFFERS = re.compile(
-    r"(^|[._])(filt|blur\w*|gauss\w*|gabor\w*|sobel\w*|haar\w*|wavelet\w*|kernel_?mask|mask|masks|"
-    r"\w*_mask|pos_?embed\w*|\w*position\w*|relative_\w+|rel_pos\w*|rope\w*|freqs?\w*|anchors?|"
-    r"window|grid|\w*table|\w*_tokens?|running_\w+)$"
+    rf"(^|[._])({_FIXED}|pos_?embed\w*|\w*position\w*|relative_\w+|rel_pos\w*|rope\w*|freqs?\w*|"
+    r"anchors?|window|grid|\w*table|\w*_tokens?|running_\w+)$"
 )
 FIRST = "the file's first convolution, so probably one of a one-channel image and not depthwise"
 
@@ -83,6 +84,8 @@ def _found(checkpoint: Any, wanted: str) -> _Found:
     names = {name: name for name in held.tensors}
     while prefix := next((p for p in PREFIXES if all(n.startswith(p) for n in names)), None):
         names = {name.removeprefix(prefix): old for name, old in names.items()}
+    cut = max((len(old) - len(name) for name, old in names.items()), default=0)
+    geometry = {layer[cut:]: told for layer, told in held.geometry.items()}
     tensors: dict[str, Tensor] = {}
     others = list(chosen.others)
     for name, old in names.items():
@@ -95,7 +98,7 @@ def _found(checkpoint: Any, wanted: str) -> _Found:
     note = ""
     if len(sets) > 1:
         note = f"of {len(sets)} sets of weights {held.name or 'the top'!r}: {chosen.why}"
-    return _Found(tensors, held.geometry, others, note)
+    return _Found(tensors, geometry, others, note)
 
 
 def read_state_dict(
@@ -124,7 +127,7 @@ def read_state_dict(
         collector.skip(key, reason)
     first, done = in_model_order, set()
     made, parts = made_kernels(tensors)
-    for name in tensors if in_model_order else sorted(tensors, key=_natural):
+    for name in tensors if in_model_order else sorted(tensors, key=natural_order):
         stored, layer, note = tensors[name], re.sub(r"(^|\.)weight$", "", name) or name, ""
         geometry = found.geometry.get(name.removesuffix("weight").removesuffix("."))
         if name in parts:
@@ -215,18 +218,13 @@ def _may_be_convolution(name: str, tensor: Tensor) -> bool:
     Names decide where shapes do not: tokens, tables of positions and scales have as many
     dimensions, but are not called "weight".
     """
+    if name.endswith(("weight", "kernel")):
+        layer = name.rpartition(".")[0]  # the weight of a table of positions has two dimensions
+        return tensor.ndim in (3, 4, 5) and not FIXED.search(layer) and not BUFFERS.search(name)
     if BUFFERS.search(name):
         return False
-    if name.endswith(("weight", "kernel")):
-        return tensor.ndim in (3, 4, 5) and not BUFFERS.search(name.rpartition(".")[0])
     return tensor.ndim == 4 and tensor.shape[0] > 1 and tensor.dtype != torch.bool
 
 
 def _looks_like_filters(tensor: Tensor) -> bool:
     return tensor.ndim == 4 and tensor.shape[0] > 1 and tensor.shape[1] == 1
-
-
-def _natural(name: str) -> list[tuple[int, str]]:
-    """Sort key that puts "blocks.2" before "blocks.10"."""
-    parts = re.split(r"(\d{1,18})", name)
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]

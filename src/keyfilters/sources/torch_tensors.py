@@ -109,8 +109,14 @@ def as_tensor(value: Any) -> Tensor | None:
     if isinstance(value, StoredTensor):
         return value.tensor()
     if isinstance(value, np.ndarray) and value.dtype.kind in "fiub":
-        value = value.astype(value.dtype.newbyteorder("="))
-        return torch.from_numpy(np.array(value)) if value.dtype != np.longdouble else None
+        if value.dtype == np.longdouble:
+            return None
+        as_it_is = (
+            value.dtype.isnative and value.flags.writeable and min(value.strides, default=0) >= 0
+        )
+        if not as_it_is:
+            value = np.array(value, value.dtype.newbyteorder("="))
+        return torch.from_numpy(value)  # which shares its memory, so that it can be written to
     return None
 
 

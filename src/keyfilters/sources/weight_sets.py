@@ -33,7 +33,9 @@ ROLES = re.compile(
 )
 GENERATOR = re.compile(r"(^|[_.])(generator|gen|net_?g|g)([_.]|$)", re.I)
 STATE = re.compile(
-    r"optim|^opts?(_|$)|exp_avg|momentum_buffer|^grads?$|gradients|scheduler|scaler|^rng|_rng", re.I
+    r"optim(?!us|al|um)|^opts?(_|$)|exp_avg|momentum_buffer|^grads?$|gradients|scheduler|"
+    r"(?<!up)(?<!down)scaler|^rng|_rng",
+    re.I,
 )
 DEEPEST = 60
 CONTEXTS = ("PackedParamsBase", "OpContext")  # objects that hold a convolution's weight
@@ -157,8 +159,10 @@ class _Finder:
         for key, value in items:
             value = array_of(value) if isinstance(value, Thing) else value
             if is_tensor(value):
-                if not STATE.search(key):
+                if not STATE.search(key) or key.endswith((".weight", ".kernel")):
                     direct[key] = value
+                elif len(value.shape) > 2:
+                    self.states.append(f"{name}.{key}" if name else key)
             elif isinstance(value, (Mapping, list, tuple, Thing)):
                 if STATE.search(key):
                     self.states.append(f"{name}.{key}" if name else key)
@@ -272,7 +276,15 @@ def _by_role(found: WeightSet) -> list[WeightSet]:
     for key, value in found.tensors.items():
         groups.setdefault(key.partition(".")[0], {})[key.partition(".")[2]] = value
     special = [x for x in groups if ROLES.match(x) or AVERAGE.search(x)]
-    shapes = [frozenset((k, tuple(y.shape)) for k, y in groups[x].items()) for x in special]
+    shapes = [  # an average may be wrapped once more, and count its steps
+        frozenset(
+            (k.removeprefix("module."), tuple(y.shape))
+            for k, y in groups[x].items()
+            if len(y.shape) > 2
+        )
+        for x in special
+    ]
+    shapes = [x for x in shapes if x]
     twins = len(set(shapes)) < len(shapes)
     pairs = ({"generator", "discriminator"}, {"student", "teacher"}, {"net_g", "net_d"})
     named = any(pair <= {x.lower() for x in special} for pair in pairs)

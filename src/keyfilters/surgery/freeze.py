@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
@@ -245,7 +246,8 @@ def _release_(module: nn.Module, training: bool) -> bool:
     if held is None:
         return False
     for name, trainable in held.items():
-        attrgetter(name)(module).requires_grad_(trainable)
+        with suppress(AttributeError):  # it has been removed since, as by remove_weight_norm
+            attrgetter(name)(module).requires_grad_(trainable)
     setattr(module, MARK, None)  # not deleted, so that `_adopt_` does not freeze it again
     return True
 

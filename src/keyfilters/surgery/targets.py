@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any, TypeVar
@@ -39,6 +39,7 @@ T = TypeVar("T")
 Filters = NDArray[Any] | Tensor
 
 NOT_ASKED = "not among the layers asked for"
+NOT_IN_PLACE = "it is an array that cannot be written to in place; pass a copy: array.copy()"
 SEVERAL_TENSORS = "its kernel is made of several tensors; replace it in the module"
 
 
@@ -142,7 +143,14 @@ def all_targets(model: Model, *, to_write: bool = True) -> list[Target]:
     `to_write`: whether layers to which no filters can be written are left alone.
     """
     if not isinstance(model, nn.Module):
-        return stored_targets(unwrap(model)[0], read_state_dict(model, "state dict").layers)
+        tensors, own = unwrap(model)[0], set(_addresses(model))
+        targets = stored_targets(tensors, read_state_dict(model, "state dict").layers)
+        return [
+            replace(x, left=x.left or NOT_IN_PLACE, unwritable=x.unwritable or NOT_IN_PLACE)
+            if any(held.data_ptr() not in own for held in x.stored.values())
+            else x
+            for x in targets
+        ]
     found = []
     for kernel in kernels(model):
         tied = f"shares its weights with {kernel.owner}" if kernel.owner else ""
@@ -150,6 +158,17 @@ def all_targets(model: Model, *, to_write: bool = True) -> list[Target]:
         if kernel.depthwise or kernel.unwritable:  # a lazy one may become depthwise
             found.append(Target(**vars(kernel), left=left))
     return found
+
+
+def _addresses(value: object, levels: int = 60) -> Iterator[int]:
+    """Yield where the tensors and arrays of a checkpoint begin in memory."""
+    if isinstance(value, Tensor) and value.layout == torch.strided and not value.is_quantized:
+        yield value.data_ptr()
+    elif isinstance(value, np.ndarray):
+        yield value.ctypes.data
+    elif isinstance(value, (Mapping, list, tuple)) and levels:
+        for part in value.values() if isinstance(value, Mapping) else value:
+            yield from _addresses(part, levels - 1)
 
 
 def find_targets(
@@ -195,7 +214,7 @@ def choose_targets(
         return targets, left
     names, reasons = [x.name for x in targets], {x.name: x.left for x in left}
     for wanted in layers:
-        if not any(fnmatchcase(name, wanted) for name in names):
+        if not any(is_named(name, wanted) for name in names):
             tail = f": {reasons[wanted]}" if wanted in reasons else nearest(wanted, names)
             raise KeyFiltersError(f"no depthwise layer is called {wanted!r}{tail}")
     chosen = [x for x in targets if is_named(x.name, layers)]
@@ -206,7 +225,7 @@ def choose_targets(
 def is_named(name: str, layers: Sequence[str] | str | None) -> bool:
     """Whether a layer is among those asked for: names or patterns, None for all."""
     patterns = [layers] if isinstance(layers, str) else layers
-    return patterns is None or any(fnmatchcase(name, pattern) for pattern in patterns)
+    return patterns is None or any(name == x or fnmatchcase(name, x) for x in patterns)
 
 
 def refuse_programs(targets: Iterable[Target]) -> None:
@@ -235,6 +254,8 @@ def write_all_(
     made: dict[str, T] = {}
     writes, refused = {}, []
     for target in targets:
+        if progress is not None:
+            progress(target.name)
         try:
             filters, result = make(target)
             writes[target.name] = target.prepare(filters)
@@ -246,9 +267,7 @@ def write_all_(
         why = "; ".join(f"{x.name}: {x.left}" for x in [*refused, *left])
         raise KeyFiltersError(f"{failure}: {why}")
     left += refused
-    for name, write_ in writes.items():
-        if progress is not None:
-            progress(name)
+    for write_ in writes.values():
         write_()
     return made
 
