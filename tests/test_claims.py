@@ -59,3 +59,21 @@ def test_halves_are_of_models_then_of_layers(
 ) -> None:
     table = pd.DataFrame({"model": list(models), "layer": list(layers)})
     assert halves(table).tolist() == expected
+
+
+@pytest.mark.parametrize(
+    "counts",
+    [
+        {"a0": 200, "a1": 200, "a2": 200, "a3": 200, "b0": 8},
+        {"a0": 400, "a1": 8, "a2": 390},
+        {"a0": 1000, "b0": 3},
+    ],
+)
+def test_no_half_has_less_than_a_quarter(counts: dict[str, int]) -> None:
+    """A letter is a model, a number a layer."""
+    names = [name for name, count in counts.items() for _ in range(count)]
+    table = pd.DataFrame({"model": [x[0] for x in names], "layer": [x[1] for x in names]})
+    half = halves(table)
+    assert 0.25 <= half.mean() <= 0.75
+    whole = table.assign(half=half).groupby(["model", "layer"])["half"].nunique() == 1
+    assert whole.all() or max(counts.values()) > 0.75 * len(names)

@@ -112,3 +112,14 @@ def test_correcting_the_covariance_null_never_leads_away(
     matched = error()
     monkeypatch.setattr("keyfilters.nulls.MATCHING_STEPS", 1)  # as first drawn
     assert matched <= error()
+
+
+@pytest.mark.parametrize("kind", NULLS)
+def test_null_filters_of_integers_keep_the_norms(kind: str) -> None:
+    weight = np.sign(np.random.default_rng(0).normal(size=(200, 5, 5))).astype(np.int8)
+    found = null_bank(kf.FilterBank([Layer("net", "a", weight, None, None, 0.0)]), kind).layers[0]
+    norms = [
+        np.linalg.norm((x - x.mean((1, 2), keepdims=True)).reshape(200, -1), axis=1)
+        for x in (weight.astype(np.float64), found.weight.astype(np.float64))
+    ]
+    np.testing.assert_allclose(*norms, rtol=1e-2)

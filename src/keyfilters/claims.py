@@ -118,7 +118,9 @@ def halves(table: pd.DataFrame) -> NDArray[np.bool_]:
     """Divide filters in two, so that what is learned on one half is measured on the other.
 
     Models are divided where there are several, largest first and in turn; else the layers, every
-    second one; else, in a single layer, every second filter.
+    second one. Where a half so made has less than a quarter of the filters, each group goes to the
+    smaller half, largest first; where that does not help, the layers of all models are divided in
+    this way, and else every second filter.
 
     Args:
         table: with the columns model and layer, as of `keyfilters.FilterBank.stack`.
@@ -132,9 +134,21 @@ def halves(table: pd.DataFrame) -> NDArray[np.bool_]:
     several = table["model"].nunique() > 1
     groups = table["model"] if several else table["layer"]
     names = groups.value_counts().index if several else groups.unique()
-    if len(names) == 1:
-        return np.arange(len(table)) % 2 == 0
-    return groups.isin(names[::2]).to_numpy()
+    layers = table["model"].astype(str) + "\0" + table["layer"].astype(str)
+    for half in (groups.isin(names[::2]).to_numpy(), _even(groups), _even(layers)):
+        if 4 * min(half.sum(), (~half).sum()) >= len(table):
+            return half
+    return np.arange(len(table)) % 2 == 0
+
+
+def _even(groups: pd.Series) -> NDArray[np.bool_]:
+    """Divide groups in two, the largest first, each to the half that is smaller so far."""
+    first, sizes = [], [0, 0]
+    for name, count in groups.value_counts().items():
+        smaller = int(sizes[1] < sizes[0])
+        sizes[smaller] += int(count)
+        first += [] if smaller else [name]
+    return groups.isin(first).to_numpy()
 
 
 def _variance_over_fits(scores: Mapping[str, Scores], nulls: list[str]) -> dict[str, float]:

@@ -83,7 +83,7 @@ def null_filters(
         seed: of the null filters.
 
     Returns:
-        ``(n, k_y, k_x)``, of the type of `filters`.
+        ``(n, k_y, k_x)``, of the type of `filters`; of integers, floats.
 
     Raises:
         KeyFiltersError: an unknown kind.
@@ -94,7 +94,8 @@ def null_filters(
     (True, False)
     """
     _check(kind)
-    found, size = filters.copy(), (filters.shape[1], filters.shape[2])
+    found = filters.astype(np.result_type(filters, np.float16))  # a copy
+    size = (filters.shape[1], filters.shape[2])
     usable = np.flatnonzero(why_unusable(filters) == "")
     if len(usable):
         flat = filters[usable].reshape(len(usable), -1).astype(np.float64)

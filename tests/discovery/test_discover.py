@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy.ndimage import gaussian_filter
 
 import keyfilters as kf
 from keyfilters.bank import Layer
@@ -158,3 +159,19 @@ def test_keys_of_a_window_without_models() -> None:
     assert "family" not in found._repr_html_()
     row = [Layer("net", "row", filters.reshape(80, 1, 4), None, None, 0.0)]
     assert discover_keys(kf.FilterBank(row), nulls=(), **few).keys.window == (1, 4)
+
+
+def test_noise_of_two_models_that_count_alike_does_not_exceed_its_null() -> None:
+    """The null has the covariance of what is measured, in which a small model weighs as much."""
+    generator = np.random.default_rng(0)
+    rough = generator.normal(size=(3000, 5, 5))
+    smooth = gaussian_filter(generator.normal(size=(300, 13, 13)), (0, 1.5, 1.5))[:, 4:9, 4:9]
+    layers = [
+        Layer(name, "a", x.astype(np.float32), None, None, 0.0)
+        for name, x in (("rough", rough), ("smooth", smooth))
+    ]
+    found = discover_keys(
+        kf.FilterBank(layers), keys=8, kinds=["lines"], count=24, rounds=1, balance=True,
+        nulls=["covariance"],
+    )  # fmt: skip
+    assert found.value == pytest.approx(found.nulls["covariance"], abs=0.03)

@@ -195,3 +195,14 @@ def test_the_worst_of_each_rule() -> None:
     assert worst.loc["non-finite", "layer"] == "conv3" and worst.loc["non-finite", "layers"] == 2
     assert worst.loc["checkerboard", "layer"] == "conv2"
     assert "conv3" in found._repr_html_() and len(kf.check(healthy()).worst) == 0
+
+
+@pytest.mark.parametrize("templates", [1, 2, 3, 8, 64])
+def test_the_fewer_filters_are_repeated_the_worse(templates: int) -> None:
+    """Also where noise of their covariance repeats itself as much."""
+    generator = np.random.default_rng(0)
+    weight = np.repeat(generator.normal(size=(templates, 5, 5)), 64 // templates, axis=0)
+    weight += 0.004 * generator.normal(size=weight.shape)
+    bank = kf.FilterBank([Layer("net", "a", weight.astype(np.float32), None, None, 0.0)])
+    found = "near-duplicate" in set(kf.check(bank).findings["rule"])
+    assert found == (templates < 64)

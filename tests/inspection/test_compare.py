@@ -235,3 +235,11 @@ def test_lite0_quantised_and_lite1() -> None:
     assert other.how == "depth"
     row = total(other, "median cosine")
     assert row["b"] > row[row["strictest"]] + 0.02 and row["strictest"] == "covariance"
+
+
+def test_filters_without_a_shape_have_no_direction_in_steps() -> None:
+    weight = np.random.default_rng(0).normal(size=(100, 5, 5)).astype(np.float32)
+    weight[:60] = 0
+    bank = kf.FilterBank([Layer("net", "a", weight, None, None, 0.0)])
+    steps = kf.compare(bank, bank, bank).steps
+    assert steps["cosine to the first"].tolist() == pytest.approx([1, 1, 1])

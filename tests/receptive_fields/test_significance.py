@@ -59,3 +59,10 @@ def test_few_draws_give_a_floor_and_missing_filters_stay_missing() -> None:
     assert found["p"][0] == pytest.approx(0.01) and found["p_from"].tolist()[0] == "floor"
     assert np.isnan(found["p"][1]) and found["p_from"][1] == ""
     assert found["p_from"][2] == "count"
+
+
+def test_filters_that_equal_their_null_to_rounding_are_reached() -> None:
+    """The null of one repeated filter is that filter; rounding decides nothing."""
+    blur = np.outer([1, 4, 6, 4, 1], [1, 4, 6, 4, 1]) / 256
+    found = kf.match(np.repeat(blur[None], 200, 0), families="separable")
+    assert (found["null"] == "covariance").all() and (found["p"] == 1).all()

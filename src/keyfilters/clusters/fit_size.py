@@ -64,7 +64,7 @@ def fit_size(
     unit = centred_unit(filters[chosen])
     nulls = {kind: null_units(unit, size, kind, atlas.seed) for kind in NULLS}
     evidence, agreement = _gather(
-        atlas, {FILTERS: unit} | nulls, size, halves(where)[chosen], progress
+        atlas, {FILTERS: unit} | nulls, size, halves(where.iloc[chosen]), progress
     )
     codes = {key: _prototypes(found) for key, found in evidence.fits[ONE_DIMENSION].items()}
     progress(f"{kernel}: patterns")

@@ -20,6 +20,7 @@ from keyfilters.discovery.shares import OutputShares, explained_shares
 from keyfilters.input_covariance import Settings
 from keyfilters.keyset import KeySet
 from keyfilters.nulls import null_units
+from keyfilters.seeds import child_seed
 from keyfilters.sizes import Window
 
 __all__ = ["CRITERIA", "Criterion", "make_criterion"]
@@ -62,7 +63,14 @@ class Criterion:
 
     def on_null(self, kind: str, seed: SeedSequence) -> Criterion:
         """Return the criterion on null filters, see `keyfilters.null_bank`."""
-        unit = null_units(self.unit, self.size, kind, seed)
+        weights, group = np.unique(self.weight, return_inverse=True)
+        if len(weights) == 1:
+            return Criterion(null_units(self.unit, self.size, kind, seed), self.size, self.weight)
+        # The covariance of all filters alike is not that of what is measured here.
+        unit = np.empty_like(self.unit)
+        for number in range(len(weights)):
+            own, stream = group.ravel() == number, child_seed(seed, "weight", number)
+            unit[own] = null_units(self.unit[own], self.size, kind, stream)
         return Criterion(unit, self.size, self.weight)
 
 

@@ -223,10 +223,12 @@ def _steps(banks: list[FilterBank], names: list[str], seed: int, sample: int) ->
 
 
 def _distance(a: FilterBank, b: FilterBank) -> tuple[float, float]:
-    tables = []
+    tables, usable = [], []
     for x, y in zip(a.layers, b.layers, strict=True):
         rows = np.flatnonzero(np.isfinite(x.weight).all((1, 2)) & np.isfinite(y.weight).all((1, 2)))
         first, second = (z.weight[rows].astype(np.float64) for z in (x, y))
         tables.append(pair_table(Pairs(x, y, rows, rows, first, second, {})))
+        usable.append((why_unusable(first) == "") & (why_unusable(second) == ""))
     table = pd.concat(tables, ignore_index=True)
-    return float(table["cosine"].median()), float(table["untouched"].mean())
+    shown = table["cosine"][np.concatenate(usable)]  # a filter without a shape has no direction
+    return float(shown.median()), float(table["untouched"].mean())

@@ -18,6 +18,7 @@ FILTERS_PER_TAP = 5  # usable filters from which on their covariance is trusted,
 TAIL = 0.1  # share of the null draws whose tail is fitted
 FEWEST_IN_TAIL = 30
 SOURCES = ("", "count", "tail", "floor")
+ROUNDING = 1e-6  # of explained shares: what differs by less is equal
 FLOOR = 1e-5  # of the unexplained share, as for the criterion of `match`
 
 
@@ -55,7 +56,8 @@ def significance(r2: NDArray[Any], null_r2: NDArray[Any], kind: str) -> pd.DataF
     """
     known = np.flatnonzero(np.isfinite(r2))
     value, null = _surprise(np.asarray(r2)[known]), np.sort(_surprise(np.asarray(null_r2)))
-    reached = len(null) - np.searchsorted(null, value, side="left")
+    least = _surprise(np.asarray(r2)[known] - ROUNDING)
+    reached = len(null) - np.searchsorted(null, least, side="left")
     p_known = (1 + reached) / (1 + len(null))
     source = np.zeros(len(r2), np.uint8)
     source[known] = np.where(reached > 0, SOURCES.index("count"), SOURCES.index("floor"))
