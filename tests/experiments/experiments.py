@@ -32,13 +32,15 @@ TINY: dict[str, dict[str, Any]] = {
 }
 
 
-def build(name: str, seeds: int = 1, epochs: float = 1.0, **changes: Any) -> Experiment:
+def build(
+    name: str, seeds: int = 1, epochs: float = 1.0, network: str = "convmixer", **changes: Any
+) -> Experiment:
     """Return a small experiment by its name."""
     module = importlib.import_module(f"keyfilters.experiments.{EXPERIMENTS[name]}")
     function = getattr(module, EXPERIMENTS[name])
     default: Shared = function.__defaults__[0]
     small = {"width": 8, "depth": 1, "size": 3, "epochs": epochs, "resolution": 0, "seeds": seeds}
-    shared = replace(default, **small, device="cpu")
+    shared = replace(default, **small, network=network, device="cpu")
     if name == "emergence":
         shared = replace(shared, width=16)
     built: Experiment = function(shared, **{**TINY[name], **changes})

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -17,20 +18,23 @@ from torch import nn
 import keyfilters as kf
 from keyfilters.bank import Layer
 from keyfilters.errors import KeyFiltersError
-from keyfilters.experiments import EXPERIMENTS, Experiment, Shared, run_experiment
+from keyfilters.experiments import EXPERIMENTS, Experiment, Shared, compare, run_experiment
 from keyfilters.experiments.experiment import Panel
 from keyfilters.experiments.filter_measures import explained as explained_of_a_network
 from keyfilters.experiments.filter_measures import explained_filters, patterns_by_step
 from keyfilters.experiments.questions import Contrast
+from keyfilters.experiments.record import record_of
 from keyfilters.experiments.run import Run
-from keyfilters.experiments.run_parts import build_network, load
-from keyfilters.experiments.single_run import MODEL
+from keyfilters.experiments.run_parts import build_network, load, recipe_of
+from keyfilters.experiments.single_run import MODEL, make_run
+from keyfilters.experiments.source_networks import equal_steps
 from tests.experiments.cheap_measures import explained
 from tests.experiments.experiments import DATA, build
 from tests.experiments.in_process import InProcess
 from tests.training.test_parquet import write as write_parquet
 
 Ran = tuple[Experiment, Path, dict[str, Any]]
+NEXT = "convnext_atto?depths=1,1,0,0&dims=8,8,8,8&patch_size=1"
 
 
 @pytest.fixture(scope="session")
@@ -256,6 +260,8 @@ def test_patterns_of_too_few_filters_are_told(tmp_path: Path) -> None:
         ("emergence", {"quality": ("nose=1",)}, "'nose' cannot be changed"),
         ("emergence", {"quality": ("noise=2",)}, "at most 1"),
         ("emergence", {"quality": ("lr=fast",)}, "above 0"),
+        ("emergence", {"quality": ("width=4",), "network": NEXT}, "those of convmixer"),
+        ("initialization", {"network": "convmixer?size=7"}, "those of --sizes; leave out size"),
         ("structure", {"filters": ("learnd",)}, "'learnd'.*learned"),
         ("transfer", {"target": ("digits?samples=many",)}, "samples is no whole number"),
     ],
@@ -348,6 +354,8 @@ def test_a_record_has_derived_columns_and_charts_of_further_runs(tmp_path: Path)
     assert {len(line) for line in own["lines"].values()} == {2} and len(own["lines"]) == 2
     assert patterns["title"] == "patterns" and patterns["at"] == [0, 10]
     assert patterns["lines"] == {"classified": [[1, 2]], "edge": [[0.5, 1.5]]}
+    [problem] = record["failures"]
+    assert problem.startswith("lost: ")
 
 
 def test_epochs_needed_are_those_of_the_reference_of_the_seed(tmp_path: Path) -> None:
@@ -364,3 +372,66 @@ def test_epochs_needed_are_those_of_the_reference_of_the_seed(tmp_path: Path) ->
         rows.append({**row, "top1": curve[-1]})
     assert epochs_needed(pd.DataFrame(rows), tmp_path)["epochs_needed"].tolist() == [3, 1]
     assert isinstance(build("initialization").runs[0], Run)
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_the_questions_of_the_defaults_can_be_asked(name: str) -> None:
+    """Also where a factor has no level, such as a number of images when all are taken."""
+    function = getattr(importlib.import_module(f"keyfilters.experiments.{EXPERIMENTS[name]}"),
+                       EXPERIMENTS[name])  # fmt: skip
+    shared = replace(function.__defaults__[0], width=8, depth=2, seeds=3, device="cpu")
+    experiment = function(shared)
+    generator = np.random.default_rng(0)
+    values = ("top1", "before", "beyond", "keys_beyond", "r2", "beyond_half", "accuracy_half",
+              "epochs_needed")  # fmt: skip
+    parts = zip(
+        *(({**run.factors, "seed": run.seed}, {x: generator.normal() for x in values},
+           {"status": "done"}) for run in experiment.runs), strict=True
+    )  # fmt: skip
+    frames = [pd.DataFrame(list(part), dtype=object).infer_objects() for part in parts]
+    found = compare(pd.concat(frames, axis=1), experiment.factors, experiment.questions)
+    assert len(found) and found["p"].notna().all()
+
+
+def test_a_recipe_does_not_decide_what_an_experiment_does() -> None:
+    """The images that are looked at on the way are test images, so they choose no epoch."""
+    sections = {
+        "schedule": {"select": "best", "steps": 300},
+        "checkpoint": {"keep": [7], "steps": 5},
+        "optimiser": {"base_lr": 0.1},
+    }
+    options = {"recipe": sections, "keep": [0, 2], "batch": 50}
+    recipe = recipe_of(options, 0, 1000)
+    assert recipe.schedule.select == "last" and recipe.schedule.steps == 300
+    assert list(recipe.checkpoint.keep) == [0, 2] and recipe.checkpoint.steps == 5
+    tuned = recipe_of({**options, "changes": {"schedule": {"epochs": 3}}}, 0, 1000)
+    assert tuned.steps(1000) == 60
+    steps = equal_steps({"digits": 1000, "digits?samples=300": 300}, Shared(epochs=2.5, batch=300))
+    assert set(steps.values()) == {recipe_of({"epochs": 2.5, "batch": 300}, 0, 1000).steps(1000)}
+
+
+def test_charts_over_a_factor_join_the_runs_of_a_seed(tmp_path: Path) -> None:
+    rows = [Run({"n": n}, seed, MEASURE, {}) for n in (1, 2) for seed in (0, 1, 2)]
+    panel = Panel("top-1", "top1", "n", over="n")
+    question = Contrast("More?", {"n": 2}, {"n": 1})
+    experiment = Experiment("made", "?", "", rows, [question], [panel])
+    table = pd.DataFrame([
+        {"n": run.factors["n"], "seed": run.seed, "top1": 10.0 * run.factors["n"] + run.seed,
+         "status": "failed" if run is rows[3] else "done", "error": "", "attempts": 1,
+         "folder": "", "seconds": 1.0} for run in rows
+    ])  # fmt: skip
+    [chart] = record_of(experiment, table, tmp_path)["charts"]
+    [line] = chart["lines"].values()
+    assert chart["at"] == [1, 2] and line == [[10, None], [11, 21], [12, 22]]
+
+
+def test_a_file_named_by_the_network_decides_the_result(tmp_path: Path) -> None:
+    network = "convnext_atto?depths=1,1,0,0&dims=8,8,8,8&patch_size=1"
+    weights = build_network({"network": network, "size": 3}, load({"data": DATA}, 0), 1)
+    keys = []
+    for scale in (1, 2):
+        state = {name: scale * x for name, x in weights.state_dict().items()}
+        torch.save(state, tmp_path / "start.pth")
+        shared = Shared(network=f"{network}&checkpoint_path={tmp_path / 'start.pth'}", size=3)
+        keys.append(make_run({}, 0, shared.options(data=DATA)).key)
+    assert keys[0] != keys[1]

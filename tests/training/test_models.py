@@ -77,3 +77,12 @@ def test_a_convmixer_of_any_shape(data: Data) -> None:
         make_model(
             Recipe.from_dict({"model": {**vars(recipe.model), "options": {"kernel": 5}}}), data
         )
+
+
+@pytest.mark.parametrize(
+    "options", [{"depths": [1, 1]}, {"act_layer": "swish2"}, {"output_stride": 3}]
+)
+def test_options_that_a_model_cannot_take_are_named(data: Data, options: dict[str, Any]) -> None:
+    recipe = Recipe.from_dict({"model": {"name": "convnextv2_atto", "options": options}})
+    with pytest.raises(KeyFiltersError, match=r"does not take model\.options"):
+        make_model(recipe, data)

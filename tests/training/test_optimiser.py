@@ -86,6 +86,11 @@ def test_optimisers_that_cannot_be() -> None:
         make_optimiser(model, made(options={"beta": 1}))
     with pytest.raises(KeyFiltersError, match="nothing to train"):
         make_optimiser(model.requires_grad_(False), made())
+    with pytest.raises(KeyFiltersError, match="adahessian needs gradients of gradients"):
+        make_optimiser(nn.Linear(2, 2), made(name="adahessian"))
+    if not torch.cuda.is_available():
+        with pytest.raises(KeyFiltersError, match="fusedadam does not take"):
+            make_optimiser(nn.Linear(2, 2), made(name="fusedadam"))
 
 
 def test_the_schedule_warms_up_once_and_ends_at_its_least() -> None:

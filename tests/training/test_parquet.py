@@ -48,6 +48,26 @@ def write(path: Path, labels: list[int | None], features: dict[str, Any] = FEATU
     pq.write_table(pa.table(columns).replace_schema_metadata(metadata), path)
 
 
+@pytest.mark.parametrize("transparent", [True, False])
+def test_images_in_tables_are_read_as_those_in_folders(tmp_path: Path, transparent: bool) -> None:
+    """What is transparent lies over white, and 16 bits are refused, not clipped."""
+    generator = np.random.default_rng(0)
+    clear = np.dstack([np.full((6, 6, 3), 128), np.zeros((6, 6, 1))]).astype(np.uint8)
+    deep = generator.integers(0, 2**16, (6, 6), dtype=np.uint16)
+    file = BytesIO()
+    Image.fromarray(clear if transparent else deep).save(file, "png")
+    columns = {"image": [{"bytes": file.getvalue(), "path": None}] * 4, "label": [0, 1, 0, 1]}
+    metadata = {"huggingface": json.dumps({"info": {"features": FEATURES}})}
+    for split in ("train", "test"):
+        table = pa.table({**columns, "note": [""] * 4}).replace_schema_metadata(metadata)
+        pq.write_table(table, tmp_path / f"{split}-00000-of-00001.parquet")
+    if transparent:
+        assert (load_data(f"hf:{tmp_path}").images == 255).all()
+    else:
+        with pytest.raises(KeyFiltersError, match="more than 8 bits"):
+            load_data(f"hf:{tmp_path}")
+
+
 def test_a_folder_of_parquet_files_is_read_in_place(tmp_path: Path) -> None:
     write(tmp_path / "train-00000-of-00002.parquet", [0, 1, 0])
     write(tmp_path / "train-00001-of-00002.parquet", [1, None])

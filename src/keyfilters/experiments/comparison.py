@@ -171,6 +171,8 @@ def _slopes(runs: _Runs, question: Trend) -> list[dict[str, Any]]:
     """Fit and test slopes for each row of the other factors."""
     groups: dict[Row, list[tuple[Row, Row]]] = {}
     for pair in runs.pairs(question):
+        if dict(pair[0])[question.along] is None:  # this condition has no place on the line
+            continue
         rest = tuple(item for item in pair[0] if item[0] != question.along)
         groups.setdefault(rest, []).append(pair)
     found = []

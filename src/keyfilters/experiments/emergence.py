@@ -57,6 +57,13 @@ def emergence(
     from keyfilters.experiments.single_run import make_run
 
     rows = [_factors(text) for text in quality]
+    if parse(shared.network)[0] != "convmixer":
+        if quality != QUALITIES and any(row["width"] or row["depth"] for row in rows):
+            raise KeyFiltersError(
+                f"width and depth are those of convmixer, which {shared.network} is not; name "
+                "--quality without them"
+            )
+        rows = [row for row in rows if not row["width"] and not row["depth"]]
     base = shared.options(data=data)
     usual_steps = step_count(base)
     runs = []

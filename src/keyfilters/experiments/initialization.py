@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+from keyfilters.errors import KeyFiltersError
 from keyfilters.experiments.experiment import DATA_HELP, Experiment, Panel, Shared
 from keyfilters.experiments.questions import Contrast, Question, Trend
 from keyfilters.query_strings import parse
@@ -49,6 +50,11 @@ def initialization(
     """
     from keyfilters.experiments.single_run import make_run
 
+    if given := {"size", "kernel_sizes"} & set(parse(shared.network)[1]):
+        raise KeyFiltersError(
+            f"--network {shared.network}: the kernel sizes are those of --sizes; leave out "
+            f"{', '.join(sorted(given))}"
+        )
     runs = []
     for seed in shared.all_seeds:
         for size in sizes:
@@ -91,8 +97,8 @@ def _questions(rows: list[dict[str, Any]]) -> list[Question]:
                 words = "Do other first filters differ from the default?"
                 questions.append(Contrast(words, row, default))
             continue
-        words = f"Does {row['scheme']} beat other first filters of like scale?"
-        alike = [x for x in known if x == default or x["std"] == row["std"]]
+        words = f"Does {row['scheme']} beat the default, and other first filters of like scale?"
+        alike = [x for x in known if x == default or (row["std"] and x["std"] == row["std"])]
         questions += [Contrast(words, row, other) for other in alike]
         words = f"Does {row['scheme']} learn faster (epochs to 95 % of the default's accuracy)?"
         questions.append(Contrast(words, row, default, "epochs_needed", unit="epochs", claim=False))
@@ -110,8 +116,11 @@ def epochs_needed(table: pd.DataFrame, out: Path) -> pd.DataFrame:
 
     curves = read_lists(table, out, "curve")
     default = (table["scheme"] == "default") & (table["status"] == "done")
-    rows = table[default].to_dict("records")
-    marks = {(row["size"], row["seed"]): REACHED * row["top1"] for row in rows}
+    marks = {
+        (row["size"], row["seed"]): REACHED * curve[-1]  # on the same images as the curves
+        for row, curve, is_default in zip(table.to_dict("records"), curves, default, strict=True)
+        if is_default and curve
+    }
     found = [
         float(epochs_to_reach(curve, marks.get((size, seed), np.nan))) if curve else np.nan
         for curve, size, seed in zip(curves, table["size"], table["seed"], strict=True)

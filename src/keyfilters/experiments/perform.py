@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,9 +43,11 @@ def run_experiment(
     """
     forget()
     table = run_grid(experiment.runs, out, executor=executor, progress=progress)
-    extra = {}
+    extra, problems = {}, []
     for title, run in experiment.extra.items():
-        with suppress(KeyFiltersError):  # one of its sources failed, and the page tells that
+        try:
             run_grid([run], out, executor=executor, progress=progress)
             extra[title] = read_record(Path(out, run.folder, "result.json"))["result"]
-    return record_of(experiment, table, Path(out), extra)
+        except KeyFiltersError as error:
+            problems.append(f"{title}: {error}")
+    return record_of(experiment, table, Path(out), extra, problems)

@@ -28,6 +28,7 @@ def record_of(
     table: pd.DataFrame,
     out: Path,
     extra: Mapping[str, Mapping[str, Any]] | None = None,
+    problems: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Return what came out of an experiment.
 
@@ -36,6 +37,7 @@ def record_of(
         table: of its runs.
         out: folder of the grid, for the lists of the results.
         extra: title → result of further runs, whose lists over steps become charts.
+        problems: why some of these are missing.
 
     Returns:
         name, title, explanation, measure, factors, runs (rows of the table), conditions (label, and
@@ -72,7 +74,7 @@ def record_of(
             {**x, "lines": {k: line for k, line in x["lines"].items() if line}} for x in charts
         ],
         "matrices": _matrices(experiment, conditions),
-        "failures": failures(table),
+        "failures": [*failures(table), *problems],
         "seconds": float(table["seconds"].sum()),
         "environment": environment(),
     }
@@ -92,14 +94,14 @@ def write_record(record: Mapping[str, Any], out: Path) -> None:
 def _charts(experiment: Experiment, panel: Panel, table: pd.DataFrame, out: Path) -> list[Chart]:
     """Return the charts of a panel: one for all, or one for each level of the factors it splits."""
     done = table[table["status"] == "done"]
-    rows = _rows(done, experiment.factors)
+    rows, seeds = _rows(done, experiment.factors), done["seed"].tolist()
     if panel.over:
         lists, places = [[x] for x in done[panel.value]], [row[panel.over] for row in rows]
     else:
         lists = read_lists(done, out, panel.value)
         places = read_lists(done, out, panel.at) if panel.at else [[] for _ in lists]
     charts: dict[str, Chart] = {}
-    for levels, values, place in zip(rows, lists, places, strict=True):
+    for levels, values, place, seed in zip(rows, lists, places, seeds, strict=True):
         split = {name: levels[name] for name in panel.split}
         if not values or place is None or (split and set(split.values()) == {None}):
             continue
@@ -109,7 +111,7 @@ def _charts(experiment: Experiment, panel: Panel, table: pd.DataFrame, out: Path
         rest = {k: x for k, x in levels.items() if k not in (*panel.split, panel.over)}
         line = chart["lines"].setdefault(experiment.label(rest), {} if panel.over else [])
         if panel.over:
-            line.setdefault(place, []).append(values[0])
+            line.setdefault(place, {})[seed] = values[0]
         elif place == chart["at"]:  # a run of fewer steps has no place in it
             line.append(values)
     return [_over(chart) if panel.over else chart for chart in charts.values()]
@@ -118,11 +120,10 @@ def _charts(experiment: Experiment, panel: Panel, table: pd.DataFrame, out: Path
 def _over(chart: Chart) -> Chart:
     """Turn the values of a chart over a factor into one list of numbers a seed."""
     at = sorted({place for line in chart["lines"].values() for place in line})
-    lines = {
-        label: [list(values) for values in zip(*(line[x] for x in at), strict=False)]
-        for label, line in chart["lines"].items()
-        if len(line) == len(at)
-    }
+    lines = {}
+    for label, line in chart["lines"].items():
+        seeds = sorted({seed for values in line.values() for seed in values})
+        lines[label] = [[line.get(x, {}).get(seed) for x in at] for seed in seeds]
     return {**chart, "at": at, "lines": lines}
 
 

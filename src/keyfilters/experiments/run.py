@@ -19,6 +19,7 @@ __all__ = ["Run", "code_digest", "versions"]
 
 PACKAGES = ("keyfilters", "torch", "timm", "accelerate", "numpy", "scipy")
 OWN = "keyfilters"
+READERS = f"{OWN}.sources.formats"
 
 
 @dataclass(frozen=True)
@@ -128,6 +129,9 @@ def code_digest(module: str) -> str:
         source = Path(spec.origin).read_bytes()
         seen[name] = hashlib.sha256(source).hexdigest()
         todo += [x for x in _imported(source) if x.startswith(f"{OWN}.")]
+        if name == READERS:  # it imports them by the names of their modules
+            room = Path(spec.origin).parent.glob("*.py")
+            todo += [f"{READERS.rpartition('.')[0]}.{path.stem}" for path in room]
     return hashlib.sha256(json.dumps(seen, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -42,7 +42,8 @@ def recipe_of(options: Mapping[str, Any], seed: int, images: int) -> Recipe:
 
     AdamW, with a cosine after one epoch of warm-up, or less in short runs: at most a quarter of the
     epochs, and half of a run of fewer steps. ``options["recipe"]`` (sections of a recipe) counts
-    before these options, ``options["changes"]`` before both.
+    before these options, ``options["changes"]`` before both; but the last epoch is taken, as the
+    images that are looked at on the way are test images, and the steps asked for are kept.
 
     Raises:
         KeyFiltersError: as `Recipe`.
@@ -70,6 +71,13 @@ def recipe_of(options: Mapping[str, Any], seed: int, images: int) -> Recipe:
         for name, section in given.items():
             both = isinstance(section, Mapping) and isinstance(values.get(name), Mapping)
             values[name] = {**values[name], **section} if both else section
+    given = {**options.get("recipe", {}).get("optimiser", {}), **changes.get("optimiser", {})}
+    if given.get("base_lr") and "lr" not in given:
+        del values["optimiser"]["lr"]
+    if "epochs" in changes.get("schedule", {}) and "steps" not in changes["schedule"]:
+        values["schedule"]["steps"] = 0
+    values["schedule"]["select"] = "last"
+    values["checkpoint"]["keep"] = list(options.get("keep", ()))
     return Recipe.from_dict({**values, "seed": seed})
 
 

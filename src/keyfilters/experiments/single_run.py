@@ -28,6 +28,7 @@ from keyfilters.experiments.run_parts import (
     recipe_of,
     watched,
 )
+from keyfilters.query_strings import parse
 from keyfilters.sources import read
 from keyfilters.training import Data, train, write_weights
 from keyfilters.treatment import Treatment
@@ -114,6 +115,10 @@ def make_run(
     """
     _check(json.dumps({k: x for k, x in options.items() if k != "images_seed"}, sort_keys=True))
     contents = _contents(json.dumps(_data_options(options)), options.get("treatment", "learned"))
+    for name, value in parse(options.get("network", ""))[1].items():
+        if isinstance(value, str) and Path(value).is_file():
+            digest = hashlib.sha256(Path(value).read_bytes()).hexdigest()[:16]
+            contents = {**contents, f"network {name}": digest}
     if function := options.get("measure"):
         contents = {**contents, "measure": code_digest(function.partition(":")[0])}
     return Run(factors, seed, FUNCTION, options, sources or {}, contents)

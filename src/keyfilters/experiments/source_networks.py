@@ -40,15 +40,17 @@ def equal_steps(counts: Mapping[str, int], shared: Shared) -> dict[str, int]:
     >>> equal_steps({"digits": 1437, "digits?samples=320": 320, "photos": 1400}, Shared(epochs=2))
     {'digits': 44, 'digits?samples=320': 44, 'photos': 0}
     """
+    from keyfilters.experiments.run_parts import recipe_of
+
     members: dict[str, list[int]] = {}
     for source, count in counts.items():
         members.setdefault(_family(source), []).append(count)
-    return {
-        source: int(shared.epochs * (max(members[_family(source)]) // shared.batch))
-        if len(members[_family(source)]) > 1
-        else 0
-        for source in counts
-    }
+    steps = {}
+    for source in counts:
+        family = members[_family(source)]
+        recipe = recipe_of(shared.options(), 0, max(family))
+        steps[source] = recipe.steps(max(family)) if len(family) > 1 else 0
+    return steps
 
 
 def _family(source: str) -> str:

@@ -209,19 +209,30 @@ def normalise(
 
 
 def open_image(path: Path) -> PillowImage:
-    """Read a file in RGB, turned as its camera says, over white where it is transparent."""
-    from PIL import Image, ImageOps
+    """Read a file as `in_rgb` does."""
+    from PIL import Image
 
     if reason := refusal(path.suffix):
         raise KeyFiltersError(reason)
     with path.open("rb") as file, Image.open(file) as stored:
-        if stored.mode.startswith(("I", "F")):  # converting would clip 16 bits to white
-            raise KeyFiltersError(f"mode {stored.mode} has more than 8 bits a channel")
-        image = ImageOps.exif_transpose(stored)
-        if image.has_transparency_data:
-            white = Image.new("RGBA", image.size, "white")
-            image = Image.alpha_composite(white, image.convert("RGBA"))
-        return image.convert("RGB")
+        return in_rgb(stored)
+
+
+def in_rgb(stored: PillowImage) -> PillowImage:
+    """Return an image in RGB, turned as its camera says, over white where it is transparent.
+
+    Raises:
+        KeyFiltersError: it has more than 8 bits a channel.
+    """
+    from PIL import Image, ImageOps
+
+    if stored.mode.startswith(("I", "F")):  # converting would clip 16 bits to white
+        raise KeyFiltersError(f"mode {stored.mode} has more than 8 bits a channel")
+    image = ImageOps.exif_transpose(stored)
+    if image.has_transparency_data:
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image.convert("RGBA"))
+    return image.convert("RGB")
 
 
 def refusal(suffix: str) -> str:

@@ -90,7 +90,8 @@ def create_network(
                 return ConvMixer(**{**sizes, **options})
             kept = {x: y for x, y in options.items() if pretrained or x not in WEIGHTS}
             return create_timm(name, **{**sizes, **kept})
-    except (TypeError, RuntimeError, ValueError) as error:
+    except (TypeError, RuntimeError, ValueError, LookupError, AssertionError, AttributeError,
+            ArithmeticError) as error:  # fmt: skip
         reason = " ".join(str(error).split("\n\t")[:2])  # torch names every mismatch of a file
         message = f"{name} does not take model.options {options}: {reason}"
         raise KeyFiltersError(message) from error
@@ -155,6 +156,8 @@ def make_optimiser(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     if options.name not in known:
         message = f"timm has no optimiser {options.name!r}{nearest(options.name, known)}"
         raise KeyFiltersError(f"{message}; set optimiser.name")
+    if options.name == "adahessian":
+        raise KeyFiltersError("adahessian needs gradients of gradients; set another optimiser.name")
     free = [x for x in model.parameters() if x.requires_grad]
     if not free:
         raise KeyFiltersError("no parameter of the model requires a gradient: nothing to train")
@@ -169,7 +172,7 @@ def make_optimiser(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
             layer_decay=decay,
             **options.options,
         )
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, AssertionError, ImportError, RuntimeError) as error:
         message = f"{options.name} does not take optimiser.options {options.options}: {error}"
         raise KeyFiltersError(message) from error
     if decay:

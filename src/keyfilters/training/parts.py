@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from keyfilters.errors import KeyFiltersError, nearest, needing
-from keyfilters.training.images import Failed, pixels, refusal, square, why
+from keyfilters.training.images import Failed, in_rgb, pixels, refusal, square, why
 from keyfilters.training.readers import READERS, Items, Part
 from keyfilters.training.recipe import DataSource
 
@@ -128,11 +128,8 @@ def _decode(part: Part, side: int, skipped: Failed, shapes: list[tuple[int, ...]
     for i in range(len(items)):
         try:
             image = items.image(i)
-            image = (
-                image
-                if image.mode == "L" and shapes[:1] != [(3, side, side)]
-                else image.convert("RGB")
-            )
+            grey = image.mode == "L" and shapes[:1] != [(3, side, side)]
+            image = image if grey else in_rgb(image)
             found = pixels(square(image, side) if side else image)
         except Exception as error:  # damaged files make decoders raise nearly anything
             skipped.append((items.path(i).as_posix(), why(error)))

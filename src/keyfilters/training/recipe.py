@@ -262,7 +262,8 @@ class Recipe:
     def steps(self, images: int) -> int:
         """Return the number of optimiser steps on so many training images."""
         per_epoch = images // self.batch.size
-        return self.schedule.steps or max(1, ceil(self.schedule.epochs * per_epoch))
+        steps = ceil(round(self.schedule.epochs * per_epoch, 9))  # 0.07 · 100 is above 7
+        return self.schedule.steps or max(1, steps)
 
 
 def _change(values: dict[str, Any], change: str) -> None:
