@@ -60,12 +60,19 @@ def explained(draws: int) -> list[dict[str, object]]:
                 shares.append((r2 >= EXPLAINED).mean())
             row[null] = np.mean(shares)
             row[f"sd, {null}"] = np.std(shares, ddof=1)
+        by_layer = [kf.null_bank(bank, "covariance", seed, by_layer=True) for seed in range(draws)]
+        noise = [one.stack(size)[0][(table["flaw"] == "").to_numpy()] for one in by_layer]
+        shares = [(match(x, null=None)["r2"] >= EXPLAINED).mean() for x in noise]
         fresh = null_units(unit, (size, size), "covariance", draws + 1)
         control = match(fresh.reshape(-1, size, size))
         row |= {
             "null of q": found["null"].iloc[0],
             "q < 0.05": (found["q"] < 0.05).mean(),
             "q < 0.05 of fresh covariance noise": (control["q"] < 0.05).mean(),
+            "covariance by layer": np.mean(shares),
+            "sd, covariance by layer": np.std(shares, ddof=1),
+            "q < 0.05 by layer": (match(filters, null=by_layer[0])["q"] < 0.05).mean(),
+            "q < 0.05 of noise by layer": (match(noise[1])["q"] < 0.05).mean(),
             "q < 0.05 against white": (match(filters, null="white")["q"] < 0.05).mean(),
             "median r²": float(found["r2"].median()),
         }

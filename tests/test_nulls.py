@@ -123,3 +123,25 @@ def test_null_filters_of_integers_keep_the_norms(kind: str) -> None:
         for x in (weight.astype(np.float64), found.weight.astype(np.float64))
     ]
     np.testing.assert_allclose(*norms, rtol=1e-2)
+
+
+def test_layers_have_covariances_of_their_own_where_they_are_large() -> None:
+    """The small ones share one."""
+    rough = np.random.default_rng(0).normal(size=(600, 25))
+    layers = [
+        Layer("net", name, x.reshape(-1, 5, 5).astype(np.float32), None, None, 0.0)
+        for name, x in (("a", rough), ("b", smooth((5, 5), 600)), ("c", smooth((5, 5), 20)))
+    ]
+    bank = kf.FilterBank(layers)
+    pooled, own = (null_bank(bank, "covariance", 1, by_layer=x) for x in (False, True))
+
+    def spectrum(layer: Layer) -> float:
+        """Share of the largest eigenvalue of the covariance of unit forms."""
+        unit = centred_unit(layer.weight.reshape(len(layer.weight), -1))
+        values = np.linalg.eigvalsh(unit.T @ unit)
+        return float(values[-1] / values.sum())
+
+    for i in (0, 1):
+        assert spectrum(own.layers[i]) == pytest.approx(spectrum(bank.layers[i]), abs=0.02)
+        assert abs(spectrum(pooled.layers[i]) - spectrum(bank.layers[i])) > 0.04
+    assert own.layers[2].weight.shape == (20, 5, 5)

@@ -5,6 +5,9 @@ in random order. *Covariance*: Gaussian filters with the mean and the tap covari
 *Phase*: every filter keeps its own power spectrum on the torus of its window, with random phases,
 a standard surrogate in neuroscience. Trained filters are smooth, and smooth noise looks like
 receptive fields, so that only the last two tell structure from smoothness.
+
+The layers of a network are not equally smooth, and noise that mixes smoothnesses is not Gaussian
+noise of one covariance: a covariance of every layer is stricter still, see `null_bank`.
 """
 
 from __future__ import annotations
@@ -16,13 +19,13 @@ import numpy as np
 from numpy.random import Generator, SeedSequence
 from numpy.typing import NDArray
 
-from keyfilters.bank import FilterBank
+from keyfilters.bank import FilterBank, Layer
 from keyfilters.errors import KeyFiltersError, nearest
 from keyfilters.scalespace import centred_unit, why_unusable
 from keyfilters.seeds import child_seed
 from keyfilters.threads import one_thread
 
-__all__ = ["NULLS", "null_bank", "null_filters", "null_units"]
+__all__ = ["FILTERS_PER_TAP", "NULLS", "null_bank", "null_filters", "null_units"]
 
 Array = NDArray[np.float32]
 
@@ -32,13 +35,16 @@ NULLS = {
     "covariance": "Gaussian filters with the same tap covariance",
     "phase": "filters with the same power spectra and random phases",
 }
+FILTERS_PER_TAP = 5  # usable filters from which on their covariance is trusted, per tap
 MATCHED_ON = (4096, 65_536)  # draws, at least and at most, on which the covariance is matched
 MATCHED_TO = 1e-3  # relative error of the covariance, Frobenius norm
 MATCHING_STEPS = 200
 GAIN, PATIENCE = 0.01, 3  # share by which a step must come nearer, and steps in vain
 
 
-def null_bank(bank: FilterBank, kind: str, seed: int | SeedSequence = 0) -> FilterBank:
+def null_bank(
+    bank: FilterBank, kind: str, seed: int | SeedSequence = 0, *, by_layer: bool = False
+) -> FilterBank:
     """Return the same bank without structure: same layers, sizes, norms and means.
 
     Every usable filter is replaced by a null filter with the norm and the mean of the filter;
@@ -49,6 +55,8 @@ def null_bank(bank: FilterBank, kind: str, seed: int | SeedSequence = 0) -> Filt
         bank: any bank.
         kind: ``"white"``, ``"tap-permuted"``, ``"covariance"`` or ``"phase"``, see `NULLS`.
         seed: of the null filters.
+        by_layer: whether every layer with at least `FILTERS_PER_TAP` usable filters a tap has a
+            covariance of its own, and those of one size with fewer share one.
 
     Raises:
         KeyFiltersError: an unknown kind.
@@ -63,12 +71,22 @@ def null_bank(bank: FilterBank, kind: str, seed: int | SeedSequence = 0) -> Filt
     layers = list(bank.layers)
     for size in bank.sizes:
         chosen = [i for i, layer in enumerate(layers) if layer.size == size]
-        filters = np.concatenate([layers[i].weight for i in chosen])
-        filters = null_filters(filters, kind, seed)
-        parts = np.split(filters, np.cumsum([len(layers[i].weight) for i in chosen])[:-1])
-        for i, weight in zip(chosen, parts, strict=True):
-            layers[i] = replace(layers[i], weight=weight)
+        for number, group in enumerate(_of_layers(layers, chosen) if by_layer else [chosen]):
+            filters = np.concatenate([layers[i].weight for i in group])
+            stream = child_seed(seed, "group of layers", number) if by_layer else seed
+            filters = null_filters(filters, kind, stream)
+            parts = np.split(filters, np.cumsum([len(layers[i].weight) for i in group])[:-1])
+            for i, weight in zip(group, parts, strict=True):
+                layers[i] = replace(layers[i], weight=weight)
     return FilterBank(layers, bank.skipped)
+
+
+def _of_layers(layers: list[Layer], chosen: list[int]) -> list[list[int]]:
+    """Divide layers of one size: large ones by themselves, the others together."""
+    count = {i: int((why_unusable(layers[i].weight) == "").sum()) for i in chosen}
+    large = [i for i in chosen if count[i] >= FILTERS_PER_TAP * layers[i].weight[0].size]
+    rest = [i for i in chosen if i not in large]
+    return [*([i] for i in large), *([rest] if rest else [])]
 
 
 def null_filters(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from scipy.ndimage import gaussian_filter
 
 import keyfilters as kf
 from keyfilters.bank import Layer
@@ -66,3 +67,20 @@ def test_filters_that_equal_their_null_to_rounding_are_reached() -> None:
     blur = np.outer([1, 4, 6, 4, 1], [1, 4, 6, 4, 1]) / 256
     found = kf.match(np.repeat(blur[None], 200, 0), families="separable")
     assert (found["null"] == "covariance").all() and (found["p"] == 1).all()
+
+
+def test_noise_of_unlike_layers_is_not_significant_against_noise_of_each() -> None:
+    """It is against one covariance for all, which is not what it is drawn from."""
+    generator = np.random.default_rng(0)
+    blurred = gaussian_filter(generator.normal(size=(500, 13, 13)), (0, 1.5, 1.5))[:, 4:9, 4:9]
+    layers = [
+        Layer("net", name, x.astype(np.float32), None, None, 0.0)
+        for name, x in (("a", blurred), ("b", generator.normal(size=(1500, 5, 5))))
+    ]
+    bank = kf.FilterBank(layers)
+    filters = bank.stack(5)[0]
+    pooled = kf.match(filters, families="separable")
+    given = kf.null_bank(bank, "covariance", 1, by_layer=True)
+    own = kf.match(filters, families="separable", null=given)
+    assert (pooled["q"] < 0.05).mean() > 0.05 and (own["q"] < 0.05).mean() < 0.01
+    assert (own["null"] == "given").all()

@@ -38,6 +38,7 @@ from keyfilters.receptive_fields.significance import FLOOR, choose_null, signifi
 from keyfilters.receptive_fields.solver import ROUNDS, Climb
 from keyfilters.receptive_fields.tables import PART, atoms_of, jets_of, make_tables
 from keyfilters.scalespace import centred_unit, why_unusable
+from keyfilters.seeds import child_seed
 from keyfilters.sizes import extent
 from keyfilters.threads import in_parts, one_thread, workers
 
@@ -56,7 +57,7 @@ def match(
     filters: NDArray[Any] | Tensor,
     *,
     families: str = "all",
-    null: str | None = "auto",
+    null: str | FilterBank | None = "auto",
     bank: FilterBank | None = None,
     device: str = "cpu",
     chunk: int = 16384,
@@ -74,7 +75,9 @@ def match(
             rows or columns those are left that differ there, see `Family.in_window`.
         families: ``"all"``, or ``"separable"`` for the 25 pairs of operators of order 0 to 2.
         null: kind of the null filters, see `keyfilters.null_bank`; ``"auto"`` for covariance where
-            a bank or at least five filters a tap are given, else white; None leaves p and q out.
+            a bank or at least five filters a tap are given, else white; a bank of null filters of
+            your own, such as ``keyfilters.null_bank(bank, "covariance", by_layer=True)``; None
+            leaves p and q out.
         bank: whose filters of this size the null is made from; None for the filters given.
         device: where to compute.
         chunk: about the largest number of filters between two calls of `progress`, in each thread.
@@ -89,8 +92,8 @@ def match(
         one scale serves both), amplitude (of the model as rendered), offset (per tap), r2,
         parameters (their number, amplitude and offset included), p, q (its false-discovery rate
         over the filters given), p_from (``"count"``, ``"tail"`` or ``"floor"``), null (its
-        kind), and flaw: ``"constant"``, ``"dead"`` (zero) or ``"non-finite"`` for a filter without
-        a shape, whose other columns are empty.
+        kind, or ``"given"``), and flaw: ``"constant"``, ``"dead"`` (zero) or ``"non-finite"`` for a
+        filter without a shape, whose other columns are empty.
 
     Raises:
         KeyFiltersError: wrong shape, less than 3 taps along both sides, unknown families or null, a
@@ -334,7 +337,7 @@ def _criterion(r2: Tensor, freedom: Tensor, taps: int) -> Tensor:
 def _null_r2(
     filters: NDArray[np.floating[Any]],
     bank: FilterBank | None,
-    null: str,
+    null: str | FilterBank,
     families: str,
     draws: int,
     seed: int,
@@ -342,6 +345,14 @@ def _null_r2(
 ) -> tuple[NDArray[np.float64], str]:
     """Explained shares of null filters, matched in the same way, and the kind of null."""
     size = (filters.shape[1], filters.shape[2])
+    if isinstance(null, FilterBank):
+        held, rows = null.stack(size)
+        drawn = held[(rows["flaw"] == "").to_numpy()]
+        if len(drawn) > draws:
+            generator = np.random.default_rng(child_seed(seed, "null filters given"))
+            drawn = drawn[np.sort(generator.choice(len(drawn), draws, replace=False))]
+        found = match(drawn, families=families, null=None, device=device)
+        return found["r2"].to_numpy(), "given"
     if bank is not None:
         held, rows = bank.stack(size)
         filters = held[(rows["flaw"] == "").to_numpy()]

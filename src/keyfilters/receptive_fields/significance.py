@@ -10,11 +10,10 @@ from numpy.typing import NDArray
 
 from keyfilters.columns import GRAIN, text_column
 from keyfilters.errors import KeyFiltersError
-from keyfilters.nulls import NULLS
+from keyfilters.nulls import FILTERS_PER_TAP, NULLS
 
 __all__ = ["choose_null", "significance"]
 
-FILTERS_PER_TAP = 5  # usable filters from which on their covariance is trusted, per tap
 TAIL = 0.1  # share of the null draws whose tail is fitted
 FEWEST_IN_TAIL = 30
 SOURCES = ("", "count", "tail", "floor")
