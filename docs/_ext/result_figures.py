@@ -65,7 +65,7 @@ def explained() -> None:
         {
             "trained": ([share_explained(n) for n in names], TRAINED),
             "same covariance": ([share_explained(n, "covariance") for n in names], NULL),
-            "white": ([share_explained(n, "white") for n in names], SOFT),
+            "by layer": ([share_explained(n, "covariance by layer") for n in names], SOFT),
             "q < 0.05": ([share_explained(n, "q < 0.05") for n in names], OTHER),
         },
     )

@@ -41,6 +41,7 @@ QUOTED = [
     ("noise**: {} against", lambda r: r.explained(FIVE)),
     ("against {};", lambda r: r.explained(FIVE, "covariance")),
     ("filter by filter, {} are", lambda r: r.explained(FIVE, "q < 0.05")),
+    ("and {} better than noise", lambda r: r.explained(FIVE, "q < 0.05 by layer")),
     ("noise as smooth**: {} against", lambda r: frozen(r, "of another network")),
     ("against {} of CIFAR-10", lambda r: frozen(r, "same covariance")),
     ("frozen idealised keys give {}", lambda r: frozen(r, "8 idealised keys")),
