@@ -51,7 +51,7 @@ def parse_key_name(name: str) -> KeyName:
         return KeyName(kind, number=number)
     label = rest if kind == "published" else name
     if label not in (*PUBLISHED, *(x.removeprefix("lindeberg2026-") for x in PUBLISHED)):
-        known = (*PUBLISHED, "consensus", "random:8", "lines:32")
+        known = (*PUBLISHED, "consensus", "idealized", "random:8", "lines:32", "kmeans:32")
         raise KeyFiltersError(
             f"no keys are called {name!r}; one of {', '.join(known)}, or a file, is expected"
             f"{nearest(label, known)}"

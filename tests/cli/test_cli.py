@@ -223,3 +223,72 @@ def test_help_imports_no_torch() -> None:
     command = [sys.executable, "-m", "keyfilters", "--help"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert {"atlas", "check", "compare", "sources"} <= set(done.stdout.split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["read", "FILE", "--device", "gpu"], "cannot compute on 'gpu'"),
+        (["check", "FILE", "--device", "nonsense"], "cannot compute on 'nonsense'"),
+        (["sources", "--device", "nonsense"], "cannot compute on 'nonsense'"),
+        (["fit", "FILE", "--device", "nonsense"], "cannot compute on 'nonsense'"),
+        (["atlas", "FILE", "--like", "zoo-5x5", "--seeds", "9", "--feed-forward"],
+         "leave out --seeds, --feed-forward"),
+        (["discover", "FILE", "--cpus-per-run", "3"], "keyfilters: --cpus-per-run 3 is for"),
+        (["discover", "FILE", "--criterion", "outptus"], "there are variance, outputs,"),
+        (["init", "test_convnext", "--scheme", "idealized"], "type also: --bank SOURCE"),
+        (["experiment", "page", "none.json"], "none.json: No such file"),
+        (["replace", "FILE", "--keys", "idealised"], "idealized"),
+    ],
+)  # fmt: skip
+def test_what_was_typed_is_what_is_told(
+    capsys: pytest.CaptureFixture[str], model_file: Path, arguments: list[str], words: str
+) -> None:
+    arguments = [str(model_file) if x == "FILE" else x for x in arguments]
+    code, out, err = run(capsys, *arguments)
+    assert code == 2 and not out and err.count("\n") == 1
+    assert words in err and "gpus-per-run" not in err
+
+
+def test_filters_that_an_atlas_has_no_patterns_of_are_counted(
+    capsys: pytest.CaptureFixture[str], model_file: Path, tmp_path: Path
+) -> None:
+    torch.save(
+        {**torch.load(model_file), "small.weight": torch.rand(7, 1, 3, 3)}, tmp_path / "both.pth"
+    )
+    out = str(tmp_path / "named")
+    code, told, _ = run(capsys, "atlas", str(tmp_path / "both.pth"), "--like", "zoo-5x5",
+                        "--out", out)  # fmt: skip
+    assert code == 0 and "7 filters of other kernel sizes" in told
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["check", "--strict", "FILE"]])
+def test_a_reader_that_has_gone_is_no_finding(model_file: Path, arguments: list[str]) -> None:
+    arguments = [str(model_file) if x == "FILE" else x for x in arguments]
+    command = [sys.executable, "-m", "keyfilters", *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        assert process.wait() == 141
+
+
+def test_no_word_of_a_help_is_taken_for_markup() -> None:
+    """Rich leaves out what stands in square brackets."""
+    import typer
+
+    from keyfilters.cli import app
+
+    for command in typer.main.get_command(app).commands.values():  # type: ignore[attr-defined]
+        texts = [command.help or "", *(getattr(x, "help", None) or "" for x in command.params)]
+        assert not [text for text in texts if "[" in text], command.name
+
+
+def test_tables_in_a_pipe_are_not_folded(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    name = "stages.2.blocks.17.depthwise_convolution_of_a_long_name." * 3 + "weight"
+    torch.save({"stem.weight": torch.ones(4, 3, 3, 3), name: torch.rand(8, 1, 3, 3)},
+               tmp_path / "net.pth")  # fmt: skip
+    code, out, _ = run(capsys, "read", str(tmp_path / "net.pth"))
+    assert code == 0 and name.removesuffix(".weight") in out

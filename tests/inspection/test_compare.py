@@ -176,10 +176,10 @@ def test_steps_of_a_training() -> None:
     found = kf.compare(*steps)
     assert found.steps is not None and found.steps["step"].tolist() == [0, 1, 2, 3]
     assert found.steps["name"].is_unique
-    to_first, to_last = found.steps["cosine to the first"], found.steps["cosine to the before"]
+    to_first, to_last = found.steps["cosine to the first"], found.steps["cosine to the one before"]
     assert to_first.is_monotonic_decreasing and to_first[0] == pytest.approx(1)
     assert to_last[3] > to_first[3]
-    assert found.steps["untouched since the before"].tolist() == [1, 0.5, 0.5, 0.5]
+    assert found.steps["untouched since the one before"].tolist() == [1, 0.5, 0.5, 0.5]
     explained, chance = found.steps["explained"], found.steps["chance"]
     assert explained[0] > explained[3] and explained[0] > chance[0]
     assert (found.steps["sigma"] > 0).all()

@@ -223,3 +223,11 @@ def test_names_with_brackets_and_a_progress_that_stops() -> None:
     assert all(torch.equal(x, before[name]) for name, x in model.state_dict().items())
     report = replace_filters_(model, sets, layers=["conv[3x3]"]).set_index("layer")
     assert report["left"]["conv[3x3]"] == ""
+
+
+def test_a_reason_that_layers_share_is_told_once() -> None:
+    model = nn.Sequential(*(nn.Conv2d(8, 8, 3, groups=8) for _ in range(9)))
+    with pytest.raises(kf.KeyFiltersError) as told:
+        kf.initialize_filters_(model, "idealized")
+    assert "0, 1, 2 and 6 more layers: " in str(told.value)
+    assert str(told.value).count("bank=") == 1

@@ -28,6 +28,8 @@ from keyfilters.texts import printable
 
 __all__ = ["app", "main"]
 
+READER_GONE = 141  # as a shell says of a process whose reader, such as head, has ended
+
 app = typer.Typer(
     name="keyfilters",
     help="Read, name and explain the spatial filters of depthwise-separable CNNs.",
@@ -75,6 +77,10 @@ def main() -> None:
     except OSError as error:  # a full disk, a folder that is gone: nothing that is ours to mend
         named = f" ({shown(error.filename)})" if isinstance(error.filename, str) else ""
         message = f"{error.strerror or error}{named}; {mend_of(error)}"
+    except SystemExit as end:
+        if end.code == 1 and isinstance(end.__context__, BrokenPipeError):
+            raise SystemExit(READER_GONE) from end  # 1 says that check --strict found something
+        raise
     else:
         return
     print(f"keyfilters: {printable(message)}", file=sys.stderr)

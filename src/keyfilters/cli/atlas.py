@@ -14,7 +14,6 @@ from keyfilters.cli.common import (
     ExecutorName,
     Seed,
     Sources,
-    check_device,
     check_out,
     command_line,
     executor_of,
@@ -22,7 +21,8 @@ from keyfilters.cli.common import (
     progress_bar,
     read_bank,
 )
-from keyfilters.cli.tables import cell, say, write_parquet
+from keyfilters.cli.tables import cell, print_table, say, write_parquet
+from keyfilters.errors import KeyFiltersError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -74,8 +74,13 @@ def atlas(
     from keyfilters.experiments.executors import pieces_on
 
     check_out(out)
-    check_device(device)
     if like:
+        given = {"--seeds": seeds != 3, "--threshold": threshold is not None,
+                 "--feed-forward": feed_forward, "--device": device != "cpu",
+                 "--executor": bool(executor), "--address": bool(address),
+                 "--cpus-per-run": cpus_per_run != 1}  # fmt: skip
+        if unused := [name for name, is_given in given.items() if is_given]:
+            raise KeyFiltersError(f"with --like nothing is fitted; leave out {', '.join(unused)}")
         _name_like(source, like, out, seed)
         return
     fitted = Atlas(
@@ -97,9 +102,7 @@ def atlas(
 
 def _tell(fitted: Atlas) -> None:
     """Print what was found, and what was left out."""
-    from rich.console import Console
-
-    Console().print(_table(fitted))
+    print_table(_table(fitted))
     for size in fitted.sizes_.values():
         share = size.patterns.table.groupby("name")["share"].sum().sort_values(ascending=False)
         names = ", ".join(f"{name} {part:.0%}" for name, part in share.head(6).items())
@@ -129,7 +132,9 @@ def _name_like(source: list[str], like: str, out: Path, seed: int) -> None:
     names = found["name"][found["classified"]].value_counts() / len(found)
     say(", ".join(f"{name} {share:.0%}" for name, share in names.head(8).items()))
     nulls = ", ".join(f"{kind} {share:.1%}" for kind, share in shares.items() if kind != "filters")
-    say(f"classified: {shares['filters']:.1%}; of null filters: {nulls}")
+    say(f"classified: {shares['filters']:.1%} of {len(found):,}; of null filters: {nulls}")
+    if left := len(bank) - len(found):
+        say(f"{left:,} filters of other kernel sizes have no patterns there")
     say(f"The filters: {(out / 'filters.parquet').resolve()}")
 
 

@@ -33,6 +33,7 @@ __all__ = [
     "Device",
     "ExecutorName",
     "GpusPerRun",
+    "HiddenDevice",
     "Layers",
     "Out",
     "Seed",
@@ -52,13 +53,13 @@ Sources = Annotated[
     list[str],
     typer.Argument(
         metavar="SOURCE",
-        help="timm:NAME, timm:NAME?pretrained=false, hf-hub:ORG/REPO, package:DIST, "
-        "package:DIST/FILE, a .safetensors, .pth, .pt, .onnx or .tflite file, or a folder of them.",
+        help="A model file (.pth, .safetensors, .onnx, .tflite, .keras and more), a folder, a "
+        "pattern or an address; or timm:NAME, timm:NAME?pretrained=false, hf-hub:ORG/REPO, "
+        "package:DIST or package:DIST/FILE.",
         show_default=False,
     ),
 ]
 Seed = Annotated[int, typer.Option(help="Seed of everything random.", min=0)]
-Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, mps.")]
 Address = Annotated[
     str,
     typer.Option(
@@ -84,15 +85,16 @@ Layers = Annotated[
     ),
 ]
 Out = Annotated[Path | None, typer.Option(help="Folder for the results.", show_default=False)]
-HELD: ContextVar[ExitStack | None] = ContextVar("HELD", default=None)
 
 
-def check_device(device: str) -> None:
-    """Refuse a device that torch does not have, before any work starts.
+def check_device(device: str) -> str:
+    """Refuse a device that torch does not have, before any work starts, and return it.
 
     Raises:
         KeyFiltersError: the name is unknown or there is no such device.
     """
+    if device == "cpu":
+        return device
     import torch
 
     try:
@@ -100,6 +102,14 @@ def check_device(device: str) -> None:
     except (RuntimeError, AssertionError) as error:
         reason = str(error).split("\n")[0]
         raise KeyFiltersError(f"cannot compute on {device!r}: {reason}") from error
+    return device
+
+
+Device = Annotated[
+    str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, mps.", callback=check_device)
+]
+HiddenDevice = Annotated[str, typer.Option(hidden=True, callback=check_device)]
+HELD: ContextVar[ExitStack | None] = ContextVar("HELD", default=None)
 
 
 @contextmanager

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from keyfilters.inspection import Comparison
 
 SHOWN = ("layer", "size", "pairs", "untouched", "cosine", "null", "norm_ratio", "change")
-COSINES = ("cosine", "null", "cosine to the first", "cosine to the before")
+COSINES = ("cosine", "null", "cosine to the first", "cosine to the one before")
 FLOWS = 8  # pairs of patterns that are printed
 
 

@@ -16,7 +16,6 @@ from keyfilters.cli.common import (
     Out,
     Seed,
     Sources,
-    check_device,
     check_out,
     command_line,
     executor_of,
@@ -26,7 +25,7 @@ from keyfilters.cli.common import (
 )
 from keyfilters.cli.images import halves, labelled
 from keyfilters.cli.tables import say, show, write_parquet
-from keyfilters.errors import KeyFiltersError
+from keyfilters.errors import KeyFiltersError, nearest
 from keyfilters.query_strings import whole_number
 
 if TYPE_CHECKING:
@@ -54,7 +53,9 @@ KeyCount = Annotated[
 Candidates = Annotated[int, typer.Option(help="Candidates of a round.", min=2)]
 Kinds = Annotated[
     str,
-    typer.Option(help="Where candidates come from, with commas: code, lines, kmeans, idealized."),
+    typer.Option(
+        help="Where candidates come from, with commas: code, lines, kmeans, idealized, random."
+    ),
 ]
 Rounds = Annotated[
     int, typer.Option(help="Rounds; from the second on around the survivors.", min=1)
@@ -111,7 +112,6 @@ def discover(
     from keyfilters.sizes import extent, parse_size
 
     check_out(out)
-    check_device(device)
     wanted = whole_number(keys)
     if keys != "auto" and wanted is None:
         raise KeyFiltersError(f"--keys {keys}: expected a number or auto")
@@ -172,6 +172,13 @@ def _asked(
     criterion: str, source: list[str], images: str | None, count: int, seed: int, device: str
 ) -> dict[str, Any]:
     """The model and the images that a criterion needs."""
+    from keyfilters.discovery.criteria import CRITERIA
+
+    if criterion not in CRITERIA:
+        known = ", ".join(CRITERIA)
+        raise KeyFiltersError(
+            f"--criterion {criterion}: there are {known}{nearest(criterion, CRITERIA)}"
+        )
     if criterion == "variance":
         if images is not None:
             raise KeyFiltersError("--images serve --criterion outputs, agreement and accuracy only")

@@ -56,8 +56,10 @@ def page(
 
     try:
         found = json.loads(record.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise KeyFiltersError(f"cannot read {record}: {error}") from error
+    except OSError as error:
+        raise KeyFiltersError(f"cannot read {record}: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        raise KeyFiltersError(f"{record} is no JSON file: {error}") from error
     try:
         written = write_experiment(found, out)
     except (KeyFiltersError, OSError, MemoryError):

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from keyfilters.cli.common import Out, check_out, folder_at_once
-from keyfilters.cli.tables import cell, say
+from keyfilters.cli.common import HiddenDevice, Out, check_out, folder_at_once
+from keyfilters.cli.tables import cell, print_table, say
 from keyfilters.errors import KeyFiltersError
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def fit(
     ] = None,
     out: Out = None,
     seed: Annotated[int, typer.Option(hidden=True)] = 0,
-    device: Annotated[str, typer.Option(hidden=True)] = "cpu",
+    device: HiddenDevice = "cpu",
 ) -> None:
     """Fit an idealised receptive field to each of a few filters.
 
@@ -58,12 +58,12 @@ def fit(
     else:
         example = ",".join(PUBLISHED_OPERATORS[: min(4, len(filters))])
         raise KeyFiltersError(
-            f"{file.name} holds {len(filters)} filters; name one operator for each, as in "
+            f"{file.name} holds {_filters(len(filters))}; name one operator for each, as in "
             f"--operators {example}{',…' if len(filters) > 4 else ''}"
         )
     fitted = fit_idealized(filters, chosen, method)
     rows = fitted.table.assign(name=list(names))
-    _print(rows, f"{len(rows)} filters of {file.name}, method {method}")
+    _print(rows, f"{_filters(len(rows))} of {file.name}, method {method}")
     if out is not None:
         with folder_at_once(out) as unfinished:
             rows.to_csv(unfinished / "fit.csv", index=False)
@@ -71,8 +71,11 @@ def fit(
         say(f"The fits: {(out / 'fit.csv').resolve()}")
 
 
+def _filters(count: int) -> str:
+    return "1 filter" if count == 1 else f"{count} filters"
+
+
 def _print(rows: pd.DataFrame, title: str) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(title=cell(title))
@@ -88,7 +91,7 @@ def _print(rows: pd.DataFrame, title: str) -> None:
         table.add_row(
             row.name, row.operator, sigma_x, sigma_y, alpha, first, second, row.at_boundary
         )
-    Console().print(table)
+    print_table(table)
     say("ℓ1, ℓ2: distance of the model from the normalised filter; σ in taps")
 
 

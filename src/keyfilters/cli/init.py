@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from keyfilters.cli.common import (
+    HiddenDevice,
     Layers,
     Out,
     Seed,
@@ -49,7 +50,7 @@ def init(
     layers: Layers = None,
     out: Out = None,
     seed: Seed = 0,
-    device: Annotated[str, typer.Option(hidden=True)] = "cpu",
+    device: HiddenDevice = "cpu",
 ) -> None:
     """Initialise the depthwise filters of a model.
 
@@ -64,6 +65,10 @@ def init(
     from keyfilters.treatment import initialize_by_name_
 
     check_out(out)
+    if scheme.partition("?")[0] == "idealized" and not bank and "bank=" not in scheme:
+        raise KeyFiltersError(
+            "--scheme idealized follows trained filters; type also: --bank SOURCE"
+        )
     options: dict[str, Any] = {}
     if std is not None:
         options["std"] = _scale(std)

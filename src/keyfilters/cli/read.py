@@ -13,7 +13,7 @@ from keyfilters.cli.common import (
     folder_at_once,
     progress_bar,
 )
-from keyfilters.cli.tables import cell, say
+from keyfilters.cli.tables import cell, print_table, say
 
 
 def read(
@@ -29,7 +29,6 @@ def read(
     are read without pretrained weights.
     """
     import pandas as pd
-    from rich.console import Console
     from rich.table import Table
 
     from keyfilters import read as read_bank
@@ -59,7 +58,7 @@ def read(
         table.add_column(column, overflow="fold")
     for row in rows:
         table.add_row(*(cell(str(row[column])) for column in columns))
-    Console().print(table)
+    print_table(table)
     _print_counts("note", Counter(layer.note for layer in bank.layers if layer.note))
     _print_counts("skipped", Counter(reason for _, reason in bank.skipped))
     unusable = bank.unusable()

@@ -12,7 +12,6 @@ from keyfilters.cli.common import (
     Layers,
     Out,
     Seed,
-    check_device,
     check_out,
     folder_at_once,
     layer_names,
@@ -69,7 +68,6 @@ def replace(
     format of SOURCE), replace.csv and, with --images, agreement.json and sensitivity.csv.
     """
     check_out(out)
-    check_device(device)
     if sensitivity and images is None:
         raise KeyFiltersError("--sensitivity needs --images")
     chosen, network = layer_names(layers), _network(source, model, seed)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from keyfilters.cli.common import Device, Out, Seed, check_out, folder_at_once, progress_bar
-from keyfilters.cli.tables import say
+from keyfilters.cli.tables import print_table, say
 
 
 def sources(out: Out = None, seed: Seed = 0, device: Device = "cpu") -> None:
@@ -39,7 +39,6 @@ def sources(out: Out = None, seed: Seed = 0, device: Device = "cpu") -> None:
 
 
 def _print_formats() -> list[dict[str, str]]:
-    from rich.console import Console
     from rich.table import Table
 
     from keyfilters.sources import format_table
@@ -53,7 +52,7 @@ def _print_formats() -> list[dict[str, str]]:
         install = f"pip install 'keyfilters[{row['extra']}]'"
         read = row["read"] if row["ready"] == "yes" else install
         table.add_row(*(read if x == "read" else row[x] for x in columns))
-    Console().print(table)
+    print_table(table)
     return rows
 
 

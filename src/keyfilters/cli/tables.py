@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 from keyfilters.texts import printable
@@ -10,11 +11,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import pandas as pd
+    from rich.table import Table
     from rich.text import Text
 
-__all__ = ["cell", "say", "show", "write_parquet"]
+__all__ = ["cell", "print_table", "say", "show", "write_parquet"]
 
 LONGEST = 300  # characters of a name in a table
+WIDE = 2000  # characters of a line that no terminal shows
 
 
 def say(text: str, *, err: bool = False) -> None:
@@ -34,6 +37,16 @@ def cell(text: str) -> Text:
     return Text("\n".join(map(printable, text.split("\n"))))
 
 
+def print_table(table: Table) -> None:
+    """Print a table; in a file or a pipe its lines are as long as they need."""
+    from rich.console import Console
+
+    console = Console()
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console = Console(width=WIDE)
+    console.print(table)
+
+
 def show(
     frame: pd.DataFrame,
     title: str,
@@ -48,7 +61,6 @@ def show(
         columns: those to print; all if none.
         numbers: columns of text that stand to the right, as numbers do.
     """
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(title=cell(title))
@@ -61,7 +73,7 @@ def show(
         table.add_column(column.replace("_", " "), overflow="fold", justify=justify, no_wrap=whole)
     for row in frame[shown].itertuples(index=False):
         table.add_row(*map(_word, row))
-    Console().print(table)
+    print_table(table)
 
 
 def write_parquet(frame: pd.DataFrame, path: Path) -> None:

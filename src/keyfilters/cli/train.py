@@ -66,10 +66,10 @@ def train(
     Says first what will run. With --out, writes checkpoint-N/ now and then, from which the same
     command continues; recipe.toml (all that counts), metrics.jsonl (one line an epoch),
     monitor.parquet (see keyfilters.Monitor; the recipe's trackers get the same), and at the end
-    model.safetensors, ema.safetensors, summary.json and curves.png, and filters.csv where a recipe
-    has a section [filters]. The weights are those of the epoch that is best on validation
-    images; the test images are looked at once. On several devices: torchrun --nproc-per-node 2 -m
-    keyfilters train …
+    model.safetensors, summary.json and curves.png, ema.safetensors where the recipe keeps a running
+    mean, and filters.csv where it has a section filters. The weights are those of the epoch that is
+    best on validation images; the test images are looked at once. On several devices: torchrun
+    --nproc-per-node 2 -m keyfilters train …
     """
     from keyfilters.training import load_data, make_model, plan
     from keyfilters.treatment import FilterRecipe

@@ -216,7 +216,8 @@ def executor_from(
         return RayCluster(address, cpus, gpus, workers)
     if name != "local":
         raise KeyFiltersError(f"there is no executor {name!r}; local or ray is expected")
-    if (address, cpus, gpus) != ("", 1, 0):
-        got = f"--address {address!r}, --cpus-per-run {cpus:g} or --gpus-per-run {gpus:g}"
+    given = {f"--address {address}": address, f"--cpus-per-run {cpus:g}": cpus != 1,
+             f"--gpus-per-run {gpus:g}": gpus}  # fmt: skip
+    if got := ", ".join(words for words, is_given in given.items() if is_given):
         raise KeyFiltersError(f"{got} is for a cluster; type also: --executor ray")
     return LocalProcesses(workers)

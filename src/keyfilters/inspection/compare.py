@@ -213,7 +213,7 @@ def _steps(banks: list[FilterBank], names: list[str], seed: int, sample: int) ->
     rows = []
     for i, (bank, name) in enumerate(zip(banks, names, strict=True)):
         row: dict[str, Any] = {"step": i, "name": name}
-        for what, other in (("first", banks[0]), ("before", banks[max(i - 1, 0)])):
+        for what, other in (("first", banks[0]), ("one before", banks[max(i - 1, 0)])):
             cosines, untouched = _distance(other, bank)
             row |= {f"cosine to the {what}": cosines, f"untouched since the {what}": untouched}
         norms = np.concatenate([np.linalg.norm(x.weight, axis=(1, 2)) for x in bank.layers])

@@ -264,12 +264,20 @@ def write_all_(
             reason = str(error).removeprefix(f"{target.name}: ")
             refused.append(replace(target, left=reason))
     if not writes:
-        why = "; ".join(f"{x.name}: {x.left}" for x in [*refused, *left])
+        named: dict[str, list[str]] = {}
+        for target in [*refused, *left]:
+            named.setdefault(target.left, []).append(target.name)
+        why = "; ".join(f"{_some(names)}: {reason}" for reason, names in named.items())
         raise KeyFiltersError(f"{failure}: {why}")
     left += refused
     for write_ in writes.values():
         write_()
     return made
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 3} more layers" if len(names) > 3 else ""
+    return f"{', '.join(names[:3])}{more}"
 
 
 def layer_table(
