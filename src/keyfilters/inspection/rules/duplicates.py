@@ -11,7 +11,7 @@ from keyfilters.inspection.rules.rule import Measured, Rule
 __all__ = ["RULES", "nearest_sine"]
 
 EQUAL = 1e-5  # sine of the angle between two forms that float32 arithmetic cannot tell apart
-NEAR = 0.05
+NEAR, NEARER = 0.05, 0.01
 MANY = 0.5
 BLOCK = 1024
 
@@ -50,12 +50,14 @@ def _duplicates(layer: LayerFilters) -> Measured | None:
 def _near_duplicates(layer: LayerFilters) -> Measured | None:
     if len(layer.usable) < 2:
         return None
-    near = nearest_sine(layer.unit) < NEAR
+    sine = nearest_sine(layer.unit)
+    near = sine < NEAR
     if near.mean() <= MANY:  # drawing the null takes most of the time of a check
         return Measured(float(near.mean()), layer.usable[near])
-    # Copies of one filter have a covariance whose noise repeats it too: that excuses nothing.
     chance = float((nearest_sine(layer.null_unit) < NEAR).mean())
-    return Measured(float(near.mean()), layer.usable[near], chance)
+    # Noise of the covariance of a few copied filters repeats them too; that excuses no copies.
+    value = max(float(near.mean()) - chance, float((sine < NEARER).mean()))
+    return Measured(value, layer.usable[near], chance)
 
 
 RULES = (
@@ -70,7 +72,8 @@ RULES = (
     Rule(
         "near-duplicate",
         "warning",
-        "share of a layer's usable filters of which another differs by at most 5 % up to a·x + b",
+        "share of a layer's usable filters of which another differs by at most 5 % up to a·x + b, "
+        "less the same share of noise with the same covariance; or by at most 1 %, if that is more",
         MANY,
         "the layer has fewer different filters than channels; share or prune them",
         layer=_near_duplicates,
