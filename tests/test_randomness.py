@@ -273,3 +273,15 @@ def test_nothing_is_drawn_from_a_global_generator() -> None:
 )
 def test_global_draws_are_seen(text: str, number: int) -> None:
     assert len([*global_draws(ast.parse(text))]) == number
+
+
+def test_negative_seeds_are_refused_in_one_sentence() -> None:
+    bank = kf.read(torch.nn.Conv2d(64, 64, 3, groups=64))
+    filters = bank.stack(3)[0]
+    for call in (
+        lambda: kf.KeySet.random(4, 3, seed=-1),
+        lambda: kf.null_bank(bank, "white", -1),
+        lambda: kf.match(filters, seed=-1),
+    ):
+        with pytest.raises(kf.KeyFiltersError, match="seed must be at least 0, got -1"):
+            call()

@@ -29,6 +29,7 @@ from keyfilters.receptive_fields import (
 )
 from keyfilters.receptive_fields.models import render_models
 from keyfilters.scalespace.unit import exact_centred_unit, why_unusable
+from keyfilters.seeds import checked_seed
 from keyfilters.sizes import Size, Window, as_size, as_window, extent
 
 __all__ = ["CONSENSUS", "Assignment", "KeySet"]
@@ -215,7 +216,7 @@ class KeySet:
             raise KeyFiltersError(
                 f"expected keys of at least two taps, got {count} of {extent(window)}"
             )
-        drawn = np.random.default_rng(seed).normal(size=(count, *window))
+        drawn = np.random.default_rng(checked_seed(seed)).normal(size=(count, *window))
         return cls.from_filters(drawn, None, f"random, seed {seed}: independent Gaussian taps")
 
     @classmethod

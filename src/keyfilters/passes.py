@@ -170,7 +170,12 @@ def _floating(value: Any) -> Iterator[Tensor]:
 
 
 def refuse_non_finite(images: Tensor) -> None:
-    """Raise if an image holds NaN or infinity."""
+    """Raise if images are no tensor, or one holds NaN or infinity."""
+    if not isinstance(images, Tensor):
+        raise KeyFiltersError(
+            f"images are a {type(images).__name__}; a torch.Tensor as the network takes it is "
+            "expected"
+        )
     bad = int((~images.isfinite().flatten(1).all(1)).sum()) if images.ndim > 1 else 0
     if bad:
         raise KeyFiltersError(

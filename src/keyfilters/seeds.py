@@ -6,7 +6,20 @@ from zlib import crc32
 
 from numpy.random import SeedSequence
 
-__all__ = ["child_integer", "child_seed"]
+from keyfilters.errors import KeyFiltersError
+
+__all__ = ["checked_seed", "child_integer", "child_seed"]
+
+
+def checked_seed(seed: int) -> int:
+    """Return a seed, which may not be negative.
+
+    Raises:
+        KeyFiltersError: it is.
+    """
+    if seed < 0:
+        raise KeyFiltersError(f"seed must be at least 0, got {seed}")
+    return seed
 
 
 def child_seed(seed: int | SeedSequence, *purpose: int | str) -> SeedSequence:
@@ -27,7 +40,7 @@ def child_seed(seed: int | SeedSequence, *purpose: int | str) -> SeedSequence:
     >>> child_integer(0, "null", 5) == child_integer(5, "null", 0)
     False
     """
-    root = seed if isinstance(seed, SeedSequence) else SeedSequence(seed)
+    root = seed if isinstance(seed, SeedSequence) else SeedSequence(checked_seed(seed))
     key = (crc32(str(word).encode()) for word in purpose)
     return SeedSequence(root.entropy, spawn_key=(*root.spawn_key, *key))
 

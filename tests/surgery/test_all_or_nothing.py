@@ -286,3 +286,12 @@ def test_parametrised_scales_survive_empty_memory() -> None:
     del kept["0.parametrizations.weight.0.unit"]  # as files of the first version
     model.load_state_dict(kept)
     torch.testing.assert_close(model[0].weight, expected)
+
+
+def test_images_that_are_no_tensor_are_refused_unchanged() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 3, groups=8))
+    before = net[1].weight.detach().clone()
+    images: Any = np.zeros((4, 3, 9, 9), np.float32)
+    with pytest.raises(kf.KeyFiltersError, match="images are a ndarray"):
+        kf.replace_filters_(net, kf.KeySet.random(4, 3), images=images)
+    assert torch.equal(net[1].weight, before)

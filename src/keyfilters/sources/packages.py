@@ -35,10 +35,9 @@ def find_distribution(name: str) -> metadata.Distribution:
     extra = _extra_with(wanted)
     command = f"pip install 'keyfilters[{extra}]'" if extra else f"pip install {name}"
     installed = [d.metadata["Name"] for d in metadata.distributions() if d.metadata["Name"]]
-    raise SourceError(
-        f"no installed distribution is called {name!r}{nearest(name, installed)}; "
-        f"to install it type: {command}"
-    )
+    near = nearest(name, installed)
+    advice = "" if near and not extra else f"; to install it type: {command}"  # not a misspelt one
+    raise SourceError(f"no installed distribution is called {name!r}{near}{advice}")
 
 
 def _extra_with(name: str) -> str:
