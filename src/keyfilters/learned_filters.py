@@ -94,9 +94,10 @@ def kmeans_prototypes(
     """
     from sklearn.cluster import KMeans
     from sklearn.exceptions import ConvergenceWarning
+    from sklearn.utils import check_random_state
 
     count = min(count, len(unit))
-    generator = np.random.RandomState(seed)
+    generator = check_random_state(seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # repeated filters
         starts = [unit[_far_apart(unit, count, generator)] for _ in range(restarts)]
