@@ -112,8 +112,8 @@ def _far_apart(
 ) -> NDArray[np.int64]:
     """Draw the filters from which k-means starts, by greedy k-means++, as scikit-learn does.
 
-    Draw for draw the same; there, converting the filters anew for every centre takes longer than
-    k-means itself.
+    Draw for draw as its newer versions; there, converting the filters anew for every centre takes
+    longer than k-means itself.
     """
     exact = (unit - unit.mean(axis=0)).astype(np.float64)
     products, power = np.ascontiguousarray(-2 * exact.T), (exact**2).sum(axis=1)

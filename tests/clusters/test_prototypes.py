@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import inspect
+
 import numpy as np
 import pytest
-from sklearn.cluster import KMeans
+from sklearn.cluster import KMeans, _kmeans
 
 from keyfilters.clusters.prototypes import PrototypeSet, kmeans_prototypes, nearest_prototype
 from keyfilters.scalespace import centred_unit
@@ -33,6 +35,10 @@ def test_kmeans_with_more_centres_than_distinct_filters() -> None:
     assert nearest_prototype(unit, found)[1].max() < 1e-5
 
 
+@pytest.mark.skipif(
+    "stable_cumsum" in inspect.getsource(_kmeans),
+    reason="this scikit-learn sums the distances in float64, and may draw another filter",
+)
 @pytest.mark.parametrize("count", [1, 2, 7, 30])
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_kmeans_starts_where_that_of_scikit_learn_does(count: int, seed: int) -> None:
