@@ -134,8 +134,12 @@ def halves(table: pd.DataFrame) -> NDArray[np.bool_]:
     several = table["model"].nunique() > 1
     groups = table["model"] if several else table["layer"]
     names = groups.value_counts().index if several else groups.unique()
-    layers = table["model"].astype(str) + "\0" + table["layer"].astype(str)
-    for half in (groups.isin(names[::2]).to_numpy(), _even(groups), _even(layers)):
+    for divide in (
+        lambda: groups.isin(names[::2]).to_numpy(),
+        lambda: _even(groups),
+        lambda: _even(table["model"].astype(str) + "\0" + table["layer"].astype(str)),
+    ):
+        half: NDArray[np.bool_] = divide()
         if 4 * min(half.sum(), (~half).sum()) >= len(table):
             return half
     return np.arange(len(table)) % 2 == 0

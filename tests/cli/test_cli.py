@@ -235,7 +235,7 @@ def test_help_imports_no_torch() -> None:
         (["atlas", "FILE", "--like", "zoo-5x5", "--seeds", "9", "--feed-forward"],
          "leave out --seeds, --feed-forward"),
         (["discover", "FILE", "--cpus-per-run", "3"], "keyfilters: --cpus-per-run 3 is for"),
-        (["discover", "FILE", "--criterion", "outptus"], "there are variance, outputs,"),
+        (["discover", "FILE", "--criterion", "outptus"], "there are: variance, outputs,"),
         (["init", "test_convnext", "--scheme", "idealized"], "type also: --bank SOURCE"),
         (["experiment", "page", "none.json"], "none.json: No such file"),
         (["replace", "FILE", "--keys", "idealised"], "idealized"),
@@ -278,7 +278,9 @@ def test_no_word_of_a_help_is_taken_for_markup() -> None:
 
     from keyfilters.cli import app
 
-    for command in typer.main.get_command(app).commands.values():  # type: ignore[attr-defined]
+    group = typer.main.get_command(app)
+    assert isinstance(group, typer.core.TyperGroup)
+    for command in group.commands.values():
         texts = [command.help or "", *(getattr(x, "help", None) or "" for x in command.params)]
         assert not [text for text in texts if "[" in text], command.name
 

@@ -20,9 +20,12 @@ from keyfilters.cli.common import (
     folder_at_once,
     progress_bar,
     read_bank,
+    typed,
 )
 from keyfilters.cli.tables import cell, print_table, say, write_parquet
 from keyfilters.errors import KeyFiltersError
+
+OF_FITS = ("seeds", "threshold", "feed_forward", "device", "executor", "address", "cpus_per_run")
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
 
 
 def atlas(
+    context: typer.Context,
     source: Sources,
     out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("atlas"),
     seed: Seed = 0,
@@ -75,11 +79,7 @@ def atlas(
 
     check_out(out)
     if like:
-        given = {"--seeds": seeds != 3, "--threshold": threshold is not None,
-                 "--feed-forward": feed_forward, "--device": device != "cpu",
-                 "--executor": bool(executor), "--address": bool(address),
-                 "--cpus-per-run": cpus_per_run != 1}  # fmt: skip
-        if unused := [name for name, is_given in given.items() if is_given]:
+        if unused := typed(context, *OF_FITS):
             raise KeyFiltersError(f"with --like nothing is fitted; leave out {', '.join(unused)}")
         _name_like(source, like, out, seed)
         return

@@ -47,6 +47,7 @@ __all__ = [
     "one_command",
     "progress_bar",
     "read_bank",
+    "typed",
 ]
 
 Sources = Annotated[
@@ -184,6 +185,13 @@ def read_bank(
 def layer_names(layers: str | None) -> list[str] | None:
     """Return what --layers names, None for all."""
     return None if layers is None else [name.strip() for name in layers.split(",")]
+
+
+def typed(context: typer.Context, *options: str) -> list[str]:
+    """Return which of these options of the running verb stand on its command line."""
+    sources = {x: context.get_parameter_source(x) for x in options}
+    given = [x for x, source in sources.items() if source and source.name == "COMMANDLINE"]
+    return [f"--{x.replace('_', '-')}" for x in given]
 
 
 def command_line() -> str:

@@ -25,7 +25,7 @@ from keyfilters.cli.common import (
 )
 from keyfilters.cli.images import halves, labelled
 from keyfilters.cli.tables import say, show, write_parquet
-from keyfilters.errors import KeyFiltersError, nearest
+from keyfilters.errors import KeyFiltersError
 from keyfilters.query_strings import whole_number
 
 if TYPE_CHECKING:
@@ -172,13 +172,9 @@ def _asked(
     criterion: str, source: list[str], images: str | None, count: int, seed: int, device: str
 ) -> dict[str, Any]:
     """The model and the images that a criterion needs."""
-    from keyfilters.discovery.criteria import CRITERIA
+    from keyfilters.discovery.criteria import check_criterion
 
-    if criterion not in CRITERIA:
-        known = ", ".join(CRITERIA)
-        raise KeyFiltersError(
-            f"--criterion {criterion}: there are {known}{nearest(criterion, CRITERIA)}"
-        )
+    check_criterion(criterion)
     if criterion == "variance":
         if images is not None:
             raise KeyFiltersError("--images serve --criterion outputs, agreement and accuracy only")

@@ -65,13 +65,8 @@ def init(
     from keyfilters.treatment import initialize_by_name_
 
     check_out(out)
-    if scheme.partition("?")[0] == "idealized" and not bank and "bank=" not in scheme:
-        raise KeyFiltersError(
-            "--scheme idealized follows trained filters; type also: --bank SOURCE"
-        )
-    options: dict[str, Any] = {}
-    if std is not None:
-        options["std"] = _scale(std)
+    _check_scheme(scheme, bank)
+    options: dict[str, Any] = {} if std is None else {"std": _scale(std)}
     name = model.removeprefix("timm:").split("?")[0]
     module, label = load_timm(f"{name}?pretrained=false", seed)
     if keys is not None:
@@ -86,6 +81,13 @@ def init(
             save_model(module, str(unfinished / "model.safetensors"), metadata={"format": "pt"})
             report.to_csv(unfinished / "init.csv", index=False)
         say(f"The model: {(out / 'model.safetensors').resolve()}")
+
+
+def _check_scheme(scheme: str, bank: list[str] | None) -> None:
+    if scheme.partition("?")[0] == "idealized" and not bank and "bank=" not in scheme:
+        raise KeyFiltersError(
+            "--scheme idealized follows trained filters; type also: --bank SOURCE"
+        )
 
 
 def _scale(text: str) -> float | str:

@@ -17,13 +17,14 @@ from keyfilters.discovery.elimination import Elimination, eliminate
 from keyfilters.discovery.functional import eliminate_by_answers
 from keyfilters.discovery.result import curve_of
 from keyfilters.discovery.shares import OutputShares, explained_shares
+from keyfilters.errors import KeyFiltersError, nearest
 from keyfilters.input_covariance import Settings
 from keyfilters.keyset import KeySet
 from keyfilters.nulls import null_units
 from keyfilters.seeds import child_seed
 from keyfilters.sizes import Window
 
-__all__ = ["CRITERIA", "Criterion", "make_criterion"]
+__all__ = ["CRITERIA", "Criterion", "check_criterion", "make_criterion"]
 
 # Name of a criterion -> what it must be given.
 CRITERIA: dict[str, tuple[str, ...]] = {
@@ -32,6 +33,14 @@ CRITERIA: dict[str, tuple[str, ...]] = {
     "agreement": ("model", "images"),
     "accuracy": ("model", "images", "labels"),
 }
+
+
+def check_criterion(name: str) -> None:
+    """Raise a KeyFiltersError if no criterion has this name."""
+    if name not in CRITERIA:
+        known = ", ".join(CRITERIA)
+        raise KeyFiltersError(f"criterion is {name!r}; there are: {known}{nearest(name, CRITERIA)}")
+
 
 Dropped = tuple[Elimination, pd.DataFrame]
 

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from keyfilters.bank import FilterBank
 from keyfilters.claims import halves
 from keyfilters.discovery.candidates import check_kinds
-from keyfilters.discovery.criteria import CRITERIA, make_criterion
+from keyfilters.discovery.criteria import CRITERIA, check_criterion, make_criterion
 from keyfilters.discovery.number import number_of_keys
 from keyfilters.discovery.result import Discovery, models_of, served_by, weights
 from keyfilters.discovery.search import Found, Search
-from keyfilters.errors import KeyFiltersError, nearest
+from keyfilters.errors import KeyFiltersError
 from keyfilters.keyset import KeySet
 from keyfilters.nulls import NULLS
 from keyfilters.scalespace import centred_unit
@@ -160,11 +160,7 @@ def _check(
         raise KeyFiltersError(f"rounds must be at least 1, got {rounds}")
     if keys is not None and not 1 <= keys <= count:
         raise KeyFiltersError(f"cannot keep {keys} keys of {count} candidates")
-    if criterion not in CRITERIA:
-        raise KeyFiltersError(
-            f"criterion is {criterion!r}; there are: {', '.join(CRITERIA)}"
-            + nearest(criterion, CRITERIA)
-        )
+    check_criterion(criterion)
     if any(given[name] is None for name in CRITERIA[criterion]):
         needs = " and ".join(f"{name}=" for name in CRITERIA[criterion])
         raise KeyFiltersError(f"the criterion {criterion!r} needs {needs}")

@@ -21,7 +21,7 @@ from torch.utils.data import Dataset
 
 from keyfilters.errors import KeyFiltersError
 from keyfilters.seeds import child_integer, child_seed
-from keyfilters.training.images import Failed, in_rgb, pixels, square, why
+from keyfilters.training.images import Failed, pixels, square, why
 from keyfilters.training.processes import own_randomness
 from keyfilters.training.readers import Items
 from keyfilters.training.recipe import Augmentation, Recipe
@@ -114,7 +114,7 @@ class Images(Dataset[Batch]):
             random.seed(seed)
             np.random.seed(seed)  # noqa: NPY002
             torch.default_generator.manual_seed(seed)
-        return pixels(self.transform(in_rgb(image)))
+        return pixels(self.transform(image.convert("RGB")))
 
     def _others(self, number: int) -> list[int]:
         """Draw the images that may stand in for one that cannot be read."""

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from keyfilters.errors import KeyFiltersError, nearest, needing
-from keyfilters.training.images import Failed, in_rgb, pixels, refusal, square, why
+from keyfilters.training.images import Failed, pixels, refusal, square, why
 from keyfilters.training.readers import READERS, Items, Part
 from keyfilters.training.recipe import DataSource
 
@@ -129,7 +129,7 @@ def _decode(part: Part, side: int, skipped: Failed, shapes: list[tuple[int, ...]
         try:
             image = items.image(i)
             grey = image.mode == "L" and shapes[:1] != [(3, side, side)]
-            image = image if grey else in_rgb(image)
+            image = image if grey else image.convert("RGB")
             found = pixels(square(image, side) if side else image)
         except Exception as error:  # damaged files make decoders raise nearly anything
             skipped.append((items.path(i).as_posix(), why(error)))

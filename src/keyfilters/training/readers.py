@@ -23,7 +23,7 @@ from keyfilters.errors import KeyFiltersError, nearest, needing
 from keyfilters.files import typed_path
 from keyfilters.network import hub_answers, hub_offline
 from keyfilters.threads import by_threads, parts_of
-from keyfilters.training.images import open_image, photographs, random_crops
+from keyfilters.training.images import in_rgb, open_image, photographs, random_crops
 from keyfilters.training.parquet import parquet_splits
 from keyfilters.training.recipe import DataSource
 
@@ -67,9 +67,10 @@ class Items:
         return Path(f"image {row}" if self.decode else os.fsdecode(self.source[row]))
 
     def image(self, i: int) -> Image:
-        """Decode an image; raises nearly anything where it is damaged."""
+        """Decode an image, grey or RGB; raises nearly anything where it is damaged."""
         if self.decode:
-            return self.decode(self.source[int(self.rows[i])])
+            found = self.decode(self.source[int(self.rows[i])])
+            return found if found.mode == "L" else in_rgb(found)
         return open_image(self.folder / self.path(i))
 
     def checksum(self) -> int:
