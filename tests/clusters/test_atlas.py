@@ -44,6 +44,30 @@ def test_coverage_of_every_level_stands_beside_its_nulls(planted_atlas: kf.Atlas
     assert bank["coverage"] > 0.9 > 0.3 > max(bank["white"], bank["phase"])
 
 
+def test_noise_of_unlike_layers_has_no_structure_beside_noise_of_each_layer() -> None:
+    """One covariance cannot say so: layers of unlike smoothness exceed it without structure."""
+    generator = np.random.default_rng(3)
+    smooth = generator.normal(size=(250, 25)) @ np.kron(*[_blur(5)] * 2)
+    layers = [
+        Layer("net", name, filters.reshape(-1, 5, 5).astype(np.float32), None, None, 0.0)
+        for name, filters in (("rough", generator.normal(size=(250, 25))), ("smooth", smooth))
+    ]
+    claims = {}
+    for by_layer in (False, True):
+        atlas = kf.Atlas(seeds=1, counts=(4,), by_layer=by_layer).fit(kf.FilterBank(layers))
+        claims[by_layer] = atlas.claims_.set_index("claim")
+    explained = "coverage, idealised filters"
+    assert claims[False].loc[explained, "q"] < 0.01
+    assert claims[True].loc[explained, "q"] > 0.05
+    pd.testing.assert_series_equal(claims[True]["value"], claims[False]["value"])
+
+
+def _blur(width: int) -> np.ndarray:
+    """Symmetric matrix whose product with noise is smooth."""
+    at = np.arange(width)
+    return np.exp(-((at[:, None] - at) ** 2) / 2)
+
+
 def test_saved_files_hold_everything(planted_atlas: kf.Atlas, tmp_path: Path) -> None:
     planted_atlas.save(tmp_path / "out")
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [

@@ -25,7 +25,8 @@ from keyfilters.cli.common import (
 from keyfilters.cli.tables import cell, print_table, say, write_parquet
 from keyfilters.errors import KeyFiltersError
 
-OF_FITS = ("seeds", "threshold", "feed_forward", "device", "executor", "address", "cpus_per_run")
+OF_FITS = ("seeds", "threshold", "feed_forward", "by_layer", "device", "executor", "address",
+           "cpus_per_run")  # fmt: skip
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -52,6 +53,14 @@ def atlas(
         typer.Option(
             "--feed-forward",
             help="Fit also the encoder network of the first publication, as a control; slow.",
+        ),
+    ] = False,
+    by_layer: Annotated[
+        bool,
+        typer.Option(
+            "--by-layer",
+            help="Noise of the filters' covariance with a covariance of every large layer: "
+            "stricter where layers differ.",
         ),
     ] = False,
     like: Annotated[
@@ -83,9 +92,8 @@ def atlas(
             raise KeyFiltersError(f"with --like nothing is fitted; leave out {', '.join(unused)}")
         _name_like(source, like, out, seed)
         return
-    fitted = Atlas(
-        seed=seed, seeds=seeds, threshold=threshold, feed_forward=feed_forward, device=device
-    )
+    fitted = Atlas(seed=seed, seeds=seeds, threshold=threshold, feed_forward=feed_forward,
+                   by_layer=by_layer, device=device)  # fmt: skip
     where = executor_of(executor, address, cpus_per_run)
     with progress_bar() as step:
         bank = read_bank(source, out, seed, where, step)

@@ -56,6 +56,8 @@ class Atlas(Estimator):
         sample: at most so many filters of a size are used for fitting; all of them are assigned.
         feed_forward: whether to fit also the encoder network of babaiee2024unveiling, as a control;
             it takes longer than all other methods together.
+        by_layer: whether the covariance null has a covariance of every large layer, as of
+            ``keyfilters.null_bank(..., by_layer=True)``: a stricter null where layers differ.
         device: where the autoencoders are trained.
 
     Attributes:
@@ -65,7 +67,7 @@ class Atlas(Estimator):
             usable, or empty), pattern, name (variants of a pattern not told apart), kind (coarse
             group of names), code in (0, 1), dissimilarity to what the code decodes to, classified;
             the idealised receptive field: family, sigma_x, sigma_y, second, amplitude, offset, r2,
-            p and q as in `keyfilters.match`, against filters of the same tap covariance; and the
+            p and q as in `keyfilters.match`, against filters of the covariance null; and the
             published and the consensus key that explain most of it, with the share r2.
         sizes_: a `SizeAtlas` for every kernel size with enough usable filters.
         unusable_: the filters without a shape: model, layer, channel and flaw.
@@ -97,6 +99,7 @@ class Atlas(Estimator):
         fewest: int = 64,
         sample: int = 10_000,
         feed_forward: bool = False,
+        by_layer: bool = False,
         device: str = "cpu",
     ) -> None:
         self.seed = seed
@@ -106,6 +109,7 @@ class Atlas(Estimator):
         self.fewest = fewest
         self.sample = sample
         self.feed_forward = feed_forward
+        self.by_layer = by_layer
         self.device = device
         self._check_options()
 

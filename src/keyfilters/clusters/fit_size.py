@@ -23,7 +23,7 @@ from keyfilters.clusters.size_atlas import SizeAtlas, size_label, threshold_of
 from keyfilters.clusters.square_or_shifted import square_report
 from keyfilters.clusters.tables import NullsClassified, layer_columns
 from keyfilters.filter_rows import FilterRows
-from keyfilters.nulls import NULLS, null_units
+from keyfilters.nulls import NULLS, null_units, null_units_by_layer
 from keyfilters.receptive_fields import has_models
 from keyfilters.scalespace import centred_unit
 from keyfilters.seeds import child_seed
@@ -63,6 +63,10 @@ def fit_size(
     chosen = _sample(len(rows), atlas.sample, "sample", atlas.seed)
     unit = centred_unit(filters[chosen])
     nulls = {kind: null_units(unit, size, kind, atlas.seed) for kind in NULLS}
+    if atlas.by_layer:
+        own = where.iloc[chosen].groupby(["model", "layer"], sort=False, observed=True).ngroup()
+        layers = own.to_numpy()
+        nulls["covariance"] = null_units_by_layer(unit, layers, size, "covariance", atlas.seed)
     evidence, agreement = _gather(
         atlas, {FILTERS: unit} | nulls, size, halves(where.iloc[chosen]), progress
     )
