@@ -19,6 +19,7 @@ from torch import Tensor, nn
 import keyfilters as kf
 from keyfilters.bank import Layer
 from keyfilters.clusters.principal_curve import PrincipalCurve
+from keyfilters.seeds import LARGEST_SEED
 from keyfilters.training import Data, Recipe, random_crops, train
 from keyfilters.treatment import FilterRecipe, Treatment, initialize_by_name_
 
@@ -275,13 +276,22 @@ def test_global_draws_are_seen(text: str, number: int) -> None:
     assert len([*global_draws(ast.parse(text))]) == number
 
 
-def test_negative_seeds_are_refused_in_one_sentence() -> None:
+@pytest.mark.parametrize("seed", [-1, 2**63])
+def test_seeds_out_of_range_are_refused_in_one_sentence(seed: int) -> None:
     bank = kf.read(torch.nn.Conv2d(64, 64, 3, groups=64))
     filters = bank.stack(3)[0]
     for call in (
-        lambda: kf.KeySet.random(4, 3, seed=-1),
-        lambda: kf.null_bank(bank, "white", -1),
-        lambda: kf.match(filters, seed=-1),
+        lambda: kf.KeySet.random(4, 3, seed=seed),
+        lambda: kf.null_bank(bank, "white", seed),
+        lambda: kf.match(filters, seed=seed),
+        lambda: kf.read("timm:convnext_atto?pretrained=false", seed=seed),
     ):
-        with pytest.raises(kf.KeyFiltersError, match="seed must be at least 0, got -1"):
+        with pytest.raises(kf.KeyFiltersError, match=f"seed must be between 0 and .*, got {seed}"):
             call()
+
+
+def test_the_largest_seed_works_with_images() -> None:
+    net = torch.nn.Sequential(torch.nn.Conv2d(8, 8, 3, groups=8, padding=1))
+    keys, images = kf.KeySet.random(4, 3, seed=LARGEST_SEED), torch.ones(4, 8, 8, 8)
+    report = kf.replace_filters_(net, keys, images=images, seed=LARGEST_SEED)
+    assert report["left"].tolist() == [""]

@@ -60,7 +60,7 @@ class Settings:
 
     def generator(self, batch: int) -> torch.Generator:
         """Return the generator that chooses the positions of a batch."""
-        return torch.Generator().manual_seed(1_000_003 * self.seed + batch)
+        return torch.Generator().manual_seed((1_000_003 * self.seed + batch) % 2**63)
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,17 +8,20 @@ from numpy.random import SeedSequence
 
 from keyfilters.errors import KeyFiltersError
 
-__all__ = ["checked_seed", "child_integer", "child_seed"]
+__all__ = ["LARGEST_SEED", "checked_seed", "child_integer", "child_seed"]
+
+
+LARGEST_SEED = 2**63 - 1  # that PyTorch takes as well
 
 
 def checked_seed(seed: int) -> int:
-    """Return a seed, which may not be negative.
+    """Return a seed, which may not be negative or above `LARGEST_SEED`.
 
     Raises:
         KeyFiltersError: it is.
     """
-    if seed < 0:
-        raise KeyFiltersError(f"seed must be at least 0, got {seed}")
+    if not 0 <= seed <= LARGEST_SEED:
+        raise KeyFiltersError(f"seed must be between 0 and {LARGEST_SEED}, got {seed}")
     return seed
 
 

@@ -179,6 +179,8 @@ def test_init_writes_a_model_that_timm_loads(
         (["discover", MODEL, "--executor", "local"], "type also: --out OUT"),
         (["replace", MODEL, "--layers", "stem"], "no depthwise layer is called 'stem'"),
         (["replace", MODEL, "--sensitivity"], "--sensitivity needs --images"),
+        (["replace", MODEL, "--count", "9"], "--count is for --images photos"),
+        (["discover", MODEL, "--count", "9"], "--count is for --images photos"),
         (["replace", "timm:resnet10t?pretrained=false"], "no depthwise filters in ResNet"),
         (["init", "test_convnext", "--scheme", "centre-surround"], "center-surround"),
         (["init", "test_convnext", "--std", "wide"], "expected a number or keep"),

@@ -7,12 +7,14 @@ import pickle
 import struct
 import tarfile
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import keyfilters as kf
@@ -472,3 +474,27 @@ def test_weights_that_backends_pack(tmp_path: Path, name: str) -> None:
     )
     found = check(path, (WHOLE.astype(np.float32) - 3) * np.float32(0.25))
     assert (found.name, found.stride) == (layer, stride)
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR")
+@pytest.mark.parametrize("make", [Tensor.to_sparse, Tensor.to_sparse_csr])
+def test_sparse_weights_are_told_as_they_are_in_memory(
+    tmp_path: Path, make: Callable[[Tensor], Tensor]
+) -> None:
+    held = make(DW.squeeze(1) if make is Tensor.to_sparse_csr else DW)
+    state = {"sparse.weight": held, "dw.weight": DW}
+    torch.save(state, tmp_path / "a.pth")
+    bank = kf.read(tmp_path / "a.pth")
+    assert bank.skipped == [
+        ("a/sparse.weight", "weights stored as a sparse tensor; pass tensor.to_dense()")
+    ]
+    assert [layer.name for layer in bank.layers] == ["dw"]
+    assert [why for _, why in kf.read(state).skipped] == [why for _, why in bank.skipped]
+
+
+def test_a_zip_with_pickles_of_something_else_is_an_archive(tmp_path: Path) -> None:
+    save_file(STATE, tmp_path / "net.safetensors")
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("classes.pkl", pickle.dumps(["cat", "dog"]))
+        archive.write(tmp_path / "net.safetensors", "net.safetensors")
+    np.testing.assert_array_equal(kf.read(tmp_path / "a.zip").layers[0].weight, FILTERS)

@@ -225,9 +225,17 @@ def test_wrapped_checkpoints_keep_their_structure(
     assert not identical(written, load(source))
     assert written["state_dict"]._metadata == checkpoint["state_dict"]._metadata
     assert report["1"] == report["3"] == report["5"] == ""
-    assert report["state_dict"] == (
-        "not touched: another set of weights; 'state_dict_ema' was read"
-    )
+    assert report["state_dict"] == "another set of weights; 'state_dict_ema' was read"
+
+
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+def test_layers_that_were_not_read_are_reported(tmp_path: Path, suffix: str) -> None:
+    tensors = {"a.weight": weight(0), "b.weight": weight(1).mul(100).to(torch.int8)}
+    save = torch.save if suffix == "pth" else save_file
+    save(tensors, tmp_path / f"a.{suffix}")
+    report = replace_in_file(tmp_path / f"a.{suffix}", tmp_path / f"b.{suffix}", KEYS, layers=["a"])
+    left = report.set_index("layer")["left"]
+    assert left["a"] == "" and left["b.weight"] == "torch.int8 weights without scales"
 
 
 def test_other_sets_stay_even_where_they_share_memory(tmp_path: Path) -> None:

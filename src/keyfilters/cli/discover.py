@@ -23,7 +23,7 @@ from keyfilters.cli.common import (
     progress_bar,
     read_bank,
 )
-from keyfilters.cli.images import halves, labelled
+from keyfilters.cli.images import halves, labelled, refuse_count
 from keyfilters.cli.tables import say, show, write_parquet
 from keyfilters.errors import KeyFiltersError
 from keyfilters.query_strings import whole_number
@@ -82,6 +82,7 @@ Balance = Annotated[
 
 
 def discover(
+    context: typer.Context,
     source: Sources,
     size: KernelSize = None,
     keys: KeyCount = "auto",
@@ -120,6 +121,7 @@ def discover(
     chosen = [kind.strip() for kind in kinds.split(",")]
     found = {}
     where = executor_of(executor, address, cpus_per_run)
+    refuse_count(context, images)
     options = _asked(criterion, source, images, count, seed, device)
     with progress_bar() as step:
         bank = read_bank(source, out, seed, where, step)

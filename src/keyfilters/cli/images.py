@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from keyfilters.cli.common import typed
 from keyfilters.cli.tables import say
 from keyfilters.errors import KeyFiltersError
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-__all__ = ["Images", "halves", "labelled"]
+__all__ = ["Images", "halves", "labelled", "refuse_count"]
 
 Images = Annotated[
     str | None,
@@ -25,6 +26,12 @@ Images = Annotated[
         show_default=False,
     ),
 ]
+
+
+def refuse_count(context: typer.Context, images: str | None) -> None:
+    """Raise a KeyFiltersError where --count was typed and no crops are taken from photos."""
+    if images != "photos" and typed(context, "count"):
+        raise KeyFiltersError("--count is for --images photos; leave it out")
 
 
 def halves(images: str, model: nn.Module, count: int, seed: int) -> tuple[Tensor, Tensor]:

@@ -17,7 +17,7 @@ from keyfilters.cli.common import (
     layer_names,
     progress_bar,
 )
-from keyfilters.cli.images import Images, halves
+from keyfilters.cli.images import Images, halves, refuse_count
 from keyfilters.cli.keys import KeysOption, keys_of
 from keyfilters.cli.tables import say, show
 from keyfilters.errors import KeyFiltersError
@@ -34,6 +34,7 @@ SHOWN = ("layer", "size", "filters", "keys", "used", "explained", "chance", "out
 
 
 def replace(
+    context: typer.Context,
     source: Annotated[
         str,
         typer.Argument(
@@ -68,6 +69,7 @@ def replace(
     format of SOURCE), replace.csv and, with --images, agreement.json and sensitivity.csv.
     """
     check_out(out)
+    refuse_count(context, images)
     if sensitivity and images is None:
         raise KeyFiltersError("--sensitivity needs --images")
     chosen, network = layer_names(layers), _network(source, model, seed)

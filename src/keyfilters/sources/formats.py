@@ -96,7 +96,10 @@ def _zip_with(*endings: str) -> Callable[[Content], bool]:
 def _is_pickle(c: Content) -> bool:
     if c.names:
         exported = ("model_weights_config.json", "serialized_state_dict.pt")
-        return any(name.endswith((".pkl", *exported)) for name in c.names)
+        last = {name.rpartition("/")[2] for name in c.names}
+        return bool(last & {"data.pkl", "constants.pkl"}) or any(
+            name.endswith(exported) for name in c.names
+        )
     if c.start[257:262] == b"ustar":
         return {"pickle", "storages", "tensors"} <= c.tar_names
     return c.start[:1] == b"\x80" and c.start[1:2] in b"\2\3\4\5" and c.size > 2

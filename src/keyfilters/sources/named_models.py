@@ -12,6 +12,7 @@ import torch
 from keyfilters.bank import FilterBank
 from keyfilters.errors import SourceError, nearest
 from keyfilters.network import OFFLINE, ask_first
+from keyfilters.seeds import checked_seed
 from keyfilters.sources.collect import Collector
 from keyfilters.sources.keras_layers import offer_layers
 from keyfilters.sources.modules import read_module
@@ -46,7 +47,7 @@ def read_torchvision(spec: str, seed: int = 0, *, fused: bool = False) -> Filter
     if name not in models.list_models():
         raise SourceError(f"torchvision has no model {name!r}{nearest(name, models.list_models())}")
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.manual_seed(checked_seed(seed))
         try:
             with ask_first():
                 module = models.get_model(name, weights="DEFAULT" if pretrained else None)
@@ -80,7 +81,7 @@ def read_keras_model(spec: str, seed: int = 0) -> FilterBank:
     }
     if name.lower() not in known:
         raise SourceError(f"keras has no model {name!r}{nearest(name, known.values())}")
-    keras.utils.set_random_seed(seed)
+    keras.utils.set_random_seed(checked_seed(seed) % 2**32)
     try:
         build = getattr(keras.applications, known[name.lower()])
         with ask_first():

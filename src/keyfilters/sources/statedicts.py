@@ -179,7 +179,7 @@ def _offer(
 
 def _why_unreadable(tensor: Tensor) -> str:
     if tensor.layout != torch.strided:
-        return f"weights of layout {tensor.layout}; pass tensor.to_dense()"
+        return "weights stored as a sparse tensor; pass tensor.to_dense()"
     if tensor.is_meta:
         return "it has no data (meta device); load the weights first"
     if not tensor.is_floating_point() and not tensor.is_quantized:

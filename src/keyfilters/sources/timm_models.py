@@ -15,6 +15,7 @@ from keyfilters.bank import FilterBank
 from keyfilters.errors import SourceError, nearest
 from keyfilters.network import OFFLINE
 from keyfilters.pretrained import create_timm
+from keyfilters.seeds import checked_seed
 from keyfilters.sources.modules import read_module
 
 __all__ = ["is_timm_folder", "load_timm", "read_timm", "read_timm_folder"]
@@ -57,7 +58,7 @@ def load_timm(spec: str, seed: int = 0) -> tuple[nn.Module, str]:
                 f"timm:{architecture}?pretrained=false"
             )
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.manual_seed(checked_seed(seed))
         try:
             module = create_timm(name, pretrained=pretrained)
         except _download_errors() as error:

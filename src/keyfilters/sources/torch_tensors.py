@@ -135,6 +135,13 @@ def _quantised(args: Any) -> Any:
     return made
 
 
+def _sparse(args: Any) -> Tensor:
+    """Return an empty sparse tensor of the same shape: the numbers of such weights are not read."""
+    parts = args[1]  # (indices, values, shape, …), or (compressed indices, indices, values, shape)
+    shape = next(x for x in parts[2:] if isinstance(x, (tuple, list)))
+    return torch.empty(_ints(shape), layout=torch.sparse_coo)
+
+
 def _dtype(name: Global) -> torch.dtype | None:
     found = getattr(torch, name.name.rpartition(".")[2], None)
     return found if isinstance(found, torch.dtype) else None
@@ -215,6 +222,7 @@ REBUILD: Mapping[str, Callable[[Any], Any]] = {
     "torch._utils._rebuild_tensor_v2": _tensor,
     "torch._utils._rebuild_tensor_v3": _tensor,
     "torch._utils._rebuild_qtensor": _quantised,
+    "torch._utils._rebuild_sparse_tensor": _sparse,
     "torch._utils._rebuild_parameter": _first,
     "torch._utils._rebuild_parameter_with_state": _first,
     "torch.nn.parameter.Parameter": _first,

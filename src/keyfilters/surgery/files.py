@@ -27,7 +27,7 @@ from keyfilters.surgery.key_choice import Keys
 from keyfilters.surgery.onnx_files import open_onnx
 from keyfilters.surgery.replace import replace_targets_
 from keyfilters.surgery.stored_weights import open_stored
-from keyfilters.surgery.targets import all_targets, choose_targets, left_alone, stored_targets
+from keyfilters.surgery.targets import all_targets, choose_targets, stored_targets
 
 __all__ = ["load_into", "replace_in_file"]
 
@@ -180,7 +180,7 @@ def _open_safetensors(path: Path) -> Opened:
     def save(target: Path, written: Collection[str]) -> None:
         save_file(tensors, target, metadata=metadata)
 
-    return stored_targets(unwrap(tensors)[0], bank.layers), save
+    return stored_targets(unwrap(tensors)[0], bank, path.stem), save
 
 
 def _safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str] | None]:
@@ -198,9 +198,6 @@ def _open_pickle(path: Path) -> Opened:
     checkpoint = load_pickle(path)
     _part_(checkpoint)
     targets = all_targets(checkpoint)
-    if targets:
-        others = unwrap(checkpoint)[1]
-        targets += [left_alone(name, f"not touched: {reason}") for name, reason in others]
 
     def save(target: Path, written: Collection[str]) -> None:
         with target.open("wb") as file:  # PyTorch leaves a file open that it cannot write

@@ -51,20 +51,25 @@ def recalibrate_batchnorm_(
         batch_size: images at a time.
 
     Returns:
-        The number of normalisations corrected.
+        The number of normalisations corrected; those that the images never reach keep theirs.
 
     Raises:
         KeyFiltersError: the two models differ in their normalisations.
     """
     before = Recalibration(original, images, batch_size=batch_size)
     before.apply_(model)
-    return len(before.kept)
+    return len(before.called)
 
 
 class Recalibration:
     """What batch normalisation sees in a model before surgery, to correct any number of models.
 
     The arguments are those of `recalibrate_batchnorm_`.
+
+    Attributes:
+        kept: mean and variance of every normalisation of the original, by dotted name.
+        called: names of those that the images reach.
+        batches: the images.
     """
 
     def __init__(self, original: nn.Module, images: Tensor, *, batch_size: int = 64) -> None:
@@ -75,6 +80,7 @@ class Recalibration:
         for name, norm in norms.items():
             mean, var = _running(norm)
             self.kept[name] = mean.clone(), var.clone()
+        self.called: set[str] = set()
         self.batches = images.split(batch_size)
         self._before: list[Calls] = []
         with evaluating(root), quiet():
@@ -82,6 +88,7 @@ class Recalibration:
                 found: Calls = {name: [] for name in norms}
                 _run(root, norms, batch, lambda name, now, found=found: found[name].append(now))  # type: ignore[misc]
                 self._before.append(found)
+                self.called |= {name for name, calls in found.items() if calls}
 
     def apply_(self, model: nn.Module) -> Tensor | None:
         """Correct a model in place; return its outputs on the way, None if nothing normalises.

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from keyfilters.bank import Layer
+from keyfilters.bank import FilterBank
 from keyfilters.depthwise import ConvShape, Held, Kernel, extent, kernels, why_not_held
 from keyfilters.errors import KeyFiltersError, NoFiltersError, nearest
 from keyfilters.sources.statedicts import FIRST, read_state_dict, unwrap
@@ -124,16 +124,28 @@ def left_alone(name: str, reason: str) -> Target:
     return Target(name, None, depth=np.nan, left=reason)
 
 
-def stored_targets(tensors: Mapping[str, Tensor], layers: Iterable[Layer]) -> list[Target]:
-    """Return the places in named tensors of the layers that a reader found among them."""
+def stored_targets(tensors: Mapping[str, Tensor], bank: FilterBank, model: str) -> list[Target]:
+    """Return the places in named tensors of what a reader found among them.
+
+    Args:
+        tensors: of one set of weights.
+        bank: what was read from them, under the name `model`; what it skipped is left alone, save
+            convolutions that are not depthwise.
+        model: see `bank`.
+    """
     found = []
-    for layer in layers:
+    for layer in bank.layers:
         weight = tensors.get(f"{layer.name}.weight", tensors.get(layer.name))
         if weight is None:
             found.append(left_alone(layer.name, SEVERAL_TENSORS))
             continue
         target = stored_target(layer.name, weight, layer.depth)
         found.append(replace(target, left=FIRST) if layer.note.startswith(FIRST) else target)
+    for skipped, reason in bank.skipped:
+        name = skipped.removeprefix(f"{model}/")
+        weight = tensors.get(f"{name}.weight", tensors.get(name))
+        if weight is None or weight.shape[1:2] == (1,):
+            found.append(left_alone(name, reason))
     return found
 
 
@@ -144,7 +156,7 @@ def all_targets(model: Model, *, to_write: bool = True) -> list[Target]:
     """
     if not isinstance(model, nn.Module):
         tensors, own = unwrap(model)[0], set(_addresses(model))
-        targets = stored_targets(tensors, read_state_dict(model, "state dict").layers)
+        targets = stored_targets(tensors, read_state_dict(model, "state dict"), "state dict")
         return [
             replace(x, left=x.left or NOT_IN_PLACE, unwritable=x.unwritable or NOT_IN_PLACE)
             if any(held.data_ptr() not in own for held in x.stored.values())
