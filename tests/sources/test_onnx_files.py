@@ -587,7 +587,7 @@ def test_external_data_elsewhere_is_refused_and_not_read(
         model = proto([node("Constant", value=value), conv(group=6)])
     helpers = onnx.external_data_helper
     monkeypatch.setattr(helpers, "load_external_data_for_tensor", lambda *_: pytest.fail("read"))
-    assert "leads out of its own folder" in refusal(model, folder)
+    assert "its own folder" in refusal(model, folder)
 
 
 def test_external_data_of_an_evaluated_operator_is_never_read(tmp_path: Path) -> None:
@@ -600,16 +600,38 @@ def test_external_data_of_an_evaluated_operator_is_never_read(tmp_path: Path) ->
 
 def test_external_data_that_is_missing_or_short(tmp_path: Path) -> None:
     model = with_external_data("w.bin", tmp_path, None)
-    assert "put 'w.bin' beside it" in refusal(model, tmp_path)
+    assert "lacks 'w.bin'; put it beside the model" in refusal(model, tmp_path)
     (tmp_path / "w.bin").write_bytes(bytes(20))
     assert "cannot be loaded" in refusal(model, tmp_path)
     os.mkfifo(tmp_path / "pipe")  # opening it would block
     model = with_external_data("pipe", tmp_path, None)
-    assert "beside it" in refusal(model, tmp_path)
+    assert "beside the model" in refusal(model, tmp_path)
 
 
 def test_a_null_byte_in_a_location(tmp_path: Path) -> None:
-    assert "cannot be loaded" in refusal(with_external_data("a\0b", tmp_path, None), tmp_path)
+    assert "its own folder" in refusal(with_external_data("a\0b", tmp_path, None), tmp_path)
+
+
+def test_a_tensor_whose_file_is_not_named(tmp_path: Path) -> None:
+    model = with_external_data("w.bin", tmp_path, tmp_path / "w.bin")
+    del model.graph.initializer[0].external_data[:]
+    assert "does not name" in refusal(model, tmp_path)
+
+
+def test_external_data_in_the_cache_of_a_hub(tmp_path: Path) -> None:
+    """A link to a blob of the same model; of another model it is refused."""
+    model = with_external_data("w.bin", tmp_path, tmp_path / "w.bin")
+    for name, owner in (("net", "net"), ("other", "net")):
+        snapshot = tmp_path / f"models--org--{name}" / "snapshots" / "0a1b"
+        blobs = tmp_path / f"models--org--{owner}" / "blobs"
+        snapshot.mkdir(parents=True)
+        blobs.mkdir(exist_ok=True)
+        (blobs / "123").write_bytes((tmp_path / "w.bin").read_bytes())
+        (snapshot / "w.bin").symlink_to(blobs / "123")
+        if name == owner:
+            assert np.array_equal(read(model, snapshot).layers[0].weight, REAL[:, 0])
+        else:
+            assert "link out of its own folder" in refusal(model, snapshot)
 
 
 # ------------------------------------------------------------------ damage

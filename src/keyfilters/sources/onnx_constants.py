@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from math import prod
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from keyfilters.errors import SourceError
+from keyfilters.sources.content import beside
 
 __all__ = [
     "Array",
@@ -156,24 +157,19 @@ def _load(tensor: Proto, path: Path) -> Array:
 
 
 def _with_external_data(tensor: Proto, path: Path) -> Proto:
-    """Return a copy of a tensor with its external data, never from outside the model's folder."""
+    """Return a copy of a tensor with its external data, which `beside` allows."""
     from onnx import TensorProto
     from onnx.external_data_helper import load_external_data_for_tensor
 
-    # onnx checks the location too, but how well it does depends on its version.
-    location = {entry.key: entry.value for entry in tensor.external_data}.get("location", "")
-    folder = path.parent.resolve()
-    file = (folder / location).resolve()
-    if PurePath(location).is_absolute() or not file.is_relative_to(folder):
-        raise SourceError(
-            f"{path} was refused, since it keeps the tensor {tensor.name!r} in {location!r}, which "
-            "leads out of its own folder; put both files, and no links, into one folder"
-        )
-    if not file.is_file():
-        raise SourceError(f"{path} lacks its external data; put {location!r} beside it")
     loaded = TensorProto()
     loaded.CopyFrom(tensor)
-    load_external_data_for_tensor(loaded, str(folder))
+    entry = next((x for x in loaded.external_data if x.key == "location"), None)
+    if entry is None:
+        raise SourceError(f"{path} keeps {tensor.name!r} in a file that it does not name")
+    # onnx checks the location too, how well depends on its version, and takes no link of a cache.
+    file = beside(path, entry.value).resolve()
+    entry.value = file.name
+    load_external_data_for_tensor(loaded, str(file.parent))
     # Older versions of onnx leave the mark, and seek the file again, in the working folder.
     loaded.data_location = TensorProto.DEFAULT
     del loaded.external_data[:]
