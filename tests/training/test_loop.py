@@ -459,6 +459,12 @@ def test_models_that_do_not_fit(digits: Data, options: dict[str, Any], message: 
         run(recipe(), digits, **options)
 
 
+def test_batch_normalisation_of_one_image(digits: Data) -> None:
+    net = nn.Sequential(nn.Conv2d(1, 10, 8), nn.BatchNorm2d(10), nn.Flatten())
+    with pytest.raises(KeyFiltersError, match=r"batch\.size is 1 in 1 parts: set a larger one"):
+        run(recipe(batch={"size": 1}), digits, model=net)
+
+
 def test_what_the_user_can_mend(digits: Data, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(
         KeyFiltersError, match="no model 'test_convnxt'; the nearest names are: test"

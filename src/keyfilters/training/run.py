@@ -160,7 +160,7 @@ class Run:
         smoothing, clip = self.recipe.augmentation.label_smoothing, self.recipe.optimiser.clip
         smoothing = smoothing if y.ndim == 1 else 0.0  # labels of mixed images are smooth already
         with self.accelerator.accumulate(self.runner):
-            loss = functional.cross_entropy(self.runner(x), y, label_smoothing=smoothing)
+            loss = functional.cross_entropy(self._answers(x), y, label_smoothing=smoothing)
             self.accelerator.backward(loss)
             if self.accelerator.num_processes > 1 and not self.losses and not self.waiting:
                 processes.require_used(self.model)
@@ -172,6 +172,19 @@ class Run:
                 self.stepping.step()
                 self.stepping.zero_grad()
         return loss.detach()
+
+    def _answers(self, x: Tensor) -> Any:
+        """Return the logits of a part; refuse parts of one image that batch normalisation does."""
+        try:
+            return self.runner(x)
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            batch = self.recipe.batch
+            raise KeyFiltersError(
+                "batch normalisation learns from two images or more where they shrink to one "
+                f"pixel; batch.size is {batch.size} in {batch.accumulation} parts: set a larger one"
+            ) from error
 
     def _after_step(self) -> None:
         """Write the weights of this step, if they were asked for, and call `on_step`."""
