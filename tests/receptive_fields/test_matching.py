@@ -241,11 +241,16 @@ def test_rotated_forms_of_a_wide_window() -> None:
     assert table["family"][0] == "rotated edge" and table["r2"][0] > 0.99999
 
 
-def test_chunks_and_threads_change_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("k", [5, 9, 11])
+def test_chunks_and_threads_change_no_bit(monkeypatch: pytest.MonkeyPatch, k: int) -> None:
+    """The last of the filters stands alone in a part; kernels of large scale in some parts only."""
     monkeypatch.setattr(matching, "PART", 32)
-    filters, *_ = planted(family("laplacian"), 100, 5, noise=0.5)
+    drawn = [planted(form, 5, k, 0.5, seed=i)[0] for i, form in enumerate(MATCHED)]
+    filters = np.random.default_rng(0).permutation(np.concatenate(drawn))[:193]
     whole = match(filters, null=None)
-    pd.testing.assert_frame_equal(whole, match(filters, null=None, chunk=7), check_exact=True)
+    for chunk in (7, 64):
+        again = match(filters, null=None, chunk=chunk)
+        pd.testing.assert_frame_equal(whole, again, check_exact=True)
     before = torch.get_num_threads()
     try:
         for threads in (1, 3):

@@ -204,7 +204,7 @@ ELSEWHERE = Table({0: "w", 2: np.array(OIHW.shape, np.int64), 3: ("i", 1), 6: ("
 DAMAGED: dict[str, tuple[Table | None, str]] = {
     "no graph": (None, "no graph"),
     "cycle": (graph([conv("w", "a", "b"), conv("w", "b", "a")], [tensor("w", OIHW)]), "each other"),
-    "data elsewhere": (graph([conv()], [ELSEWHERE]), "external"),
+    "data elsewhere": (graph([conv()], [ELSEWHERE]), "does not name"),
     "no data": (graph([conv()], [Table({**ELSEWHERE, 6: ("q", -1)})]), "'w'"),
 }
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from keyfilters.receptive_fields.drawing import BETWEEN
+from keyfilters.scalespace.products import times_table
 from keyfilters.sizes import tap_offsets
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def draw_rotated(
         factor = weight(parameters)[:, None, None] if callable(weight) else weight
         # Sum over the frequencies, along one axis after the other.
         for along_u, along_v in zip(*(t.to(spectrum) for t in _tables(x, y, size)), strict=True):
-            drawn += factor * ((spectrum @ along_v).mT @ along_u)
+            drawn += factor * times_table(times_table(spectrum, along_v).mT, along_u)
     return drawn
 
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from keyfilters.receptive_fields.coordinates import Grid
 from keyfilters.receptive_fields.families import MATCHED, in_window
 from keyfilters.receptive_fields.forms import Family
+from keyfilters.scalespace.products import aligned, each_product
 from keyfilters.threads import side_by_side
 
 __all__ = ["Atoms", "Jets", "Tabulated", "atoms_of", "jets_of", "make_tables"]
@@ -105,8 +106,9 @@ class Jets:
             form = in_window(MATCHED, self.size)[number]
             rows[own] = _centred(Grid(form, self.size), moved).view(len(own), -1, taps)
         rows[:, 1:] = (rows[:, 1:] - rows[:, :1]) / DIFFERENCE
-        product = _products(rows.to(points), filters)
-        return product, (rows @ rows.mT).permute(1, 2, 0).to(points), torch.zeros_like(points)
+        product, wide = _products(rows.to(points), filters), aligned(rows)
+        gram = each_product(wide, wide.mT).permute(1, 2, 0)
+        return product, gram.to(points), torch.zeros_like(points)
 
 
 class Tabulated(Jets):
@@ -195,7 +197,7 @@ def make_tables(size: tuple[int, int], device: torch.device, forms: Sequence[Fam
 
 def _products(rows: Tensor, filters: Tensor) -> Tensor:
     """Inner products ``(q, n)`` of ``(n, q, taps)`` and ``(n, taps)``."""
-    return torch.bmm(rows, filters[:, :, None])[:, :, 0].T
+    return each_product(rows, filters[:, :, None])[:, :, 0].T
 
 
 def _centred(grid: Grid, points: Tensor) -> Tensor:

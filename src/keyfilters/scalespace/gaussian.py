@@ -10,6 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from keyfilters.scalespace.products import times_table
+
 __all__ = ["discrete_gaussian", "node_count"]
 
 LARGEST = 25.0  # variance
@@ -51,31 +53,52 @@ def discrete_gaussian(variance: Tensor | float, radius: int) -> Tensor:
         s = torch.as_tensor(s, dtype=torch.float64, device="cpu")  # whatever the default device
     if not s.is_floating_point():
         s = s.to(torch.float64)
-    half = node_count(_largest(s.detach()), radius) // 2
-    if torch.compiler.is_compiling():  # which traces through no cache
-        decay, table = _quadrature(half, radius)
-    else:
-        decay, table = map(torch.from_numpy, _kept_quadrature(half, radius))
     wide = s.to(torch.promote_types(s.dtype, torch.float32))  # half precision has too few digits
     with torch.autocast(s.device.type, enabled=False):
-        kernel = (torch.exp(wide[..., None] * decay.to(wide)) @ table.to(wide)).to(s.dtype)
+        kernel = _sums(wide, radius).to(s.dtype)
     # Rounding leaves 1e-17 where the impulse has an exact 0; its gradient is kept.
     impulse = kernel.new_zeros(2 * radius + 1)
     impulse[radius] = 1
     return torch.where((s == 0)[..., None], kernel - kernel.detach() + impulse, kernel)
 
 
-def _largest(variance: Tensor) -> float:
-    """Return the largest variance; the largest that `NODES` allow where no value can be seen."""
+def _sums(variance: Tensor, radius: int) -> Tensor:
+    """Sum over the nodes: over as many as each variance needs, whatever the others are."""
+    needed = _needed(variance.detach(), radius)
+    if needed is None:
+        return _sum(variance, node_count(LARGEST, radius), radius)
+    count = node_count(0.0, radius)
+    kernel = _sum(variance, count, radius)
+    while bool((more := needed > count).any()):
+        count *= 2
+        drawn = _sum(variance[more], count, radius)
+        kernel = kernel.masked_scatter(more[..., None].expand_as(kernel), drawn)
+    return kernel
+
+
+def _sum(variance: Tensor, count: int, radius: int) -> Tensor:
+    if torch.compiler.is_compiling():  # which traces through no cache
+        decay, table = _quadrature(count // 2, radius)
+    else:
+        decay, table = map(torch.from_numpy, _kept_quadrature(count // 2, radius))
+    shares = torch.exp(variance[..., None] * decay.to(variance))
+    drawn = times_table(shares.reshape(-1, 1, len(decay)), table[:, radius:].to(variance))
+    right = drawn.reshape(*variance.shape, radius + 1)
+    return torch.cat([right[..., 1:].flip(-1), right], dim=-1)  # the kernel is even
+
+
+def _needed(variance: Tensor, radius: int) -> Tensor | None:
+    """Return how many nodes each variance needs; None where no value can be seen."""
     if torch.compiler.is_compiling():
-        return LARGEST
+        return None
     try:
         valid = bool((torch.isfinite(variance) & (variance >= 0)).all())
     except RuntimeError:  # inside torch.func.vmap
-        return LARGEST
+        return None
     if not valid:
         raise ValueError("variance must be finite and at least 0")
-    return float(variance.max()) if variance.numel() else 0.0
+    wide = radius + 24 + 10 * variance.sqrt()
+    return torch.where(variance <= 1, torch.full_like(wide, 2 * radius + 32), wide)
 
 
 def _quadrature(half: int, radius: int) -> tuple[Tensor, Tensor]:
