@@ -144,7 +144,7 @@ EXPERIMENTS: dict[str, tuple[Callable[..., Experiment], Shared, dict[str, Any]]]
     "depth-curve-natural": (
         depth_curve,
         replace(FEW_CORES, epochs=3),
-        {"target": VEHICLES, "source": ANIMALS, "depths": (1, 2, 4)},
+        {"target": VEHICLES, "source": ANIMALS, "depths": (1, 2, 4), "pointwise": False},
     ),
     "fine-tuning-natural": (
         replacement,
