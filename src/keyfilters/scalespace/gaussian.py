@@ -12,10 +12,10 @@ from torch import Tensor
 
 from keyfilters.scalespace.products import times_table
 
-__all__ = ["discrete_gaussian", "node_count"]
+__all__ = ["discrete_gaussian"]
 
 LARGEST = 25.0  # variance
-NODES = 64  # enough for variances up to 25 at any radius up to 16; see node_count
+NODES = 64  # of the full circle, at least
 
 
 def discrete_gaussian(variance: Tensor | float, radius: int) -> Tensor:
@@ -64,11 +64,13 @@ def discrete_gaussian(variance: Tensor | float, radius: int) -> Tensor:
 
 def _sums(variance: Tensor, radius: int) -> Tensor:
     """Sum over the nodes: over as many as each variance needs, whatever the others are."""
-    needed = _needed(variance.detach(), radius)
-    if needed is None:
-        return _sum(variance, node_count(LARGEST, radius), radius)
-    count = node_count(0.0, radius)
+    count = max(NODES, 2 * radius + 32)  # enough for variances up to 1
+    if not _can_be_seen(variance):
+        most = radius + 24 + 10 * math.ceil(math.sqrt(LARGEST))
+        return _sum(variance, max(count, most + most % 2), radius)
+    _check(variance)
     kernel = _sum(variance, count, radius)
+    needed = radius + 24 + 10 * variance.detach().sqrt()  # the error is about T(M - radius; s)
     while bool((more := needed > count).any()):
         count *= 2
         drawn = _sum(variance[more], count, radius)
@@ -76,33 +78,36 @@ def _sums(variance: Tensor, radius: int) -> Tensor:
     return kernel
 
 
+def _can_be_seen(variance: Tensor) -> bool:
+    """Whether values are known, which they are not inside `torch.compile` and `vmap`."""
+    if torch.compiler.is_compiling():
+        return False
+    try:
+        bool(variance.detach().sum() > 0)
+    except RuntimeError:  # inside torch.func.vmap
+        return False
+    return True
+
+
+def _check(variance: Tensor) -> None:
+    if not bool((torch.isfinite(variance) & (variance >= 0)).all()):
+        raise ValueError("variance must be finite and at least 0")
+
+
 def _sum(variance: Tensor, count: int, radius: int) -> Tensor:
+    """Sum over `count` nodes of the full circle, an even number."""
     if torch.compiler.is_compiling():  # which traces through no cache
         decay, table = _quadrature(count // 2, radius)
     else:
         decay, table = map(torch.from_numpy, _kept_quadrature(count // 2, radius))
     shares = torch.exp(variance[..., None] * decay.to(variance))
-    drawn = times_table(shares.reshape(-1, 1, len(decay)), table[:, radius:].to(variance))
+    drawn = times_table(shares.reshape(-1, 1, len(decay)), table.to(variance))
     right = drawn.reshape(*variance.shape, radius + 1)
     return torch.cat([right[..., 1:].flip(-1), right], dim=-1)  # the kernel is even
 
 
-def _needed(variance: Tensor, radius: int) -> Tensor | None:
-    """Return how many nodes each variance needs; None where no value can be seen."""
-    if torch.compiler.is_compiling():
-        return None
-    try:
-        valid = bool((torch.isfinite(variance) & (variance >= 0)).all())
-    except RuntimeError:  # inside torch.func.vmap
-        return None
-    if not valid:
-        raise ValueError("variance must be finite and at least 0")
-    wide = radius + 24 + 10 * variance.sqrt()
-    return torch.where(variance <= 1, torch.full_like(wide, 2 * radius + 32), wide)
-
-
 def _quadrature(half: int, radius: int) -> tuple[Tensor, Tensor]:
-    """Exponents ``(half + 1,)`` of the nodes in [0, π], and what each adds to the taps.
+    """Exponents ``(half + 1,)`` of the nodes in [0, π], and what each adds to taps 0 to radius.
 
     By symmetry these nodes are enough, those inside counted twice. The table is in float64, so that
     only the last product is rounded to the variance's own precision.
@@ -110,7 +115,7 @@ def _quadrature(half: int, radius: int) -> tuple[Tensor, Tensor]:
     theta = torch.arange(half + 1, dtype=torch.float64, device="cpu") * (math.pi / half)
     weight = torch.full_like(theta, 1 / half)
     weight[0] = weight[-1] = 0.5 / half
-    offsets = torch.arange(-radius, radius + 1, dtype=torch.float64, device="cpu")
+    offsets = torch.arange(radius + 1, dtype=torch.float64, device="cpu")
     return torch.cos(theta) - 1, weight[:, None] * torch.cos(theta[:, None] * offsets)
 
 
@@ -118,14 +123,3 @@ def _quadrature(half: int, radius: int) -> tuple[Tensor, Tensor]:
 def _kept_quadrature(half: int, radius: int) -> tuple[NDArray[np.float64], ...]:
     """Arrays and not tensors, which would keep the mode (such as inference) of the first call."""
     return tuple(x.numpy() for x in _quadrature(half, radius))
-
-
-def node_count(variance: float, radius: int) -> int:
-    """Return how many nodes M the full circle needs; the error is about T(M - radius; variance).
-
-    Args:
-        variance: the largest, in taps squared.
-        radius: half-width of the window in taps.
-    """
-    needed = 2 * radius + 32 if variance <= 1 else radius + 24 + 10 * math.sqrt(variance)
-    return max(NODES, 2 * math.ceil(needed / 2))
