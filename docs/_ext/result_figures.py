@@ -208,6 +208,28 @@ def depth_curve() -> None:
     ax.legend(frameon=False, fontsize=8)
 
 
+def natural_depth_curve() -> None:
+    """Accuracy on natural images against the number of first layers from elsewhere, frozen."""
+    held = load("depth-curve-natural")["conditions"]
+    words = {
+        "B": ("vehicles too, another seed", TRAINED),
+        "A": ("animals", OTHER),
+        "R": ("random first filters", SOFT),
+    }
+    ax = _axes()
+    for i, (source, (word, colour)) in enumerate(words.items()):
+        rows = [row for row in held if row["source"] == source and row["tuned"] is False]
+        at = [row["n"] + 0.06 * (i - 1) for row in rows]
+        ax.plot(at, [row["mean"] for row in rows], "o-", color=colour, label=word)
+        ax.vlines(at, [row["low"] for row in rows], [row["high"] for row in rows], color=colour)
+    learned = next(row for row in held if row["source"] == "learned")
+    ax.axhline(learned["mean"], color=NULL, linewidth=0.8)
+    ax.set_xticks(sorted({row["n"] for row in held if row["n"]}))
+    ax.set_xlabel("first n layers, frozen (line: nothing frozen)")
+    ax.set_ylabel("top-1 of vehicles, %\n(mean, 95 % interval; axis is cut)")
+    ax.legend(frameon=False, fontsize=8, title="filters learned on", title_fontsize=8)
+
+
 def frozen_keys() -> None:
     """Accuracy against the number of images."""
     found = _means("frozen-keys")
