@@ -20,6 +20,7 @@ from torch import Tensor, nn
 import keyfilters as kf
 from keyfilters.bank import Layer
 from keyfilters.sources.torch_files import load_torch
+from keyfilters.sources.torch_tensors import REBUILD
 from tests.sources.pickle_writer import (
     Made,
     Name,
@@ -498,3 +499,9 @@ def test_a_zip_with_pickles_of_something_else_is_an_archive(tmp_path: Path) -> N
         archive.writestr("classes.pkl", pickle.dumps(["cat", "dog"]))
         archive.write(tmp_path / "net.safetensors", "net.safetensors")
     np.testing.assert_array_equal(kf.read(tmp_path / "a.zip").layers[0].weight, FILTERS)
+
+
+@pytest.mark.parametrize("parts", [(), (1, 2, "x"), (1, 2, (-1, 3)), (1, 2, (2**62, 2**62))])
+def test_sparse_tensors_without_a_shape_are_refused(parts: Any) -> None:
+    with pytest.raises(ValueError, match=r"sizes|sparse"):
+        REBUILD["torch._utils._rebuild_sparse_tensor"](("layout", parts))

@@ -34,43 +34,49 @@ if TYPE_CHECKING:
     from keyfilters.clusters import Atlas
 
 
+Threshold = Annotated[
+    float | None,
+    typer.Option(
+        help="Dissimilarity below which a filter is classified. "
+        "Default: 0.3 for windows of 49 taps and more, 0.2 for smaller ones.",
+        show_default=False,
+    ),
+]
+FeedForward = Annotated[
+    bool,
+    typer.Option(
+        "--feed-forward",
+        help="Fit also the encoder network of the first publication, as a control; slow.",
+    ),
+]
+ByLayer = Annotated[
+    bool,
+    typer.Option(
+        "--by-layer",
+        help="Noise of the filters' covariance with a covariance of every large layer: "
+        "stricter where layers differ.",
+    ),
+]
+Like = Annotated[
+    str,
+    typer.Option(
+        help="Name the filters by the patterns of an atlas that was fitted before, in seconds: "
+        "zoo-5x5, which ships with the package, or the folder of an atlas.",
+        show_default="fit anew",
+    ),
+]
+
+
 def atlas(
     context: typer.Context,
     source: Sources,
     out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("atlas"),
     seed: Seed = 0,
     seeds: Annotated[int, typer.Option(help="Runs over which spreads are taken.", min=1)] = 3,
-    threshold: Annotated[
-        float | None,
-        typer.Option(
-            help="Dissimilarity below which a filter is classified. "
-            "Default: 0.3 for windows of 49 taps and more, 0.2 for smaller ones.",
-            show_default=False,
-        ),
-    ] = None,
-    feed_forward: Annotated[
-        bool,
-        typer.Option(
-            "--feed-forward",
-            help="Fit also the encoder network of the first publication, as a control; slow.",
-        ),
-    ] = False,
-    by_layer: Annotated[
-        bool,
-        typer.Option(
-            "--by-layer",
-            help="Noise of the filters' covariance with a covariance of every large layer: "
-            "stricter where layers differ.",
-        ),
-    ] = False,
-    like: Annotated[
-        str,
-        typer.Option(
-            help="Name the filters by the patterns of an atlas that was fitted before, in seconds: "
-            "zoo-5x5, which ships with the package, or the folder of an atlas.",
-            show_default="fit anew",
-        ),
-    ] = "",
+    threshold: Threshold = None,
+    feed_forward: FeedForward = False,
+    by_layer: ByLayer = False,
+    like: Like = "",
     device: Device = "cpu",
     executor: ExecutorName = "",
     address: Address = "",

@@ -127,29 +127,28 @@ def discover(
         bank = read_bank(source, out, seed, where, step)
         for window in _sizes(bank, size, candidates):
             found[window] = kf.discover_keys(
-                bank,
-                size=window,
-                keys=wanted,
-                count=candidates,
-                kinds=chosen,
-                rounds=rounds,
-                balance=balance,
-                criterion=criterion,
-                **options,
+                bank, size=window, keys=wanted, count=candidates, kinds=chosen, rounds=rounds,
+                balance=balance, criterion=criterion, **options, seed=seed,
                 folder=None if out is None else out / PROGRESS,
-                seed=seed,
                 progress=partial(_step, step, extent(window)),
-            )
-    for window, one in found.items():
-        show(one.models.sort_values("share", ascending=False), extent(window), SHOWN)
-        say(one.words)
-        if one.number is not None:
-            say(one.number.words)
+            )  # fmt: skip
+    _tell(found)
     if out is not None:
         with folder_at_once(out) as unfinished:
             _write(found, unfinished)
         shutil.rmtree(out / PROGRESS, ignore_errors=True)
         say(f"The page: {(out / 'report.html').resolve()}")
+
+
+def _tell(found: dict[Window, Discovery]) -> None:
+    """Print what was found for every kernel size."""
+    from keyfilters.sizes import extent
+
+    for window, one in found.items():
+        show(one.models.sort_values("share", ascending=False), extent(window), SHOWN)
+        say(one.words)
+        if one.number is not None:
+            say(one.number.words)
 
 
 def _write(found: dict[Window, Discovery], folder: Path) -> None:

@@ -62,11 +62,13 @@ def fit_size(
     progress(f"{kernel}: null filters")
     chosen = _sample(len(rows), atlas.sample, "sample", atlas.seed)
     unit = centred_unit(filters[chosen])
-    nulls = {kind: null_units(unit, size, kind, atlas.seed) for kind in NULLS}
+    pooled = [kind for kind in NULLS if kind != "covariance" or not atlas.by_layer]
+    nulls = {kind: null_units(unit, size, kind, atlas.seed) for kind in pooled}
     if atlas.by_layer:
         own = where.iloc[chosen].groupby(["model", "layer"], sort=False, observed=True).ngroup()
         layers = own.to_numpy()
         nulls["covariance"] = null_units_by_layer(unit, layers, size, "covariance", atlas.seed)
+        nulls = {kind: nulls[kind] for kind in NULLS}
     evidence, agreement = _gather(
         atlas, {FILTERS: unit} | nulls, size, halves(where.iloc[chosen]), progress
     )

@@ -65,10 +65,9 @@ def discrete_gaussian(variance: Tensor | float, radius: int) -> Tensor:
 def _sums(variance: Tensor, radius: int) -> Tensor:
     """Sum over the nodes: over as many as each variance needs, whatever the others are."""
     count = max(NODES, 2 * radius + 32)  # enough for variances up to 1
-    if not _can_be_seen(variance):
+    if not _is_seen(variance):
         most = radius + 24 + 10 * math.ceil(math.sqrt(LARGEST))
         return _sum(variance, max(count, most + most % 2), radius)
-    _check(variance)
     kernel = _sum(variance, count, radius)
     needed = radius + 24 + 10 * variance.detach().sqrt()  # the error is about T(M - radius; s)
     while bool((more := needed > count).any()):
@@ -78,20 +77,17 @@ def _sums(variance: Tensor, radius: int) -> Tensor:
     return kernel
 
 
-def _can_be_seen(variance: Tensor) -> bool:
-    """Whether values are known, which they are not inside `torch.compile` and `vmap`."""
+def _is_seen(variance: Tensor) -> bool:
+    """Whether values are known, not so in `torch.compile` and `vmap`; refuse wrong ones."""
     if torch.compiler.is_compiling():
         return False
     try:
-        bool(variance.detach().sum() > 0)
+        valid = bool((torch.isfinite(variance) & (variance >= 0)).all())
     except RuntimeError:  # inside torch.func.vmap
         return False
-    return True
-
-
-def _check(variance: Tensor) -> None:
-    if not bool((torch.isfinite(variance) & (variance >= 0)).all()):
+    if not valid:
         raise ValueError("variance must be finite and at least 0")
+    return True
 
 
 def _sum(variance: Tensor, count: int, radius: int) -> Tensor:

@@ -179,7 +179,8 @@ def _offer(
 
 def _why_unreadable(tensor: Tensor) -> str:
     if tensor.layout != torch.strided:
-        return "weights stored as a sparse tensor; pass tensor.to_dense()"
+        how = "in the layout of MKL-DNN" if tensor.is_mkldnn else "as a sparse tensor"
+        return f"weights stored {how}; pass tensor.to_dense()"
     if tensor.is_meta:
         return "it has no data (meta device); load the weights first"
     if not tensor.is_floating_point() and not tensor.is_quantized:

@@ -138,8 +138,11 @@ def _quantised(args: Any) -> Any:
 def _sparse(args: Any) -> Tensor:
     """Return an empty sparse tensor of the same shape: the numbers of such weights are not read."""
     parts = args[1]  # (indices, values, shape, …), or (compressed indices, indices, values, shape)
-    shape = next(x for x in parts[2:] if isinstance(x, (tuple, list)))
-    return torch.empty(_ints(shape), layout=torch.sparse_coo)
+    shape = _ints(next((x for x in parts[2:] if isinstance(x, (tuple, list))), None))
+    try:
+        return torch.empty(shape, layout=torch.sparse_coo)
+    except RuntimeError as error:
+        raise ValueError(f"a sparse tensor of shape {shape}") from error
 
 
 def _dtype(name: Global) -> torch.dtype | None:
