@@ -11,10 +11,10 @@ those of KEYFILTERS_CALTECH101, if it is set), as the Hugging Face hub has them.
 takes 80 minutes on two cores: a convmixer, whose learning rate was chosen from .004, .01 and .02 by
 two epochs of learned filters, seed 0; structure-few (a tenth of the images), transfer-natural-small
 (from Caltech-101, two hours), transfer-to-caltech (the other way), transfer-from-lite0 (5×5),
-animals-to-vehicles, vehicles-to-animals, depth-curve-natural, fine-tuning-natural,
-initialization-natural and frozen-natural-small train the same network, an hour each. structure and
-frozen-natural train the network of recipes/cifar10-convnext.toml, for a GPU, or for days: minutes
-with --workers 12 on a large one.
+animals-to-vehicles, vehicles-to-animals, depth-curve-natural(-pointwise), fine-tuning-natural,
+initialization-natural(-sizes) and frozen-natural-small train the same network, an hour each.
+structure and frozen-natural train the network of recipes/cifar10-convnext.toml, for a GPU, or for
+days: minutes with --workers 12 on a large one.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ SCHEMES = (
     *("default", "kaiming", "trunc-normal", "covariance", "covariance?std=keep"),
     *("center-surround", "center-surround?std=keep"),
 )
+STARTS = ("default", *SCHEMES[3:], "keys?std=keep")
 SMALL_TREATMENTS = (  # of networks whose first filters were small, so that what they learn shows
     *("learned", "frozen", "idealized", "keys", "keys?learn=bias", "keys?learn=bias,sigma"),
     *("keys?keys=random", "keys?keys=random&learn=bias"),
@@ -144,7 +145,12 @@ EXPERIMENTS: dict[str, tuple[Callable[..., Experiment], Shared, dict[str, Any]]]
     "depth-curve-natural": (
         depth_curve,
         replace(FEW_CORES, epochs=3),
-        {"target": VEHICLES, "source": ANIMALS, "depths": (1, 2, 4), "pointwise": False},
+        {"target": VEHICLES, "source": ANIMALS, "depths": (1, 2, 4), "layer_kinds": ("depthwise",)},
+    ),
+    "depth-curve-natural-pointwise": (
+        depth_curve,
+        replace(FEW_CORES, epochs=3),
+        {"target": VEHICLES, "source": ANIMALS, "depths": (1, 2, 4), "layer_kinds": ("pointwise",)},
     ),
     "fine-tuning-natural": (
         replacement,
@@ -154,7 +160,12 @@ EXPERIMENTS: dict[str, tuple[Callable[..., Experiment], Shared, dict[str, Any]]]
     "initialization-natural": (
         initialization,
         replace(FEW_CORES, epochs=3),
-        {"data": CIFAR, "sizes": (7,), "condition": (*SCHEMES[:1], *SCHEMES[3:], "keys?std=keep")},
+        {"data": CIFAR, "sizes": (7,), "condition": STARTS},
+    ),
+    "initialization-natural-sizes": (
+        initialization,
+        replace(FEW_CORES, epochs=3),
+        {"data": CIFAR, "sizes": (3, 11), "condition": STARTS},
     ),
     "frozen-natural-small": (
         frozen_keys,

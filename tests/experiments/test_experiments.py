@@ -257,6 +257,8 @@ def test_patterns_of_too_few_filters_are_told(tmp_path: Path) -> None:
         ("frozen-keys", {"data": DATA}, "--samples says it too"),
         ("replacement", {"early": 2.0}, "a share between 0 and 1"),
         ("depth-curve", {"depths": (9,)}, "1 depthwise layers"),
+        ("depth-curve", {"layer_kinds": ()}, "none"),
+        ("depth-curve", {"layer_kinds": ("dense",)}, "dense"),
         ("emergence", {"quality": ("nose=1",)}, "'nose' cannot be changed"),
         ("emergence", {"quality": ("noise=2",)}, "at most 1"),
         ("emergence", {"quality": ("lr=fast",)}, "above 0"),

@@ -18,6 +18,7 @@ __all__ = ["depth_curve"]
 
 DEFAULTS = Shared(seeds=3, epochs=6, resolution=16, channels=1)
 LEARNED = {"layers": None, "n": None, "source": "learned", "tuned": None}
+LAYER_KINDS = ("depthwise", "pointwise")
 KINDS = (("B", False), ("A", False), ("R", False), ("B", True), ("A", True))
 EXPLANATION = (
     "The first n layers of a network for one task (B) come from a network that learned the same "
@@ -36,17 +37,23 @@ def depth_curve(
     target: Annotated[str, f"Data set B. {DATA_HELP}"] = "digits",
     source: Annotated[str, "Data set A, likewise."] = "photos",
     depths: Annotated[tuple[int, ...], "Numbers n of layers, with commas; default 1 to all."] = (),
-    pointwise: Annotated[bool, "Take pointwise layers too, as contrast."] = True,
+    layer_kinds: Annotated[tuple[str, ...], "depthwise, pointwise, or both."] = LAYER_KINDS,
 ) -> Experiment:
     """From which layer on are filters special to their task (yosinski2014transferable)?
 
     Trains networks whose first n depthwise layers come from a network of the same task, of another
     one, or are random, frozen or trained on; as contrast the first n pointwise layers.
+
+    Raises:
+        KeyFiltersError: no or unknown kinds of layers; more first layers than the network has.
     """
     from keyfilters.experiments.single_run import layer_count, make_run
 
     base = shared.options(data=target)
-    counts = {what: layer_count(base, what) for what in _kinds_of_layers(pointwise)}
+    if not layer_kinds or (unknown := set(layer_kinds) - set(LAYER_KINDS)):
+        got = ", ".join(sorted(unknown)) if layer_kinds else "none"
+        raise KeyFiltersError(f"layer kinds: {got}; the choice is {', '.join(LAYER_KINDS)}")
+    counts = {what: layer_count(base, what) for what in layer_kinds}
     for what, count in counts.items():
         if not count or any(not 0 < n <= count for n in depths):
             got = f"--depths {','.join(map(str, depths)) or 'all'}"
@@ -76,10 +83,6 @@ def depth_curve(
         words={"source": {"B": "BnB", "A": "AnB", "R": "RnB"}, "tuned": {True: "trained on"}},
         matrix=("source", "n", "mean"),
     )  # fmt: skip
-
-
-def _kinds_of_layers(pointwise: bool) -> tuple[str, ...]:
-    return ("depthwise", "pointwise") if pointwise else ("depthwise",)
 
 
 def _questions() -> list[Question]:
