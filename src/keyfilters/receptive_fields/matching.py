@@ -45,9 +45,10 @@ from keyfilters.threads import in_parts, one_thread, workers
 __all__ = ["has_models", "match"]
 
 REFINED = (3, 2)  # separable families and others that are refined for every filter
+TRIED = 512  # filters for which the grid is tried at once
 WORTH_MENTION = 2.0  # difference of the criterion below which the simpler family is preferred
 SLACK = 0.5  # by which the criterion of a local expansion may be wrong
-REACH = (0.3, 0.15)  # radians that a form may yet turn: from the grid, and after the first steps
+REACH = (0.45, 0.25)  # radians that a form may yet turn: from the grid, and after each expansion
 NULL_DRAWS = 1000
 ENTRIES = 2**23  # numbers of a large matrix of filters that are matched together, about
 _NUMBERS = ("sigma_x", "sigma_y", "second", "angle", "amplitude", "offset", "r2", "parameters")
@@ -182,32 +183,46 @@ def _match_part(
 ) -> dict[str, Tensor]:
     """Match ``(n, taps)`` centred filters of unit norm: columns as ``(n,)`` tensors.
 
-    The grid is tried for `unit` filters at a time, so that its products stay in the cache.
+    The grid is tried for at most `unit` filters at a time, so that its products stay in the cache.
     """
     device, taps = filters.device, filters.shape[1]
     freedom = torch.tensor([len(form.parameters) for form in forms], device=device)
     tried = [_candidates(part, size, freedom, _separable(forms))
-             for part in filters.float().split(unit)]  # fmt: skip
+             for part in filters.float().split(min(unit, TRIED))]  # fmt: skip
     candidates, on_grid, points = (torch.cat(x) for x in zip(*tried, strict=True))
     which = candidates.flatten()
     rows = torch.arange(len(filters), device=device).repeat_interleave(candidates.shape[1])
     local = _refine(filters.float(), candidates, on_grid, points, size, freedom)
     expected = _criterion(local, freedom[candidates], taps)
-    can_win = expected <= expected.amin(1, keepdim=True) + WORTH_MENTION + SLACK
-    found = {name: torch.full_like(which, math.nan, dtype=torch.float64) for name in _NUMBERS}
-    for number, own in _by_family(which, can_win.flatten().nonzero()[:, 0]):
-        measured = _measure(forms[number], points[own], filters[rows[own]], size)
-        for name, values in measured.items():
-            found[name][own] = values
-    found |= {"family": which.double(), "parameters": freedom[which] + 2.0}
-    criterion = _criterion(found["r2"].nan_to_num(-1.0), freedom[which], taps).view_as(candidates)
-    as_good = criterion <= criterion.amin(1, keepdim=True) + WORTH_MENTION
     ranks = torch.tensor([form.rank for form in forms], device=device)[candidates].double()
+    found = {name: torch.full_like(which, math.nan, dtype=torch.float64) for name in _NUMBERS}
+    can_win = _can_win(expected, ranks)
+    for number, own in _by_family(which, can_win.flatten().nonzero()[:, 0]):
+        held = filters.index_select(0, rows.index_select(0, own))
+        measured = _measure(forms[number], points.index_select(0, own), held, size)
+        for name, values in measured.items():
+            found[name].index_copy_(0, own, values)
+    found |= {"family": which.double(), "parameters": freedom[which] + 2.0}
+    drawn = _criterion(found["r2"].view_as(candidates), freedom[candidates], taps)
+    drawn = drawn.where(can_win, drawn.new_tensor(math.inf))
+    least = torch.where(can_win, drawn, expected).amin(1, keepdim=True)
+    as_good = drawn <= (least + WORTH_MENTION).maximum(drawn.amin(1, keepdim=True))
     simplicity = ranks.masked_fill(~as_good, math.inf)
     simplest = simplicity == simplicity.amin(1, keepdim=True)
-    winner = criterion.masked_fill(~simplest, math.inf).argmin(1)
+    winner = drawn.masked_fill(~simplest, math.inf).argmin(1)
     place = torch.arange(len(filters), device=device) * candidates.shape[1] + winner
-    return {name: values[place] for name, values in found.items()}
+    return {name: values.index_select(0, place) for name, values in found.items()}
+
+
+def _can_win(expected: Tensor, ranks: Tensor) -> Tensor:
+    """Whether a candidate may win, though its criterion is known to `SLACK` only, ``(n, c)``.
+
+    It is nearly as good as the best one, and none that is simpler surely is.
+    """
+    behind = expected - expected.amin(1, keepdim=True)
+    surely = behind <= WORTH_MENTION - SLACK
+    simplest = ranks.masked_fill(~surely, math.inf).amin(1, keepdim=True)
+    return (behind <= WORTH_MENTION + SLACK) & (ranks <= simplest)
 
 
 def _candidates(
@@ -221,26 +236,23 @@ def _candidates(
     """
     atoms = atoms_of(size, filters.device)
     runs = atoms.runs(len(freedom))
-    cosines = (atoms.unit[: runs[-1].end] @ filters.T).abs_()
-    largest = [cosines[r.atom : r.end].view(r.families, r.size, -1).amax(1) for r in runs]
-    best = torch.cat(largest).T.square()
-    on_grid = _criterion(best, freedom, filters.shape[1])
+    products = atoms.unit[: runs[-1].end] @ filters.T
+    # The last bits of a product give way to a number: the largest one names its atom, and of equal
+    # ones the first.
+    bits = products.view(torch.int32).bitwise_and_(atoms.kept)
+    bits |= atoms.countdown[: len(products)]
+    largest = [bits[r.atom : r.end].view(r.families, r.size, -1).amax(1) for r in runs]
+    best = torch.cat(largest).T.contiguous()
+    share = best.bitwise_and(atoms.kept).view(torch.float32).square_()
+    on_grid = _criterion(share, freedom, filters.shape[1])
     chosen, start = [], 0
     for part, refined in zip(on_grid.tensor_split([separable], dim=1), REFINED, strict=True):
         count = min(refined, part.shape[1])
         chosen.append(part.topk(count, dim=1, largest=False).indices + start)
         start += part.shape[1]
     numbers = torch.cat(chosen, dim=1)
-    which = numbers.flatten()
-    rows = torch.arange(len(filters), device=which.device).repeat_interleave(numbers.shape[1])
-    where = torch.empty_like(which)
-    for run in runs:
-        later = which - run.family
-        own = ((later >= 0) & (later < run.families)).nonzero()[:, 0]
-        first = run.atom + later[own] * run.size
-        steps = torch.arange(run.size, device=which.device)[:, None]
-        where[own] = first + cosines[first + steps, rows[own]].argmax(0)
-    return numbers, best.gather(1, numbers), atoms.points[where]
+    where = atoms.zero[numbers] - best.gather(1, numbers).bitwise_and_(~atoms.kept)
+    return numbers, share.gather(1, numbers), atoms.points[where.flatten()]
 
 
 def _refine(
@@ -259,9 +271,13 @@ def _refine(
     local, taps = on_grid.flatten().clone(), filters.shape[1]
 
     def hopeless(reach: float) -> Tensor:
-        """Whether a candidate cannot win, even if its form turns so many radians further."""
+        """Whether a candidate cannot win, even if its form turns so many radians further.
+
+        What the best form of a family leaves of a filter is orthogonal to the forms near it, so
+        that a form at the angle d from it explains its share times cos² d.
+        """
         share = local.view_as(candidates).clamp(0, 1)
-        nearest = (share.sqrt().acos() - reach).clamp_min(0).cos() ** 2
+        nearest = (share / math.cos(reach) ** 2).clamp_max(1)
         least = _criterion(share, free, taps).amin(1, keepdim=True)
         return (_criterion(nearest, free, taps) > least + WORTH_MENTION + SLACK).flatten()
 
@@ -271,14 +287,14 @@ def _refine(
         known, tops = (x.to(filters.device) for x in _largest_coordinates(size, p))
         own = (known[which] & ~left_out).nonzero()[:, 0]
         if len(own):
-            families, jets = which[own], jets_of(size, p, filters.device)
-            rows = own // candidates.shape[1]
-            climb = Climb(filters, rows, families, points[own, :p], tops[families], jets)
+            families, jets = which.index_select(0, own), jets_of(size, p, filters.device)
+            start, rows = points.index_select(0, own)[:, :p], own // candidates.shape[1]
+            climb = Climb(filters, rows, families, start, tops[families], jets)
             climbs.append((own, climb))
     for _ in range(ROUNDS):
         for own, climb in climbs:
             climb.advance()
-            local[own] = climb.share
+            local.index_copy_(0, own, climb.share)
         left_out = hopeless(REACH[1])
         for own, climb in climbs:
             climb.stop(left_out[own])

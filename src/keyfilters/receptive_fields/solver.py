@@ -160,10 +160,12 @@ class Climb:
 
     def _newton(self) -> None:
         moving = self.moving
-        start, low, high = (x[:, moving] for x in (self.place, self.lows, self.highs))
-        filters = self.filters[self.rows[moving]]
-        local = _Expansion(*self.jets(filters, self.families[moving], start))
-        node, damp = start - local.distance, self.damping[moving]
+        start, low, high = (x.index_select(1, moving) for x in (self.place, self.lows, self.highs))
+        rows, families, damp = (
+            x.index_select(0, moving) for x in (self.rows, self.families, self.damping)
+        )
+        local = _Expansion(*self.jets(self.filters.index_select(0, rows), families, start))
+        node = start - local.distance
         for _ in range(STEPS):
             here, before = _share(local), node + local.distance
             moved = (before + _step(here, before, low, high, damp)).maximum(low).minimum(high)
@@ -172,9 +174,9 @@ class Climb:
             better, lost = share > here.share, here.share - share
             damp = _damping(damp, better, 0.1)
             local = tried._replace(distance=torch.where(better, tried.distance, local.distance))
-        self.place[:, moving] = node + local.distance
-        self.share[moving] = torch.where(better, share, here.share)
-        self.damping[moving] = damp
+        self.place.index_copy_(1, moving, node + local.distance)
+        self.share.index_copy_(0, moving, torch.where(better, share, here.share))
+        self.damping.index_copy_(0, moving, damp)
         far = (moved - before).abs().amax(0) > SETTLED
         off = (local.distance.abs() > 0.5 + SETTLED).any(0)  # another expansion is nearer
         self.moving = moving[far | off | (lost > LEVEL)]  # one taken back is tried again

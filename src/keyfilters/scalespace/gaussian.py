@@ -10,8 +10,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from keyfilters.scalespace.products import times_table
-
 __all__ = ["discrete_gaussian"]
 
 LARGEST = 25.0  # variance
@@ -97,8 +95,8 @@ def _sum(variance: Tensor, count: int, radius: int) -> Tensor:
     else:
         decay, table = map(torch.from_numpy, _kept_quadrature(count // 2, radius))
     shares = torch.exp(variance[..., None] * decay.to(variance))
-    drawn = times_table(shares.reshape(-1, 1, len(decay)), table.to(variance))
-    right = drawn.reshape(*variance.shape, radius + 1)
+    # Not as a product of matrices, whose last bits depend on how many variances there are.
+    right = torch.linalg.vecdot(shares[..., None, :], table.T.to(variance))
     return torch.cat([right[..., 1:].flip(-1), right], dim=-1)  # the kernel is even
 
 
