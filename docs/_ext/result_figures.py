@@ -383,6 +383,30 @@ def starts() -> None:
     _by_condition("initialization-natural", "scheme", "default", {"covariance"})
 
 
+def starts_by_size() -> None:
+    """Difference to the default start on natural images, with 95 % intervals, by kernel size."""
+    names = ("initialization-natural-sizes", "initialization-natural")
+    held = [row for name in names for row in load(name)["comparisons"] if row["value"] == "top1"]
+    ax = _axes()
+    sizes = (3, 7, 11)
+    schemes = {"center-surround": TRAINED, "keys": OTHER, "covariance": NULL}
+    for shift, (scheme, colour) in zip((-0.1, 0.0, 0.1), schemes.items(), strict=True):
+        for place, size in enumerate(sizes):
+            wanted = {"size": size, "scheme": scheme, "std": "keep"}
+            [row] = [
+                row
+                for row in held
+                if row["condition"] == wanted and row["reference"]["scheme"] == "default"
+            ]
+            at, label = place + shift, scheme if not place else None
+            ax.plot([at, at], [row["low"], row["high"]], color=colour)
+            ax.plot(at, row["estimate"], "o", color=colour, markersize=5, label=label)
+    ax.axhline(0, color=SOFT, linewidth=1)
+    ax.set_xticks(range(len(sizes)), [f"{size}×{size}" for size in sizes])
+    ax.set_ylabel("points above the default start\n(mean, 95 % interval)")
+    ax.legend(frameon=False, fontsize=8, title="first filters, of one scale", title_fontsize=8)
+
+
 def _by_condition(name: str, factor: str, reference: str, noise: Container[str]) -> None:
     """Draw the mean of every condition of a record with its interval, in order of the means."""
     held = sorted(load(name)["conditions"], key=lambda row: row["mean"])
