@@ -13,7 +13,7 @@ from docutils import nodes
 from latex2mathml.converter import convert
 from sphinx.application import Sphinx
 
-FOLDERS = ("results/", "reference/", "design", "index")
+FOLDERS = ("results/", "reference/", "design", "index", "speed")
 
 
 def fill(app: Sphinx, page: str, source: list[str]) -> None:

@@ -23,7 +23,7 @@ def rows(x: Tensor) -> Tensor:
 
 
 def vectors(x: Tensor) -> Tensor:
-    return each_product(x, x[:, 0, :, None])
+    return torch.linalg.vecdot(x, x[:, :1])
 
 
 def kernels(x: Tensor) -> Tensor:
