@@ -97,7 +97,7 @@ def _row(rows: list[dict[str, Any]], factors: dict[str, Any]) -> dict[str, Any]:
 
 
 def _has(row: dict[str, Any], factors: dict[str, Any]) -> bool:
-    return all(row[name] == value for name, value in factors.items())
+    return all(name in row and row[name] == value for name, value in factors.items())
 
 
 def _signed(value: float) -> str:
