@@ -66,7 +66,8 @@ def joint_table(*names: str) -> str:
     corrected = multipletests([row[kind] for row, kind in tests], method="holm")[1]
     listed = {
         (row["estimate"], row["low"], row["p"]): [
-            row["label"], row["reference_label"], _signed(row["estimate"]),
+            row["label"], row["reference_label"],
+            _signed(row["estimate"]) + row["unit"].removeprefix("points"),
             f"{_signed(row['low'])} to {_signed(row['high'])}", number(float(p), 2), row["name"],
         ]
         for (row, kind), p in zip(tests, corrected, strict=True) if kind == "p"
