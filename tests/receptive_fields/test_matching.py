@@ -11,10 +11,11 @@ import torch
 from scipy.optimize import minimize
 
 import keyfilters as kf
-from keyfilters.receptive_fields import matching
+from keyfilters.receptive_fields import matching, search
 from keyfilters.receptive_fields.coordinates import Grid
 from keyfilters.receptive_fields.families import MATCHED, Family, family
-from keyfilters.receptive_fields.matching import WORTH_MENTION, match
+from keyfilters.receptive_fields.matching import match
+from keyfilters.receptive_fields.search import WORTH_MENTION
 from keyfilters.receptive_fields.significance import FLOOR
 from keyfilters.receptive_fields.tables import Jets, Tabulated
 
@@ -94,8 +95,8 @@ def only_family(request: pytest.FixtureRequest) -> Iterator[Family]:
     """The only family that filters are matched with."""
     form = family(request.param)
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(matching, "MATCHED", (form,))
-        patched.setattr("keyfilters.receptive_fields.tables.MATCHED", (form,))
+        for name in ("matching", "search", "tables"):
+            patched.setattr(f"keyfilters.receptive_fields.{name}.MATCHED", (form,))
         forget_what_is_cached()
         yield form
     forget_what_is_cached()
@@ -266,11 +267,16 @@ def test_candidates_that_are_left_out_would_not_have_won(monkeypatch: pytest.Mon
     noise = np.random.default_rng(0).normal(size=(1000, 7, 7))
     filters = np.concatenate([*drawn, noise])
     found = match(filters, null=None)
-    monkeypatch.setattr(matching, "REACH", (np.pi / 2, np.pi / 2))  # nothing is out of reach
-    monkeypatch.setattr(matching, "SLACK", 1e6)  # and all are drawn
+    monkeypatch.setattr(search, "REACH", (np.pi / 2, np.pi / 2))  # nothing is out of reach
+    monkeypatch.setattr(search, "SLACK", 1e6)  # and all are drawn
     whole = match(filters, null=None)
     assert ((whole["r2"] - found["r2"]) > 1e-3).mean() < 1e-3
     assert (whole["family"] == found["family"]).mean() > 0.995
+
+
+def test_a_candidate_wins_only_where_none_simpler_surely_does() -> None:
+    behind, ranks = torch.tensor([[0.0, 1.0, 1.8, 2.3, 3.0]]), torch.tensor([[3.0, 1, 2, 0, 0]])
+    assert search._can_win(behind, ranks).tolist() == [[False, True, False, True, False]]
 
 
 def test_progress_counts_the_filters() -> None:
