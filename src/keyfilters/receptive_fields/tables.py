@@ -53,10 +53,10 @@ class Atoms(NamedTuple):
 
     def runs(self, families: int) -> list[Run]:
         """Divide the first families into runs."""
-        found, first, atom = [], 0, 0
+        found, atom = [], 0
         for size, same in groupby(self.sizes[:families]):
-            found.append(Run(first, count := len(list(same)), atom, size))
-            first, atom = first + count, atom + count * size
+            found.append(Run(len(list(same)), atom, size))
+            atom = found[-1].end
         return found
 
 
@@ -64,13 +64,11 @@ class Run(NamedTuple):
     """Families that follow each other and have as many atoms each.
 
     Attributes:
-        family: number of the first family.
         families: how many there are.
         atom: place of their first atom.
         size: number of atoms of each.
     """
 
-    family: int
     families: int
     atom: int
     size: int
